@@ -1,0 +1,33 @@
+"""SoundWorld: a small world of sounds whose truth is known (Chapter 01).
+
+A `Scene` (events with class, attributes and onset) renders to a waveform and a caption, and every label is
+kept. No download, no end; the same seed is the same clip.
+
+    world = SoundWorld("train")
+    clip = world[0]  # clip.wave (N,), clip.caption, clip.scene
+"""
+
+from __future__ import annotations
+
+from .captions import describe, plain, vocabulary
+from .corpus import SAMPLE_RATE, SoundWorld, render
+from .effects import CLASSES, SoundClass
+from .scene import SPLITS, Clip, Combination, Event, Scene, held_out_combinations, held_out_pairs
+
+__all__ = [
+    "CLASSES",
+    "SAMPLE_RATE",
+    "SPLITS",
+    "Clip",
+    "Combination",
+    "Event",
+    "Scene",
+    "SoundClass",
+    "SoundWorld",
+    "describe",
+    "held_out_combinations",
+    "held_out_pairs",
+    "plain",
+    "render",
+    "vocabulary",
+]

@@ -1,0 +1,180 @@
+"""The grammar of SoundWorld: from a scene to a sentence, in several phrasings (Chapter 01).
+
+An event is told as a clause ("a small dog barks loudly twice") or as a noun phrase ("two loud high dog
+barks"). What is said is true, and what is ordinary (medium pitch, normal speed and loudness) goes unsaid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from .scene import Event, Scene
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a class is named. The pairs of adjectives stand for (low, high) pitch, (quiet, loud) loudness."""
+
+    subject: str  # of the clause: "dog"
+    verb: str
+    sound: str  # head of the noun phrase: "dog bark"
+    sounds: str = ""  # its plural; none: the noun phrase isn't counted
+    subject_article: bool = True
+    sound_article: bool = True
+    subject_pitch: tuple[str, str] = ("low", "high")
+    sound_pitch: tuple[str, str] = ("low", "high")
+    sound_loudness: tuple[str, str] = ("quiet", "loud")
+
+
+SIZE = ("big", "small")
+WORDS: dict[str, Words] = {
+    "alarm": Words("alarm", "beeps", "alarm"),
+    "applause": Words("crowd", "claps", "applause", sound_article=False),
+    "bell": Words("bell", "rings", "bell chime", "bell chimes"),
+    "bird": Words("bird", "sings", "birdsong", sound_article=False, subject_pitch=SIZE),
+    "cat": Words("cat", "meows", "cat meow", "cat meows", subject_pitch=SIZE),
+    "clock": Words("clock", "ticks", "ticking clock"),
+    "cow": Words("cow", "moos", "cow moo", "cow moos", subject_pitch=SIZE),
+    "cricket": Words("cricket", "chirps", "cricket song", sound_article=False, subject_pitch=SIZE),
+    "dog": Words("dog", "barks", "dog bark", "dog barks", subject_pitch=SIZE),
+    "door": Words("door", "creaks", "door creak", "door creaks", subject_pitch=SIZE),
+    "drip": Words(
+        "water", "drips", "water drop", "water drops", subject_article=False, subject_pitch=("", "")
+    ),
+    "drum": Words("drum", "beats", "drum beat", "drum beats"),
+    "engine": Words("engine", "runs", "engine"),
+    "fire": Words("fire", "crackles", "crackling fire"),
+    "footsteps": Words("someone", "walks", "footsteps", subject_article=False, sound_article=False),
+    "frog": Words("frog", "croaks", "frog croak", "frog croaks", subject_pitch=SIZE),
+    "glass": Words("glass", "breaks", "glass crash", subject_pitch=SIZE),
+    "guitar": Words("guitar", "plays", "guitar note", "guitar notes"),
+    "helicopter": Words("helicopter", "flies", "helicopter"),
+    "horn": Words("car horn", "honks", "car horn honk", "car horn honks"),
+    "knock": Words("someone", "knocks", "knock", "knocks", subject_article=False),
+    "laser": Words("laser", "zaps", "laser zap", "laser zaps"),
+    "owl": Words("owl", "hoots", "owl hoot", "owl hoots", subject_pitch=SIZE),
+    "rain": Words("rain", "falls", "rain", "", False, False, sound_loudness=("light", "heavy")),
+    "siren": Words("siren", "wails", "siren"),
+    "thunder": Words("thunder", "rumbles", "thunder clap", "thunder claps", subject_article=False),
+    "waves": Words("waves", "crash", "ocean waves", "", False, False),
+    "whistle": Words("whistle", "blows", "whistle blast", "whistle blasts"),
+    "wind": Words(
+        "wind",
+        "blows",
+        "wind",
+        "",
+        False,
+        False,
+        ("deep", "whistling"),
+        ("deep", "whistling"),
+        ("gentle", "strong"),
+    ),
+}
+
+LOUDLY = {"quiet": ("quietly", "softly"), "normal": ("",), "loud": ("loudly",)}
+SPEEDILY = {"slow": ("slowly",), "normal": ("",), "fast": ("fast", "quickly"), None: ("",)}
+SPEEDY = {"slow": ("slow",), "normal": ("",), "fast": ("fast", "quick"), None: ("",)}
+TIMES = {None: ("",), 1: ("", "", "once"), 2: ("twice", "two times"), 3: ("three times",), 4: ("four times",)}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+SINGLES = ("{clause}", "{clause}", "{phrase}", "the sound of {phrase}")
+PAIRS = (
+    "{clause1}, then {clause2}",
+    "{clause1} and then {clause2}",
+    "{clause1} before {clause2}",
+    "{clause2} after {clause1}",
+    "after {clause1}, {clause2}",
+    "first {clause1}, then {clause2}",
+    "{phrase1}, then {phrase2}",
+    "{phrase1} followed by {phrase2}",
+    "first {phrase1}, followed by {phrase2}",
+    "{phrase1} before {phrase2}",
+    "{phrase2} after {phrase1}",
+    "the sound of {phrase1}, then {phrase2}",
+)
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[rng.integers(len(options))]
+
+
+def _join(*words: str) -> str:
+    return " ".join(word for word in words if word)
+
+
+def _with_article(phrase: str) -> str:
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def _pitch_word(event: Event, words: tuple[str, str]) -> str:
+    return {"low": words[0], "high": words[1]}.get(event.pitch, "")
+
+
+def clause(event: Event, rng: np.random.Generator) -> str:
+    """Tell an event as a sentence without its full stop: "a small dog barks loudly twice"."""
+    words = WORDS[event.name]
+    subject = _join(_pitch_word(event, words.subject_pitch), words.subject)
+    if words.subject_article:
+        subject = _with_article(subject)
+    manner = [m for m in (_pick(SPEEDILY[event.speed], rng), _pick(LOUDLY[event.loudness], rng)) if m]
+    return _join(subject, words.verb, " and ".join(manner), _pick(TIMES[event.count], rng))
+
+
+def phrase(event: Event, rng: np.random.Generator) -> str:
+    """Tell an event as a noun phrase: "two loud high dog barks"."""
+    words = WORDS[event.name]
+    loudness = {"quiet": words.sound_loudness[0], "loud": words.sound_loudness[1]}.get(event.loudness, "")
+    adjectives = _join(loudness, _pick(SPEEDY[event.speed], rng), _pitch_word(event, words.sound_pitch))
+    if event.count is not None and event.count > 1:
+        return _join(NUMBERS[event.count], adjectives, words.sounds)
+    if event.count == 1 and rng.random() < 0.25:
+        return _join("one", adjectives, words.sound)
+    body = _join(adjectives, words.sound)
+    return _with_article(body) if words.sound_article else body
+
+
+def _tellings(event: Event, rng: np.random.Generator, number: str) -> dict[str, str]:
+    """The event as clause and as phrase; where the subject takes no pitch word, pitch needs the phrase."""
+    told = {"clause" + number: clause(event, rng), "phrase" + number: phrase(event, rng)}
+    if event.pitch in ("low", "high") and "" in WORDS[event.name].subject_pitch:
+        told["clause" + number] = told["phrase" + number]
+    return told
+
+
+def describe(scene: Scene, rng: np.random.Generator) -> str:
+    """Caption a scene in one of many phrasings (Chapter 01)."""
+    if len(scene.events) == 1:
+        return _pick(SINGLES, rng).format(**_tellings(scene.events[0], rng, ""))
+    template = _pick(PAIRS, rng)
+    return template.format(**_tellings(scene.events[0], rng, "1"), **_tellings(scene.events[1], rng, "2"))
+
+
+def plain(name: str) -> str:
+    """The shortest caption of a class: "a dog barks" (Chapter 01)."""
+    words = WORDS[name]
+    subject = _with_article(words.subject) if words.subject_article else words.subject
+    return f"{subject} {words.verb}"
+
+
+def _strings() -> Iterator[str]:
+    for words in WORDS.values():
+        for field in fields(words):
+            value = getattr(words, field.name)
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, tuple):
+                yield from value
+    for table in (LOUDLY, SPEEDILY, SPEEDY, TIMES):
+        for options in table.values():
+            yield from options
+    yield from NUMBERS.values()
+    for template in SINGLES + PAIRS:
+        yield " ".join(word for word in template.replace(",", "").split() if "{" not in word)
+    yield "a an and"
+
+
+def vocabulary() -> list[str]:
+    """All words that a caption can hold, sorted (Chapter 01)."""
+    return sorted({word for text in _strings() for word in text.split()})

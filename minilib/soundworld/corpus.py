@@ -1,0 +1,154 @@
+"""SoundWorld, the built-in corpus: an endless list of clips whose truth is known (Chapter 01)."""
+
+from __future__ import annotations
+
+import numbers
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .captions import describe
+from .effects import CLASSES
+from .scene import DEFAULT_SECONDS, SPLITS, Clip, Event, Scene, draw_scene
+
+SAMPLE_RATE = 16000  # Hz
+NOISE_FLOOR = 1e-4  # no recording is silent, and log-mels of digital silence are a spike at their floor
+VERSION = 1  # of the synthesiser: a cache of another version isn't read
+INT16 = 32767
+
+
+class SoundWorld:
+    """An endless corpus of parametric sounds with captions (Chapter 01).
+
+    The same (split, seed, index, seconds, pairs) is the same clip, in every process. Clips stand on the
+    16-bit grid, so a clip from the cache equals one just rendered.
+
+    Args:
+        split: "train", "valid" (combinations as in train, other draws) or "test" (combinations of
+            attributes and pairs of classes that train never has).
+        seed: whole number >= 0; another seed is another corpus.
+        seconds: length of a clip, above 0.5 and at most 60.
+        pairs: the share of scenes with two events, 0 to 1.
+        cache: a folder that keeps rendered clips; None keeps none.
+
+    Raises:
+        ValueError, TypeError: an argument outside what is allowed.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        seconds: float = DEFAULT_SECONDS,
+        pairs: float = 0.5,
+        cache: str | os.PathLike | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        if not isinstance(seed, numbers.Integral) or seed < 0:
+            raise ValueError(f"seed must be a whole number >= 0, not {seed!r}")
+        if not isinstance(seconds, numbers.Real) or not 0.5 < seconds <= 60:
+            raise ValueError(f"seconds must be a number above 0.5 and at most 60, not {seconds!r}")
+        if not isinstance(pairs, numbers.Real) or not 0 <= pairs <= 1:
+            raise ValueError(f"pairs must be a number from 0 to 1, not {pairs!r}")
+        if cache is not None and Path(cache).exists() and not Path(cache).is_dir():
+            raise ValueError(f"cache must be a folder, not the file {str(cache)!r}")
+        self.split, self.seed, self.seconds, self.pairs = split, int(seed), float(seconds), float(pairs)
+        self.n_samples = round(self.seconds * SAMPLE_RATE)
+        self.cache = None if cache is None else Path(cache)
+
+    def __getitem__(self, index: int) -> Clip:
+        """Clip number `index` (0, 1, 2, … without end): wave (N,), caption, scene."""
+        scene = self.scene(index)
+        return Clip(torch.from_numpy(to_float(self.samples(index))), self._describe(scene), scene)
+
+    def __iter__(self):
+        raise TypeError("a SoundWorld has no end: take world[i] for i in range(n)")
+
+    def scene(self, index: int) -> Scene:
+        """What happens in clip `index`, without rendering it."""
+        if not isinstance(index, numbers.Integral) or index < 0:
+            raise IndexError(f"the index of a clip must be a whole number >= 0, not {index!r}")
+        entropy = [zlib.crc32(self.split.encode()), self.seed, int(index)]
+        return draw_scene(self.split, self.seconds, self.pairs, np.random.default_rng(entropy))
+
+    def caption(self, index: int) -> str:
+        """The caption of clip `index`, without rendering it."""
+        return self._describe(self.scene(index))
+
+    def render(self, scene: Scene) -> torch.Tensor:
+        """Render a scene to its wave (N,), float32 in (-1, 1)."""
+        return torch.from_numpy(to_float(render(scene)))
+
+    def samples(self, index: int) -> np.ndarray:
+        """The wave of clip `index` as int16 (N,), from the cache where it is kept."""
+        scene = self.scene(index)
+        if self.cache is None:
+            return render(scene)
+        path = self._cache_path(index)
+        kept = _read(path, self.n_samples)
+        if kept is None:
+            kept = render(scene)
+            _write(path, kept)
+        return kept
+
+    @staticmethod
+    def _describe(scene: Scene) -> str:
+        return describe(scene, np.random.default_rng([scene.seed, 1]))
+
+    def _cache_path(self, index: int) -> Path:
+        world = f"v{VERSION}-{self.split}-seed{self.seed}-{self.seconds!r}s-pairs{self.pairs!r}"
+        return self.cache / world / f"{index // 1000:06d}" / f"{index % 1000:03d}.i16"
+
+
+def render(scene: Scene, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Render a scene to int16 samples (N,): every event at its level, faded at both ends (Chapter 01)."""
+    n = round(scene.seconds * sample_rate)
+    wave = NOISE_FLOOR * np.random.default_rng([scene.seed, 0]).standard_normal(n)
+    for event in scene.events:
+        start = round(event.onset * sample_rate)
+        sound = _level_and_fade(event, sample_rate)[: n - start]
+        wave[start : start + len(sound)] += sound
+    return np.round(wave * INT16).astype(np.int16)
+
+
+def _level_and_fade(event: Event, sample_rate: int) -> np.ndarray:
+    sound_class = CLASSES[event.name]
+    wave = sound_class.synthesise(event, np.random.default_rng(event.seed), sample_rate)
+    unbroken = sound_class.length == 0 and not event.strokes  # strokes begin at once, rain comes up
+    fade_in = min(round((0.04 if unbroken else 0.001) * sample_rate), len(wave) // 4)
+    fade_out = min(round((0.2 if sound_class.length > 1 else 0.06) * sample_rate), len(wave) // 4)
+    wave = wave.astype(np.float64)
+    wave[:fade_in] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(fade_in) / fade_in)
+    wave[len(wave) - fade_out :] *= 0.5 + 0.5 * np.cos(np.pi * np.arange(fade_out) / fade_out)
+    return wave * (event.peak / np.abs(wave).max())
+
+
+def to_float(samples: np.ndarray) -> np.ndarray:
+    """int16 samples as float32 in [-1, 1]."""
+    return samples.astype(np.float32) / np.float32(INT16)
+
+
+def _write(path: Path, samples: np.ndarray) -> None:
+    """Keep samples behind their checksum; whole or not at all, however many processes write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = samples.astype("<i2").tobytes()
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(zlib.crc32(content).to_bytes(4, "little") + content)
+    os.replace(temporary, path)
+
+
+def _read(path: Path, n_samples: int) -> np.ndarray | None:
+    """The samples kept at `path`; None if there are none or they are damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if len(content) != 4 + 2 * n_samples or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
+        return None
+    return np.frombuffer(content[4:], dtype="<i2").astype(np.int16)

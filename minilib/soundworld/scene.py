@@ -1,0 +1,232 @@
+"""Scenes: what happens in a clip, when, and with which attributes; and how scenes are drawn (Chapter 01).
+
+A Scene is the truth behind a clip: rendering, caption and every label follow from it. Splits hold out
+combinations of attributes ("four loud high bells") and ordered pairs of classes ("a cow, then rain"),
+so that a test asks for what was never heard, while every single word was.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .effects import CLASSES
+
+SPLITS = ("train", "valid", "test")
+PITCHES = ("low", "medium", "high")
+SPEEDS = ("slow", "normal", "fast")
+LOUDNESSES = ("quiet", "normal", "loud")
+PEAKS = {"quiet": 0.18, "normal": 0.5, "loud": 0.9}  # of the event's waveform
+HELD_OUT = 0.12  # the share of combinations and of pairs that only the test hears
+DEFAULT_SECONDS = 2.56
+# How often each value is drawn; pairs say less of each event, or their captions become lists.
+SINGLE_WEIGHTS = {"low": 1, "medium": 1, "high": 1, "slow": 1, "normal": 2, "fast": 1, "quiet": 1, "loud": 1}
+PAIR_WEIGHTS = {"low": 1, "medium": 3, "high": 1, "slow": 1, "normal": 4, "fast": 1, "quiet": 1, "loud": 1}
+COUNT_WEIGHTS = {None: 1.0, 1: 4.0, 2: 3.0, 3: 2.0, 4: 2.0}
+
+
+class Combination(NamedTuple):
+    """A class with a value for each attribute that it has, None for the others."""
+
+    name: str
+    pitch: str | None
+    speed: str | None
+    loudness: str
+    count: int | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One sound in a scene (Chapter 01). Times are seconds from the start of the clip."""
+
+    name: str  # the class, a key of CLASSES
+    pitch: str | None  # "low", "medium", "high"; None: the class has no pitch
+    speed: str | None  # "slow", "normal", "fast"; None: the class has no speed
+    loudness: str  # "quiet", "normal", "loud"
+    count: int | None  # number of strokes; None: the class isn't counted
+    onset: float  # seconds
+    duration: float  # seconds
+    seed: int  # of what makes two sounds of one description differ
+    peak: float  # largest |sample|
+    f0: float | None = None  # Hz
+    rate: float | None = None  # strokes, sweeps or grains a second, where the class has a speed
+    strokes: tuple[float, ...] = ()  # seconds; onsets of all strokes, counted or regular
+
+    @property
+    def combination(self) -> Combination:
+        """The class and attributes, as the splits see them."""
+        return Combination(self.name, self.pitch, self.speed, self.loudness, self.count)
+
+    @property
+    def end(self) -> float:
+        """When the event is over, in seconds."""
+        return self.onset + self.duration
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What happens in a clip: one event, or two in order (Chapter 01)."""
+
+    events: tuple[Event, ...]
+    seconds: float
+    seed: int  # of the noise floor and of the caption's wording
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A rendered scene: `wave` (N,) float32 in (-1, 1) at 16 kHz, its caption and its scene (Chapter 01)."""
+
+    wave: torch.Tensor
+    caption: str
+    scene: Scene
+
+
+# ---------------------------------------------------------------------------------------------------
+# Splits
+
+
+@functools.cache
+def combinations(name: str) -> tuple[Combination, ...]:
+    """All combinations of attribute values that class `name` has."""
+    sound = CLASSES[name]
+    pitches = PITCHES if sound.pitch else (None,)
+    speeds = SPEEDS if sound.speed else (None,)
+    return tuple(
+        Combination(name, *v) for v in itertools.product(pitches, speeds, LOUDNESSES, sound.counts or (None,))
+    )
+
+
+def _rank(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()  # Python's own hash differs from process to process
+
+
+@functools.cache
+def held_out_combinations() -> frozenset[Combination]:
+    """The combinations that only the test split hears: about 12 % of each class, at least one.
+
+    The plain one ("a dog barks") stays in train, and so does every single value of every attribute.
+    """
+    held: set[Combination] = set()
+    for name in CLASSES:
+        left = sorted(combinations(name), key=lambda c: _rank("/".join(map(str, c))))
+        wanted = max(1, round(HELD_OUT * len(left)))
+        for combination in list(left):
+            plain = {"low", "high", "slow", "fast", "quiet", "loud"}.isdisjoint(combination[1:4])
+            rest = [c for c in left if c != combination]
+            still_heard = all(any(c[k] == combination[k] for c in rest) for k in range(1, 5))
+            if wanted and still_heard and not plain:
+                held.add(combination)
+                left, wanted = rest, wanted - 1
+    return frozenset(held)
+
+
+@functools.cache
+def held_out_pairs() -> frozenset[tuple[str, str]]:
+    """The ordered pairs of classes that only the test split hears, about 12 % of all.
+
+    The classes stand shuffled in a ring, and none is followed by the next few: so each class is held out
+    as often as any other, in either place, and never both ways round.
+    """
+    ring = sorted(CLASSES, key=_rank)
+    steps = range(1, 1 + round(HELD_OUT * (len(ring) - 1)))
+    return frozenset((ring[k], ring[(k + step) % len(ring)]) for k in range(len(ring)) for step in steps)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Drawing
+
+
+@functools.lru_cache(maxsize=1024)
+def _choices(name: str, held_out: bool, room: float, paired: bool) -> tuple[list[Combination], np.ndarray]:
+    """The combinations of a class that fit into `room` seconds, with their probabilities."""
+    fits = [c for c in combinations(name) if (c.count or 0) <= 1 or c.count * CLASSES[name].shortest <= room]
+    fits = [c for c in fits if (c in held_out_combinations()) == held_out]
+    weigh = PAIR_WEIGHTS if paired else SINGLE_WEIGHTS
+    weights = [COUNT_WEIGHTS[c.count] * np.prod([weigh.get(value, 1) for value in c[1:4]]) for c in fits]
+    return fits, np.array(weights, dtype=float) / max(sum(weights), 1e-9)
+
+
+@functools.lru_cache(maxsize=64)
+def _names(held_out: bool, room: float) -> list[str]:
+    return [name for name in CLASSES if _choices(name, held_out, room, False)[0]]
+
+
+@functools.cache
+def _pairs(held_out: bool) -> list[tuple[str, str]]:
+    return [p for p in itertools.permutations(CLASSES, 2) if (p in held_out_pairs()) == held_out]
+
+
+def _strokes(
+    combination: Combination, rate: float | None, room: float, rng: np.random.Generator
+) -> list[float]:
+    """The onsets of an event's strokes, in seconds from its own onset; none for an unbroken sound."""
+    sound = CLASSES[combination.name]
+    if sound.regular:
+        return [k / rate for k in range(max(1, int((room - 0.05) * rate) + 1))]
+    if sound.length == 0:
+        return []
+    count = combination.count or 1
+    interval = rng.uniform(*sound.interval)
+    if count > 1:
+        interval = min(interval, (room - sound.shortest) / (count - 1))
+    sway = 0.03 * interval * rng.uniform(-1, 1, count)
+    return [0.0] + [k * interval + sway[k] for k in range(1, count)]
+
+
+def draw_event(combination: Combination, onset: float, room: float, rng: np.random.Generator) -> Event:
+    """Draw what a combination leaves open: exact f0, rate, level, stroke times, length (at most `room` s)."""
+    sound = CLASSES[combination.name]
+    f0 = rate = None
+    if sound.pitch:
+        f0 = sound.pitch[PITCHES.index(combination.pitch)] * 2 ** rng.uniform(-0.08, 0.08)
+    if sound.speed:
+        rate = sound.speed[SPEEDS.index(combination.speed)] * 2 ** rng.uniform(-0.1, 0.1)
+    strokes = _strokes(combination, rate, room, rng)
+    duration = room if sound.length == 0 else min(room, strokes[-1] + sound.length)
+    return Event(
+        *combination,
+        onset=onset,
+        duration=duration,
+        seed=int(rng.integers(2**32)),
+        peak=PEAKS[combination.loudness] * rng.uniform(0.95, 1.04),
+        f0=f0,
+        rate=rate,
+        strokes=tuple(onset + time for time in strokes),
+    )
+
+
+def _draw_single(split: str, seconds: float, rng: np.random.Generator) -> tuple[Event, ...]:
+    scale = min(1.0, seconds / DEFAULT_SECONDS)
+    onset = rng.uniform(0.05, 0.4) * scale
+    room = seconds - 0.42 * scale  # the least that any onset leaves, so that the choice doesn't hang on it
+    names = _names(split == "test", room)
+    name = names[rng.integers(len(names))]
+    fits, chances = _choices(name, split == "test", room, False)
+    combination = fits[rng.choice(len(fits), p=chances)]
+    return (draw_event(combination, onset, seconds - 0.02 * scale - onset, rng),)
+
+
+def _draw_pair(split: str, seconds: float, rng: np.random.Generator) -> tuple[Event, ...]:
+    scale = seconds / DEFAULT_SECONDS
+    near = min(1.0, scale)
+    first, second = rng.uniform(0.02, 0.08) * near, 1.3 * scale + rng.uniform(-0.05, 0.05) * near
+    ends = (1.25 * scale - 0.05 * near, seconds - 0.02 * near)
+    every = _pairs(split == "test")
+    names, events = every[rng.integers(len(every))], []
+    for name, onset, end in zip(names, (first, second), ends):
+        # Also in test the combinations are seen ones: only the pair is new.
+        fits, chances = _choices(name, False, 1.1 * scale, True)
+        events.append(draw_event(fits[rng.choice(len(fits), p=chances)], onset, end - onset, rng))
+    return tuple(events)
+
+
+def draw_scene(split: str, seconds: float, pairs: float, rng: np.random.Generator) -> Scene:
+    """Draw a scene of `seconds` seconds; with probability `pairs` it has two events (Chapter 01)."""
+    draw = _draw_pair if rng.random() < pairs else _draw_single
+    return Scene(draw(split, seconds, rng), seconds, seed=int(rng.integers(2**32)))

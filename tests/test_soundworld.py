@@ -1,0 +1,333 @@
+"""SoundWorld: what a clip, its caption and its labels promise, and what the splits keep apart."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from minilib.soundworld import (
+    CLASSES,
+    SoundWorld,
+    describe,
+    held_out_combinations,
+    held_out_pairs,
+    plain,
+    vocabulary,
+)
+from minilib.soundworld.captions import WORDS
+from minilib.soundworld.scene import PEAKS, Scene, combinations, draw_event
+
+SR = 16000
+DIGEST = """
+import hashlib
+from minilib.soundworld import SoundWorld
+world, digest = SoundWorld("valid", seed=3), hashlib.sha256()
+for i in range(12):
+    digest.update(world[i].wave.numpy().tobytes() + world[i].caption.encode() + repr(world[i].scene).encode())
+print(digest.hexdigest())
+"""
+
+
+def render_alone(name: str, seed: int = 0, room: float = 2.3, **wanted) -> tuple[Scene, np.ndarray]:
+    """A scene of one event with the wanted attribute values (the first that fits), rendered."""
+    fitting = (
+        c for c in combinations(name) if all(getattr(c, key) == value for key, value in wanted.items())
+    )
+    event = draw_event(next(fitting), 0.2, room, np.random.default_rng(seed))
+    scene = Scene((event,), 2.56, seed)
+    return scene, SoundWorld().render(scene).numpy()
+
+
+def singles(split: str, n: int) -> list[Scene]:
+    world = SoundWorld(split, pairs=0.0)
+    return [world.scene(i) for i in range(n)]
+
+
+def pairs(split: str, n: int) -> list[Scene]:
+    world = SoundWorld(split, pairs=1.0)
+    return [world.scene(i) for i in range(n)]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Clips
+
+
+def test_the_same_arguments_give_the_same_bytes_in_another_process():
+    world, digest = SoundWorld("valid", seed=3), hashlib.sha256()
+    for i in range(12):
+        clip = world[i]
+        digest.update(clip.wave.numpy().tobytes() + clip.caption.encode() + repr(clip.scene).encode())
+    other = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == digest.hexdigest()
+
+
+def test_another_seed_split_or_index_gives_another_clip():
+    worlds = SoundWorld(), SoundWorld(seed=1), SoundWorld("valid")
+    scenes = {world.scene(i) for world in worlds for i in range(200)}
+    assert len(scenes) == 600
+
+
+def test_clips_have_their_length_and_are_finite_and_unclipped():
+    for seconds in (0.51, 1.0, 2.56, 5.12):
+        world = SoundWorld(seconds=seconds)
+        for i in range(30):
+            wave = world[i].wave
+            assert wave.shape == (round(seconds * SR),) and wave.dtype == torch.float32
+            assert wave.isfinite().all() and wave.abs().max() < 1
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_sounds_from_its_onset_and_ends_without_a_click(name):
+    for seed, loud in itertools.product(range(3), ("quiet", "loud")):
+        scene, wave = render_alone(name, seed, loudness=loud)
+        event = scene.events[0]
+        begin, end = round(event.onset * SR), round(event.end * SR)
+        assert np.abs(wave[: begin - 1]).max() < 1e-3, "something sounds before the onset"
+        assert np.abs(wave[begin : begin + SR // 5]).max() > 0.05 * event.peak, "nothing sounds at the onset"
+        assert np.abs(wave[end - 80 : end]).max() < 0.03 * event.peak, "the end is cut"
+        assert np.abs(wave[-80:]).max() < 1e-3, "the clip ends in a sound"
+        assert abs(wave.mean()) < 0.02 * event.peak, "the wave isn't centred"
+
+
+def test_there_is_a_noise_floor_and_no_digital_silence():
+    wave = SoundWorld()[0].wave
+    assert 3e-5 < wave[:300].std() < 3e-4
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_loudness_is_the_peak_and_quiet_normal_loud_are_ordered(name):
+    levels = []
+    for loudness, peak in PEAKS.items():
+        _, wave = render_alone(name, seed=5, loudness=loudness)
+        levels.append(np.abs(wave).max())
+        assert levels[-1] == pytest.approx(peak, rel=0.06)
+    assert levels == sorted(levels)
+
+
+def strokes_heard(wave: np.ndarray, gap: float = 0.12) -> int:
+    """Count the onsets: places where the 20 ms level leaps far above that of the 60 ms before."""
+    level = np.sqrt((wave[: len(wave) // 320 * 320].reshape(-1, 320) ** 2).mean(1)) + 1e-4
+    leaps = [k for k in range(3, len(level)) if level[k] > 1.6 * level[k - 3 : k].mean() and level[k] > 0.01]
+    return sum(1 for before, k in zip([-99, *leaps], leaps) if k - before > gap / 0.02)
+
+
+@pytest.mark.parametrize("name", ["knock", "drip", "dog", "drum", "frog", "laser", "clock", "footsteps"])
+def test_as_many_strokes_are_heard_as_are_stored(name):
+    for seed, value in itertools.product(range(3), CLASSES[name].counts or ("slow", "normal")):
+        key = "count" if CLASSES[name].counts else "speed"
+        scene, wave = render_alone(name, seed, **{key: value, "loudness": "loud"})
+        assert strokes_heard(wave) == len(scene.events[0].strokes)
+
+
+def test_count_is_the_number_of_strokes_and_they_lie_in_the_event():
+    for scene in singles("train", 600) + pairs("train", 600):
+        for event in scene.events:
+            if event.count is not None:
+                assert len(event.strokes) == event.count
+            assert list(event.strokes) == sorted(event.strokes)
+            assert all(event.onset <= time < event.end - 0.04 for time in event.strokes)
+
+
+@pytest.mark.parametrize("name", ["alarm", "bell", "bird", "cricket", "guitar", "owl", "siren", "whistle"])
+def test_f0_is_a_peak_of_the_spectrum(name):
+    for seed, pitch in enumerate(("low", "medium", "high")):
+        scene, wave = render_alone(name, seed, pitch=pitch)
+        event, spectrum = scene.events[0], np.abs(np.fft.rfft(wave * np.hanning(len(wave))))
+        hertz = np.fft.rfftfreq(len(wave), 1 / SR)
+        near = np.abs(np.log2(hertz[1:] / event.f0)) < (0.6 if name in ("bird", "siren") else 0.04)
+        assert spectrum[1:][near].max() > 0.3 * spectrum.max()
+
+
+def test_pitch_and_speed_levels_lie_far_apart():
+    for levels in (values for sound in CLASSES.values() for values in (sound.pitch, sound.speed) if values):
+        assert all(high / low >= 1.6 for low, high in itertools.pairwise(levels))
+
+
+def test_two_events_follow_each_other():
+    for scene in pairs("train", 300):
+        first, second = scene.events
+        assert first.end <= 1.25 and 1.25 <= second.onset <= 1.35 and second.end <= scene.seconds
+        assert first.name != second.name
+
+
+# ---------------------------------------------------------------------------------------------------
+# Captions
+
+
+def test_every_word_of_a_caption_is_in_the_vocabulary_and_every_class_has_words():
+    assert set(WORDS) == set(CLASSES)
+    words = set()
+    for split in ("train", "test"):
+        for i in range(2500):
+            words |= set(SoundWorld(split).caption(i).replace(",", "").split())
+    assert words == set(vocabulary())
+    assert len(vocabulary()) <= 150
+
+
+def names_in_caption_order(caption: str) -> list[str]:
+    heads = {name: (words.verb.split()[-1], words.sound) for name, words in WORDS.items()}
+    places = {
+        name: min(caption.find(h) for h in hs if h in caption)
+        for name, hs in heads.items()
+        if any(h in caption for h in hs)
+    }
+    return sorted(places, key=places.get)
+
+
+def test_the_caption_tells_the_order():
+    distinct = {"rain", "bell", "dog", "frog", "siren", "applause", "owl", "thunder"}
+    told = 0
+    for i in range(6000):
+        scene = SoundWorld(pairs=1.0).scene(i)
+        names = [event.name for event in scene.events]
+        if not set(names) <= distinct:
+            continue
+        caption = describe(scene, np.random.default_rng(i))
+        second_first = " after " in caption
+        assert names_in_caption_order(caption) == (names[::-1] if second_first else names), caption
+        told += 1
+    assert told > 100
+
+
+def test_the_caption_says_every_attribute_that_is_not_ordinary():
+    said = {
+        "low": {"low", "big", "deep"},
+        "high": {"high", "small", "whistling"},
+        "slow": {"slow", "slowly"},
+        "fast": {"fast", "quick", "quickly"},
+        "quiet": {"quiet", "quietly", "softly", "light", "gentle"},
+        "loud": {"loud", "loudly", "heavy", "strong"},
+        2: {"twice", "two"},
+        3: {"three"},
+        4: {"four"},
+    }
+    for i, scene in enumerate(singles("train", 1500)):
+        words = set(describe(scene, np.random.default_rng(i)).split())
+        values = set(scene.events[0].combination[1:])
+        if scene.events[0].name == "wind" and values.isdisjoint({"low", "high"}):
+            words -= {"deep", "whistling"}
+        for value, ways in said.items():
+            assert bool(words & ways) == (value in values), (words, value)
+
+
+def test_articles_and_plain_captions():
+    assert (
+        plain("dog") == "a dog barks"
+        and plain("engine") == "an engine runs"
+        and plain("rain") == "rain falls"
+    )
+    vowels = set("aeiou")
+    for i in range(1500):
+        words = SoundWorld().caption(i).replace(",", "").split()
+        for article, after in itertools.pairwise(words):
+            if article in ("a", "an"):
+                assert (article == "an") == (after[0] in vowels), words
+
+
+# ---------------------------------------------------------------------------------------------------
+# Splits
+
+
+def test_held_out_combinations_are_heard_in_test_alone():
+    held = held_out_combinations()
+    for split in ("train", "valid"):
+        events = [e for scene in singles(split, 1500) + pairs(split, 1500) for e in scene.events]
+        assert not {e.combination for e in events} & held
+    assert {scene.events[0].combination for scene in singles("test", 1500)} <= held
+
+
+def test_held_out_pairs_are_heard_in_test_alone():
+    for split, inside in (("train", False), ("valid", False), ("test", True)):
+        for scene in pairs(split, 1500):
+            assert (tuple(event.name for event in scene.events) in held_out_pairs()) == inside
+
+
+def test_about_an_eighth_is_held_out():
+    total = sum(len(combinations(name)) for name in CLASSES)
+    assert 0.10 < len(held_out_combinations()) / total < 0.14
+    assert 0.10 < len(held_out_pairs()) / (len(CLASSES) * (len(CLASSES) - 1)) < 0.14
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_train_keeps_every_value_of_every_attribute_and_test_has_every_class(name):
+    train = [c for c in combinations(name) if c not in held_out_combinations()]
+    for k in range(1, 5):
+        assert {c[k] for c in train} == {c[k] for c in combinations(name)}
+    assert len(train) < len(combinations(name))
+    assert any(first == name for first, _ in held_out_pairs()) and any(b == name for _, b in held_out_pairs())
+
+
+def test_every_class_is_drawn_in_train_alone_and_in_both_places_of_a_pair():
+    assert {scene.events[0].name for scene in singles("train", 800)} == set(CLASSES)
+    for place in (0, 1):
+        assert {scene.events[place].name for scene in pairs("train", 800)} == set(CLASSES)
+
+
+def test_there_are_at_least_22_classes():
+    assert len(CLASSES) >= 22
+
+
+# ---------------------------------------------------------------------------------------------------
+# The cache
+
+
+def test_a_cached_clip_equals_a_rendered_one_and_a_damaged_entry_is_rendered_again(tmp_path):
+    plainly, cached = SoundWorld(), SoundWorld(cache=tmp_path)
+    first = [cached[i].wave for i in range(3)]
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) == 3
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    content = bytearray(files[1].read_bytes())
+    content[5000] ^= 1
+    files[1].write_bytes(content)
+    for i in range(3):
+        assert torch.equal(first[i], plainly[i].wave) and torch.equal(cached[i].wave, first[i])
+    assert len(files[0].read_bytes()) == 4 + 2 * 40960
+
+
+def test_the_cache_is_read_and_keeps_worlds_apart(tmp_path, monkeypatch):
+    SoundWorld(cache=tmp_path)[0]
+    monkeypatch.setattr("minilib.soundworld.corpus.render", lambda scene: 1 / 0)
+    SoundWorld(cache=tmp_path)[0]
+    for other in (SoundWorld(seed=1, cache=tmp_path), SoundWorld(pairs=0.4, cache=tmp_path)):
+        with pytest.raises(ZeroDivisionError):
+            other[0]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"split": "dev"}, "split must be one of train, valid, test, not 'dev'"),
+        ({"seed": -1}, "seed must be a whole number >= 0, not -1"),
+        ({"seconds": 0.5}, "seconds must be a number above 0.5 and at most 60, not 0.5"),
+        ({"seconds": float("nan")}, "seconds must be a number above 0.5 and at most 60, not nan"),
+        ({"seconds": "long"}, "seconds must be a number above 0.5 and at most 60, not 'long'"),
+        ({"pairs": 1.5}, "pairs must be a number from 0 to 1, not 1.5"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, sentence):
+    with pytest.raises(ValueError) as caught:
+        SoundWorld(**arguments)
+    assert str(caught.value) == sentence
+
+
+def test_a_cache_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(ValueError, match="cache must be a folder, not the file"):
+        SoundWorld(cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("index", [-1, 1.5, "0"])
+def test_a_bad_index_is_named(index):
+    with pytest.raises(IndexError, match="index of a clip must be a whole number >= 0"):
+        SoundWorld()[index]
