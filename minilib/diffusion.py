@@ -1,0 +1,321 @@
+"""Diffusion: noise schedules, the forward process, its posterior, the loss, and the samplers DDPM and DDIM.
+
+Notation and equations are those of Ho et al. (DDPM, arXiv 2006.11239), for DDIM of Song et al. (2010.02502).
+Noise levels count from 1 to T, and level 0 is the clean x0: `alpha_bar[0] == 1`. A model is any callable
+`model(xt, t) -> eps_hat` with xt (B, ...) and t (B,), so nothing here knows of sound, latents or conditions.
+
+Chapters 03 (forward process), 04 (posterior), 05 (loss) and 06 (samplers) build this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+Model = Callable[[Tensor, Tensor], Tensor]  # (xt (B, ...), t (B,)) -> eps_hat (B, ...)
+
+# ---------------------------------------------------------------------------------------------------------
+# Schedules
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """How much noise each step of the forward process adds (Ho et al., section 2).
+
+    All tensors are (T + 1,), indexed by the noise level t; index 0 is the clean x0.
+
+    Chapter 03.
+    """
+
+    beta: Tensor  # variance of the noise that step t adds; beta[0] = 0
+
+    @property
+    def T(self) -> int:
+        """The number of steps, and the highest noise level."""
+        return len(self.beta) - 1
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        """Share of the variance that step t keeps: 1 - beta."""
+        return 1 - self.beta
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """Share of the variance of x0 that is left at level t: the product of alpha up to t."""
+        return self.alpha.cumprod(dim=0)
+
+
+def linear_schedule(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
+    """The schedule of Ho et al., section 4: beta grows linearly from step 1 to step T.
+
+    Args:
+        T: number of steps; beta_1, beta_T: variance of the noise of the first and the last step.
+
+    Chapter 03.
+    """
+    beta = torch.linspace(beta_1, beta_T, T)
+    return Schedule(torch.cat([torch.zeros(1), beta]))
+
+
+def sqrt_linear_schedule(T: int = 1000, beta_1: float = 0.0015, beta_T: float = 0.0195) -> Schedule:
+    """The schedule of latent diffusion (Rombach et al., 2112.10752) and AudioLDM 2: sqrt(beta) grows linearly.
+
+    Args:
+        T: number of steps; beta_1, beta_T: variance of the noise of the first and the last step.
+
+    Chapter 03.
+    """
+    beta = torch.linspace(beta_1**0.5, beta_T**0.5, T) ** 2
+    return Schedule(torch.cat([torch.zeros(1), beta]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The forward process and what follows from it
+
+
+def at(values: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
+    """The values of a table at the noise levels t, shaped to multiply x.
+
+    Args:
+        values: (T + 1,) table; t: (B,) levels, or one for all; x: (B, ...).
+    Returns:
+        (B, 1, ...) or (1, 1, ...), of x's dtype and on its device.
+
+    Chapter 03.
+    """
+    return values.to(x)[t].view(-1, *[1] * (x.ndim - 1))
+
+
+def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+    """Jump from x0 to noise level t in one step: xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (Eq. 4).
+
+    Args:
+        schedule: the noise levels; x0: (B, ...) clean; t: (B,) levels 0 to T; eps: (B, ...) standard normal.
+    Returns:
+        xt, (B, ...).
+
+    Chapter 03.
+    """
+    signal, noise = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+    return at(signal, t, x0) * x0 + at(noise, t, x0) * eps
+
+
+def posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(x_{t-1} | xt, x0), the forward process turned round (Eqs. 6 and 7).
+
+    Args:
+        schedule: the noise levels; x0: (B, ...) clean; xt: (B, ...) noisy; t: (B,) levels 1 to T.
+    Returns:
+        mean (B, ...), a mixture of x0 and xt; variance (B, 1, ...), which depends on t only, 0 at t = 1.
+
+    Chapter 04.
+    """
+    alpha_bar, alpha_bar_before = schedule.alpha_bar, schedule.alpha_bar.roll(1)  # at t: those of t and t - 1
+    alpha = (
+        alpha_bar / alpha_bar_before
+    )  # schedule.alpha, but rounded like alpha_bar: the shares add up better
+    share_of_x0 = alpha_bar_before.sqrt() * (1 - alpha) / (1 - alpha_bar)
+    share_of_xt = alpha.sqrt() * (1 - alpha_bar_before) / (1 - alpha_bar)
+    beta_tilde = (1 - alpha) * (1 - alpha_bar_before) / (1 - alpha_bar)
+    return at(share_of_x0, t, x0) * x0 + at(share_of_xt, t, xt) * xt, at(beta_tilde, t, xt)
+
+
+def predict_x0(schedule: Schedule, xt: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+    """The x0 that xt comes from if its noise is eps: Eq. 4 solved for x0 (Ho et al., Eq. 15).
+
+    Args:
+        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; eps: (B, ...) its noise, or a guess.
+    Returns:
+        x0, (B, ...); a guess if eps is one.
+
+    Chapter 05.
+    """
+    signal, noise = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+    return (xt - at(noise, t, xt) * eps) / at(signal, t, xt)
+
+
+def eps_loss(
+    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of the predicted noise: L_simple (Ho et al., Eq. 14), or weighted (Eq. 12).
+
+    Args:
+        model: predicts the noise; schedule: the noise levels; x0: (B, ...) clean.
+        t: (B,) levels 1 to T; eps: (B, ...) standard normal.
+        weight: (B,) one for each item; None for 1.
+    Returns:
+        the loss, a scalar.
+
+    Chapter 05.
+    """
+    eps_hat = model(q_sample(schedule, x0, t, eps), t)
+    error = (eps_hat - eps).square().flatten(1).mean(dim=1)  # (B,)
+    return error.mean() if weight is None else (weight * error).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Samplers. Each goes down a row of noise levels; a step from level t is one call of the model.
+
+
+def levels(t: int, x: Tensor) -> Tensor:
+    """The noise level t once for each item of x: (B,), as a model wants it. Chapter 06."""
+    return torch.full((x.shape[0],), t, device=x.device)
+
+
+def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise in the shape of x, drawn on the CPU: the same on every device. Chapter 06."""
+    return torch.randn(x.shape, generator=generator).to(x)
+
+
+def ddpm_step(
+    schedule: Schedule, xt: Tensor, t: int, eps: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """One step of ancestral sampling, from level t to t - 1 (Ho et al., Algorithm 2, lines 3 and 4).
+
+    x0 is predicted, and x_{t-1} drawn from the posterior that it and xt give. The variance is beta-tilde (Eq. 7).
+
+    Args:
+        schedule: the noise levels; xt: (B, ...); t: 1 to T; eps: (B, ...), the predicted noise.
+        generator: of the noise, on the CPU.
+    Returns:
+        x_{t-1}, (B, ...).
+
+    Chapter 06.
+    """
+    mean, variance = posterior(schedule, predict_x0(schedule, xt, t, eps), xt, t)
+    return mean + variance.sqrt() * randn_like(xt, generator) if t > 1 else mean
+
+
+@torch.no_grad()
+def ddpm_sample(
+    model: Model,
+    schedule: Schedule,
+    xT: Tensor,
+    generator: torch.Generator | None = None,
+    callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Ancestral sampling through all T levels (Ho et al., Algorithm 2). For fewer steps: `ddim_sample`, eta 1.
+
+    Args:
+        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard normal.
+        generator: of the noise of the steps, on the CPU.
+        callback: called before each step with its number i, level t, xt and the predicted noise.
+        progress: whether to show a bar.
+    Returns:
+        x0, (B, ...).
+
+    Chapter 06.
+    """
+    x = xT
+    for i, t in enumerate(tqdm(range(schedule.T, 0, -1), "DDPM", disable=not progress)):
+        eps = model(x, levels(t, x))
+        if callback is not None:
+            callback(i, t, x, eps)
+        x = ddpm_step(schedule, x, t, eps, generator)
+    return x
+
+
+def time_steps(T: int, steps: int, spacing: str = "leading", offset: int = 1) -> list[int]:
+    """The noise levels that a sampler visits, evenly spaced, from high to low (Lin et al., 2305.08891, table 2).
+
+    "leading" counts strides up from level 1 + offset and stops short of T, as the released models do;
+    "trailing" counts down from T, where all is noise.
+
+    Args:
+        T: the highest level; steps: how many to visit, 1 to T.
+        spacing: "leading" or "trailing"; offset: levels to lift "leading" by, as far as T allows.
+    Returns:
+        `steps` levels from 1 to T, falling.
+    Raises:
+        ValueError: `steps` or `spacing` is not allowed.
+
+    Chapter 06.
+    """
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps must be from 1 to {T}, the number of noise levels; given {steps}")
+    if spacing == "leading":
+        stride = T // steps
+        lowest = min(1 + offset, T - (steps - 1) * stride)
+        return [lowest + i * stride for i in reversed(range(steps))]
+    if spacing == "trailing":
+        return [round(T - i * T / steps) for i in range(steps)]
+    raise ValueError(f"spacing must be 'leading' or 'trailing'; given {spacing!r}")
+
+
+def ddim_step(
+    schedule: Schedule,
+    xt: Tensor,
+    t: int,
+    s: int,
+    eps: Tensor,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One step of DDIM, from level t to any lower level s (Song et al., Eqs. 12 and 16; their alpha is alpha_bar).
+
+    x0 is predicted, and noised again to level s: in part by the same noise, in part, of deviation sigma, by new.
+
+    Args:
+        schedule: the noise levels; xt: (B, ...); t, s: levels, s <= t; eps: (B, ...), the predicted noise.
+        eta: share of new noise; 0 for none (DDIM), 1 for as much as DDPM adds; generator: of it, on the CPU.
+    Returns:
+        xs, (B, ...).
+
+    Chapter 06.
+    """
+    alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+    variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)  # Eq. 16 for eta 1
+    sigma = eta * variance.sqrt()
+    x0 = predict_x0(schedule, xt, t, eps)
+    same_noise = (1 - alpha_bar_s - sigma**2).clamp_min(0).sqrt()  # rounding may take it below 0
+    xs = alpha_bar_s.sqrt() * x0 + same_noise * eps  # Eq. 12
+    return xs + sigma * randn_like(xt, generator) if eta > 0 else xs
+
+
+@torch.no_grad()
+def ddim_sample(
+    model: Model,
+    schedule: Schedule,
+    xT: Tensor,
+    steps: int,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    spacing: str = "leading",
+    offset: int = 1,
+    last: int = 1,
+    callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Sampling by DDIM (Song et al., section 4), in as few steps as wanted; without new noise unless eta > 0.
+
+    Args:
+        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard normal.
+        steps, spacing, offset: which levels to visit, see `time_steps`.
+        eta: share of new noise in each step, 0 to 1; generator: of it, on the CPU.
+        last: the level to end at: 1, as the released models do, or 0, the clean end.
+        callback: called before each step with its number i, level t, xt and the predicted noise.
+        progress: whether to show a bar.
+    Returns:
+        x at level `last`, (B, ...).
+    Raises:
+        ValueError: `steps`, `eta` or `spacing` is not allowed.
+
+    Chapter 06.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be from 0 to 1; given {eta}")
+    times = time_steps(schedule.T, steps, spacing, offset)
+    pairs = zip(times, [*times[1:], last])
+    x = xT
+    for i, (t, s) in enumerate(tqdm(pairs, "DDIM", total=steps, disable=not progress)):
+        eps = model(x, levels(t, x))
+        if callback is not None:
+            callback(i, t, x, eps)
+        x = ddim_step(schedule, x, t, s, eps, eta, generator)
+    return x

@@ -1,0 +1,108 @@
+"""Classifier-free guidance: away from the unconditional prediction, past the conditional one.
+
+Ho and Salimans (arXiv 2207.12598). Conditions are contexts `(sequence (B, S, D), mask (B, S) or None)`; in training
+some are emptied, so that one network learns both predictions. Chapter 15 builds this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Context = tuple[
+    Tensor, Tensor | None
+]  # sequence (B, S, D); mask (B, S), true where it counts, None for everywhere
+
+
+def guide(eps_uncond: Tensor, eps_cond: Tensor, guidance: float) -> Tensor:
+    """The guided noise: eps_uncond + guidance (eps_cond - eps_uncond) (Ho and Salimans, Eq. 6).
+
+    `guidance` 0 forgets the condition, 1 is the conditional prediction, more goes past it. Ho and Salimans count
+    from the conditional prediction: their w is `guidance - 1`.
+
+    Args:
+        eps_uncond, eps_cond: (B, ...) predictions without and with the condition.
+    Returns:
+        (B, ...).
+
+    Chapter 15.
+    """
+    return eps_uncond + guidance * (eps_cond - eps_uncond)
+
+
+def join(first: Context, second: Context) -> Context:
+    """Two contexts as one batch: the shorter one is padded with zeros, and its padding masked.
+
+    Args:
+        first, second: contexts (B1, S1, D) and (B2, S2, D), each with its mask or None.
+    Returns:
+        the context (B1 + B2, max(S1, S2), D); its mask is None where both were and nothing is padded.
+
+    Chapter 15.
+    """
+    sequences = [first[0], second[0]]
+    masks = [x.new_ones(x.shape[:2]) if mask is None else mask for x, mask in (first, second)]
+    S = max(x.shape[1] for x in sequences)
+    if first[1] is None and second[1] is None and all(x.shape[1] == S for x in sequences):
+        return torch.cat(sequences), None
+    return (
+        torch.cat([F.pad(x, (0, 0, 0, S - x.shape[1])) for x in sequences]),  # (B1 + B2, S, D)
+        torch.cat([F.pad(mask.bool(), (0, S - mask.shape[1])) for mask in masks]),  # (B1 + B2, S)
+    )
+
+
+def guided(
+    model: Callable[..., Tensor],
+    conditional: Sequence[Context],
+    unconditional: Sequence[Context] | None,
+    guidance: float,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A noise predictor for the samplers: both predictions in one call of the model, and `guide` between them.
+
+    Args:
+        model: called as `model(xt, t, *contexts)`.
+        conditional, unconditional: contexts of B items, in the model's order; unconditional ones may be shorter.
+        guidance: the scale; at 1 the unconditional prediction is not made, and its contexts may be None.
+    Returns:
+        a callable (xt (B, ...), t (B,)) -> eps (B, ...).
+    Raises:
+        ValueError: `guidance` is not 1, but `unconditional` is None.
+
+    Chapter 15.
+    """
+    if guidance == 1:
+        return lambda xt, t: model(xt, t, *conditional)
+    if unconditional is None:
+        raise ValueError(
+            f"unconditional must hold contexts when guidance is not 1; given None and {guidance}"
+        )
+    both = [join(*pair) for pair in zip(unconditional, conditional, strict=True)]  # (2 B, S, D) each
+
+    def predict(xt: Tensor, t: Tensor) -> Tensor:
+        eps_uncond, eps_cond = model(torch.cat([xt, xt]), torch.cat([t, t]), *both).chunk(2)
+        return guide(eps_uncond, eps_cond, guidance)
+
+    return predict
+
+
+def drop(contexts: Sequence[Context], empty: Sequence[Context], dropped: Tensor) -> list[Context]:
+    """Contexts for training, those of some items emptied: what the unconditional prediction learns from.
+
+    All conditions of an item go together, as in AudioLDM 2's training (probability 0.1; 2308.05734).
+
+    Args:
+        contexts: of B items; empty: of one item, what stands for no condition; dropped: (B,) bool.
+    Returns:
+        the contexts of B items, padded to the longer of both.
+
+    Chapter 15.
+    """
+    B = len(dropped)
+    rows = torch.arange(B, device=dropped.device).masked_fill(
+        dropped, B
+    )  # row B of the joined batch is the empty one
+    joined = [join(*pair) for pair in zip(contexts, empty, strict=True)]  # (B + 1, S, D) each
+    return [(sequence[rows], None if mask is None else mask[rows]) for sequence, mask in joined]

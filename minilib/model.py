@@ -1,0 +1,202 @@
+"""The base class of every model: a frozen config, named presets, and folders that load back exactly.
+
+A saved model is a folder of `config.json` + `model.safetensors`, the form of `huggingface_hub`'s
+`PyTorchModelHubMixin`, with its gaps closed: loading is strict, configs come back equal (tuples and nested
+dataclasses included), the stored dtype is kept, and nothing is ever unpickled. Chapter 02 shows it at work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class Model(nn.Module, PyTorchModelHubMixin):
+    """A network with a frozen dataclass `config`, `presets` by name, and `save_pretrained` / `from_pretrained`.
+
+    A subclass sets `config_class`, takes that config as its only argument, and fills `presets`.
+    Chapter 02.
+    """
+
+    config_class: ClassVar[type]
+    presets: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: Any):
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise TypeError(f"config must be a {self.config_class.__name__}, not {type(config).__name__}")
+        self.config = config
+
+    @classmethod
+    def preset(cls, name: str) -> Model:
+        """Build the model at one of its named sizes (`tiny`, `colab`, `full`), with random weights. Chapter 02."""
+        if name not in cls.presets:
+            raise ValueError(
+                f"preset must be one of {', '.join(cls.presets)} for {cls.__name__}, not {name!r}"
+            )
+        return cls(cls.presets[name])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device
+
+    def n_parameters(self) -> int:
+        """Count the parameters (buffers are not counted)."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all. Chapter 02.
+
+        Args:
+            folder: made if it is missing; files of an older save are replaced.
+            dtype: the floating-point type on disk, e.g. `torch.float16`; None keeps each tensor's own.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: to_dtype(tensor, dtype).contiguous() for name, tensor in self.state_dict().items()}
+        with replacing(folder / WEIGHTS_FILE) as path:
+            save_file(tensors, path)
+        with replacing(folder / CONFIG_FILE) as path:
+            path.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        if hub.pop("push_to_hub", False):
+            self.push_to_hub(hub.pop("repo_id", None) or folder.name, **hub)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Model:
+        """Load a model saved by `save_pretrained`, from a folder or a hub id, in evaluation mode. Chapter 02.
+
+        Args:
+            folder: a local folder, or `owner/name` on the Hugging Face hub.
+            dtype: floating-point type of the loaded model; None keeps the stored one.
+
+        Raises:
+            FileNotFoundError: the folder or one of its two files is missing.
+            ValueError: a file is damaged, or weights and config do not belong together.
+        """
+        folder = local_folder(folder, **hub)
+        model = cls(read_config(cls.config_class, folder / CONFIG_FILE))
+        state = read_weights(folder / WEIGHTS_FILE)
+        check_weights(model, state, folder)
+        for name, buffer_or_parameter in model.state_dict(keep_vars=True).items():
+            buffer_or_parameter.data = to_dtype(state[name], dtype)
+        return model.eval()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: the temporary name that is yielded becomes `path` on success only."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Cast a floating-point tensor; leave integer and boolean ones as they are."""
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def local_folder(folder: str | Path, **hub: Any) -> Path:
+    """Return a local folder as it is; fetch a hub id `owner/name` (config and safetensors files only)."""
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise FileNotFoundError(f"weights folder {folder} is a file, not a folder")
+    if len(path.parts) != 2 or path.parts[0] in (".", "..", "/", "~"):
+        raise FileNotFoundError(f"weights folder {folder} does not exist")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt"]
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=patterns, **hub))
+    except Exception as error:  # the hub raises many kinds: offline, unknown, private, rate-limited
+        raise FileNotFoundError(
+            f"{folder} is neither a folder here nor to be had from the Hugging Face hub ({type(error).__name__})"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; say in one sentence which file is missing or damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the weights folder is not complete")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not valid JSON") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it does not hold a JSON object")
+    return values
+
+
+def read_config(config_class: type, path: Path) -> Any:
+    """Read a config dataclass that equals the one that was saved."""
+    try:
+        return as_dataclass(config_class, read_json(path))
+    except TypeError as error:
+        raise ValueError(f"{path} is not a {config_class.__name__}: {error}") from error
+
+
+def as_dataclass(config_class: type, values: dict[str, Any]) -> Any:
+    """Rebuild a dataclass from JSON values: nested dicts become dataclasses, lists become tuples."""
+    types = typing.get_type_hints(config_class)
+    unknown = set(values) - {field.name for field in dataclasses.fields(config_class)}
+    if unknown:
+        raise TypeError(f"unknown field {sorted(unknown)[0]!r}")
+    return config_class(**{name: from_json(types[name], value) for name, value in values.items()})
+
+
+def from_json(expected: Any, value: Any) -> Any:
+    """Turn one JSON value into what the field's type says: a nested dataclass, a tuple, or itself."""
+    if isinstance(value, dict) and dataclasses.is_dataclass(expected):
+        return as_dataclass(expected, value)
+    if isinstance(value, list):
+        return tuple(from_json(None, item) for item in value)
+    return value
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; a pickle or a half-copied file is refused with one sentence."""
+    if not path.is_file():
+        others = sorted(
+            p.name for p in path.parent.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+        )
+        hint = f"; {others[0]} beside it is a pickle, which is never loaded" if others else ""
+        raise FileNotFoundError(f"{path} is missing: the weights folder is not complete{hint}")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged or half-copied: it is not a whole safetensors file") from error
+
+
+def check_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+    """Raise ValueError unless names and shapes of `state` are exactly those of `model`."""
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is not in this config" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)} where the config asks for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(f"the weights in {folder} are not those of its config: {problems[0]}{more}")
