@@ -1,0 +1,297 @@
+"""The noise predictor: a U-Net over the latent, told the time and attending to LOA and text.
+
+The structure of latent diffusion (Rombach et al., 2112.10752) as AudioLDM 2 uses it (2308.05734 §3.3): after each
+residual block stands one transformer per entry of `cross_attention_dim`. Names and layout are those of diffusers'
+AudioLDM2UNet2DConditionModel, which holds the released weights. Chapter 14 builds it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minilib.diffusion import Schedule, eps_loss, sqrt_linear_schedule
+from minilib.layers import Downsample, ResBlock, Upsample
+from minilib.model import Model
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the noise predictor; the defaults are the released base model's. Chapter 14."""
+
+    in_channels: int = 8  # channels of the latent
+    block_out_channels: tuple[int, ...] = (128, 256, 384, 640)
+    attention: tuple[bool, ...] = (False, True, True, True)  # which levels attend to the conditions
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    cross_attention_dim: tuple[int | None, ...] = (
+        None,
+        768,
+        1024,
+    )  # entries 0, 1: LOA; from 2: text; None: itself
+    transformer_layers: int = 1
+    n_head: int = 8  # at every level, as diffusers runs the released weights
+    n_steps: int = 1000  # T
+    beta_1: float = 0.0015
+    beta_T: float = 0.0195
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of the time: cosines, then sines, at dim/2 frequencies from 1 to 1/10000.
+
+    Vaswani et al. (1706.03762 §3.5), in the order of the released model. t (B,), counted from 0 -> (B, dim).
+    Chapter 14.
+    """
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angle = t.float()[:, None] * frequency  # (B, dim/2)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """A sinusoid of the time through a small network: (B,) -> (B, 4 * channels). Chapter 14."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+        self.linear_1 = nn.Linear(channels, 4 * channels)
+        self.linear_2 = nn.Linear(4 * channels, 4 * channels)
+
+    def forward(self, t: Tensor) -> Tensor:
+        sinusoid = timestep_embedding(t, self.channels).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(sinusoid)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention: softmax(Q K^T / sqrt(d)) V, to itself or to a context (1706.03762 Eq. 1). Chapter 14."""
+
+    def __init__(self, dim: int, context_dim: int, n_head: int):
+        super().__init__()
+        self.n_head = n_head
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        context = x if context is None else context  # (B, S, context_dim)
+        q, k, v = (
+            h.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, n_head, positions, d)
+            for h in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        keep = None if mask is None else mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+        return self.to_out[0](h.transpose(1, 2).flatten(2))  # (B, N, dim)
+
+
+class GEGLU(nn.Module):
+    """A linear layer gated by the GELU of another (Shazeer, 2002.05202 Eq. 6). Chapter 14."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Position-wise network of a transformer block, four times as wide inside. Chapter 14."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context, feed-forward, each beside a skip connection. Chapter 14."""
+
+    def __init__(self, dim: int, context_dim: int | None, n_head: int):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+        self.attn1 = Attention(dim, dim, n_head)
+        self.attn2 = Attention(dim, context_dim or dim, n_head)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context, mask)  # without a context: itself once more
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the positions of a feature map (2112.10752 §3.3). Chapter 14."""
+
+    def __init__(self, channels: int, context_dim: int | None, n_layers: int, n_head: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, context_dim, n_head) for _ in range(n_layers)
+        )
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        B, C, T, F_ = x.shape
+        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, T*F, C)
+        for block in self.transformer_blocks:
+            h = block(h, context, mask)
+        return x + self.proj_out(h.transpose(1, 2).reshape(B, C, T, F_))
+
+
+Context = tuple[Tensor, Tensor | None]  # sequence (B, S, D) and mask (B, S) or None
+
+
+def attend(
+    transformers: nn.ModuleList, x: Tensor, dims: tuple[int | None, ...], loa: Context, text: Context
+) -> Tensor:
+    """Apply one transformer per entry of `cross_attention_dim`: 0 and 1 see the LOA, later ones the text.
+
+    The route goes by position, as in the released model; None sees the feature map itself. Chapter 14.
+    """
+    for i, (transformer, dim) in enumerate(zip(transformers, dims, strict=True)):
+        context, mask = (None, None) if dim is None else loa if i <= 1 else text
+        x = transformer(x, context, mask)
+    return x
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, the first `attended` of them each followed by its transformers. Chapter 14."""
+
+    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], attended: int):
+        super().__init__()
+        groups, time_dim = config.norm_num_groups, 4 * config.block_out_channels[0]
+        self.dims = config.cross_attention_dim
+        self.resnets = nn.ModuleList(ResBlock(n_in, n_out, groups, 1e-5, time_dim) for n_in, n_out in widths)
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(n_out, dim, config.transformer_layers, config.n_head, groups)
+            for _, n_out in widths[:attended]
+            for dim in self.dims
+        )
+
+    def layer(self, i: int, x: Tensor, time: Tensor, loa: Context, text: Context) -> Tensor:
+        """Residual block i and its transformers: (B, n_in, T, F) -> (B, n_out, T, F)."""
+        x = self.resnets[i](x, time)
+        transformers = self.attentions[i * len(self.dims) : (i + 1) * len(self.dims)]
+        return attend(transformers, x, self.dims, loa, text) if len(transformers) else x
+
+
+def down_levels(config: UNetConfig) -> nn.ModuleList:
+    """The contracting half: every level but the last halves the resolution. Chapter 14."""
+    widths, n = config.block_out_channels, config.layers_per_block
+    levels = nn.ModuleList()
+    for i, width in enumerate(widths):
+        n_in = widths[max(i - 1, 0)]
+        level = Level(
+            config, [(n_in if j == 0 else width, width) for j in range(n)], attended=n * config.attention[i]
+        )
+        level.downsamplers = nn.ModuleList([Downsample(width, padding=1)] if i < len(widths) - 1 else [])
+        levels.append(level)
+    return levels
+
+
+def up_levels(config: UNetConfig) -> nn.ModuleList:
+    """The expanding half: each residual block also takes the feature map that the way down left. Chapter 14."""
+    widths, n = config.block_out_channels, config.layers_per_block
+    levels = nn.ModuleList()
+    below = widths[-1]
+    for i in reversed(range(len(widths))):
+        width, skips = widths[i], [widths[i]] * n + [widths[max(i - 1, 0)]]
+        ins = [(below if j == 0 else width) + skip for j, skip in enumerate(skips)]
+        level = Level(config, [(n_in, width) for n_in in ins], attended=(n + 1) * config.attention[i])
+        level.upsamplers = nn.ModuleList([Upsample(width)] if i > 0 else [])
+        levels.append(level)
+        below = width
+    return levels
+
+
+class UNet(Model):
+    """The noise predictor eps_theta(z_t, t, LOA, text) of AudioLDM 2 (2308.05734 Eq. 8). Chapter 14."""
+
+    config_class = UNetConfig
+
+    def __init__(self, config: UNetConfig):
+        super().__init__(config)
+        widths = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(widths[0])
+        self.down_blocks = down_levels(config)
+        self.mid_block = Level(config, [(widths[-1], widths[-1])] * 2, attended=1)
+        self.up_blocks = up_levels(config)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise levels this network is trained for. Chapter 14."""
+        return sqrt_linear_schedule(self.config.n_steps, self.config.beta_1, self.config.beta_T)
+
+    def forward(self, zt: Tensor, t: Tensor, loa: Context, text: Context) -> Tensor:
+        """Predict the noise in zt.
+
+        Args:
+            zt: noisy latent (B, C, T/r, F/r); T/r and F/r multiples of 2 ** (levels - 1).
+            t: noise level (B,), 1 to T.
+            loa, text: conditions, each a sequence (B, S, D) and its mask (B, S) or None.
+
+        Returns:
+            eps_hat, the shape of zt. Chapter 14.
+        """
+        time = self.time_embedding(t - 1)  # the released weights count noise levels from 0
+        x = self.conv_in(zt)
+        skips = [x]
+        for level in self.down_blocks:
+            for i in range(len(level.resnets)):
+                x = level.layer(i, x, time, loa, text)
+                skips.append(x)
+            for downsample in level.downsamplers:
+                x = downsample(x)
+                skips.append(x)
+        for i in range(2):
+            x = self.mid_block.layer(i, x, time, loa, text)
+        for level in self.up_blocks:
+            for i in range(len(level.resnets)):
+                x = level.layer(i, torch.cat([x, skips.pop()], dim=1), time, loa, text)
+            for upsample in level.upsamplers:
+                x = upsample(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean squared error of the predicted noise (Ho et al., 2006.11239 Eq. 14).
+
+        Args:
+            batch: `z0` and `eps` (B, C, T/r, F/r), `t` (B,), `loa` (B, L, D), `text` (B, S, D), `text_mask` (B, S).
+
+        Chapter 14.
+        """
+        loa, text = (batch["loa"], None), (batch["text"], batch["text_mask"])
+        return eps_loss(
+            lambda zt, t: self(zt, t, loa, text), self.schedule, batch["z0"], batch["t"], batch["eps"]
+        )
+
+
+UNet.presets = {
+    "tiny": UNetConfig(
+        in_channels=8,
+        block_out_channels=(32, 64, 96, 128),
+        attention=(False, False, True, True),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=(None, 192, 128),
+        n_head=4,
+    ),
+    "colab": UNetConfig(
+        block_out_channels=(96, 192, 288, 384),
+        layers_per_block=1,
+        cross_attention_dim=(None, 384, 256),
+        n_head=6,
+    ),
+    "full": UNetConfig(),
+}

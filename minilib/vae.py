@@ -1,0 +1,256 @@
+"""The variational autoencoder that compresses a log-mel into a latent and back (Kingma and Welling, 1312.6114).
+
+KL-regularised with a very small weight, as in latent diffusion (Rombach et al., 2112.10752): the latent is a
+space for the diffusion to work in, not a code to sample from. Structure and names are those of diffusers'
+AutoencoderKL, which holds the released weights. Chapter 07 builds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minilib.layers import Downsample, ResBlock, Upsample
+from minilib.model import Model
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the autoencoder; the defaults are the released model's. Chapter 07."""
+
+    in_channels: int = 1  # a log-mel is a picture of one channel
+    latent_channels: int = 8
+    block_out_channels: tuple[int, ...] = (
+        128,
+        256,
+        512,
+    )  # each level after the first halves time and frequency
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.4110932946205139  # brings the latent to unit variance for the diffusion
+    kl_weight: float = 1e-6  # nats of KL per latent value against nats of reconstruction per mel value
+
+    @property
+    def reduction(self) -> int:
+        """How many mel frames (and mel bands) one latent step covers: r."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over all positions of a feature map, beside a skip connection. Chapter 07."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, T, F_ = x.shape
+        h = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, T*F, C)
+        h = F.scaled_dot_product_attention(
+            self.to_q(h)[:, None], self.to_k(h)[:, None], self.to_v(h)[:, None]
+        )  # (B, 1, T*F, C)
+        return x + self.to_out[0](h[:, 0]).transpose(1, 2).reshape(B, C, T, F_)
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block, at the lowest resolution. Chapter 07."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.attentions = nn.ModuleList([SpatialAttention(channels, groups)])
+        self.resnets = nn.ModuleList([ResBlock(channels, channels, groups) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class DownBlock(nn.Module):
+    """One level of the encoder: residual blocks, then half the resolution (not at the last level). Chapter 07."""
+
+    def __init__(self, n_in: int, n_out: int, n_layers: int, groups: int, last: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            [ResBlock(n_in if i == 0 else n_out, n_out, groups) for i in range(n_layers)]
+        )
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(n_out, padding=0)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """One level of the decoder: residual blocks, then twice the resolution (not at the last level). Chapter 07."""
+
+    def __init__(self, n_in: int, n_out: int, n_layers: int, groups: int, last: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            [ResBlock(n_in if i == 0 else n_out, n_out, groups) for i in range(n_layers)]
+        )
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(n_out)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """From log-mel (B, 1, T, F) to mean and log-variance, stacked: (B, 2C, T/r, F/r). Chapter 07."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(
+                widths[max(i - 1, 0)], width, config.layers_per_block, groups, last=i == len(widths) - 1
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        h = self.conv_in(mel)
+        for block in self.down_blocks:
+            h = block(h)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(h))))
+
+
+class Decoder(nn.Module):
+    """From latent (B, C, T/r, F/r) to log-mel (B, 1, T, F). Chapter 07."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                widths[max(i - 1, 0)], width, config.layers_per_block + 1, groups, last=i == len(widths) - 1
+            )
+            for i, width in enumerate(widths)
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            h = block(h)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
+
+
+class VAE(Model):
+    """The KL-regularised autoencoder of the mel spectrogram (AudioLDM 2, 2308.05734 §3.3). Chapter 07."""
+
+    config_class = VAEConfig
+
+    def __init__(self, config: VAEConfig):
+        super().__init__(config)
+        C = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * C, 2 * C, 1)
+        self.post_quant_conv = nn.Conv2d(C, C, 1)
+
+    def moments(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | mel), each (B, C, T/r, F/r); log-variance in [-30, 20]. Chapter 07."""
+        mean, log_variance = self.quant_conv(self.encoder(mel)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def encode(self, mel: Tensor, eps: Tensor | None = None) -> Tensor:
+        """Compress a log-mel (B, 1, T, F) to the scaled latent z0 (B, C, T/r, F/r) that the diffusion sees.
+
+        The posterior's mean, or a draw from it where `eps` (standard normal, the latent's shape) is given.
+        Raises ValueError if T or F is no multiple of r. Chapter 07.
+        """
+        r = self.config.reduction
+        if mel.dim() != 4 or mel.shape[2] % r or mel.shape[3] % r:
+            raise ValueError(
+                f"mel must be (B, 1, T, F) with T and F multiples of {r}, not {tuple(mel.shape)}"
+            )
+        mean, log_variance = self.moments(mel)
+        z = mean if eps is None else mean + (0.5 * log_variance).exp() * eps
+        return z * self.config.scaling_factor
+
+    def decode(self, z0: Tensor) -> Tensor:
+        """Restore the log-mel (B, 1, T, F) from the scaled latent z0 (B, C, T/r, F/r). Chapter 07."""
+        return self.decoder(self.post_quant_conv(z0 / self.config.scaling_factor))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.decode(self.encode(mel))
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Negative evidence lower bound with a small KL weight (2112.10752 §3.1): L1 + kl_weight * KL.
+
+        Args:
+            batch: `mel` (B, 1, T, F) and `eps` (B, C, T/r, F/r), standard normal.
+
+        Returns:
+            `loss`, and its parts `l1` and `kl` (nats, mean per mel value and per latent value).
+
+        Chapter 07.
+        """
+        mean, log_variance = self.moments(batch["mel"])
+        z = mean + (0.5 * log_variance).exp() * batch["eps"]
+        mel = self.decoder(self.post_quant_conv(z))
+        l1 = (mel - batch["mel"]).abs().mean()
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).mean()
+        return {"loss": l1 + self.config.kl_weight * kl, "l1": l1.detach(), "kl": kl.detach()}
+
+
+@torch.no_grad()
+def centre(vae: VAE, mean: float, std: float) -> None:
+    """Set first and last convolution of an untrained VAE for inputs of this mean and deviation.
+
+    Log-mels lie around -7 with a deviation near 3; the released weights take them as they are. Starting from
+    convolutions that undo and redo the scale spares the training from learning two constants. Chapter 07.
+    """
+    conv_in, conv_out = vae.encoder.conv_in, vae.decoder.conv_out
+    conv_in.weight /= std
+    conv_in.bias -= mean * conv_in.weight.sum(dim=(1, 2, 3))
+    conv_out.weight *= std
+    conv_out.bias.fill_(mean)
+
+
+@torch.no_grad()
+def standardise(vae: VAE, mean: Tensor, std: Tensor) -> None:
+    """Fold a change of the latent's scale into the two 1x1 convolutions: z becomes (z - mean) / std, exactly.
+
+    One scaling factor leaves some channels wide and others narrow; the diffusion wants every channel at mean 0
+    and variance 1. What is decoded does not change. Args: mean and std of each latent channel, (C,). Chapter 07.
+    """
+    C = vae.config.latent_channels
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std[None, :, None, None]
+    quant.weight[:C] /= std[:, None, None, None]
+    quant.bias[:C] = (quant.bias[:C] - mean) / std
+    quant.bias[C:] -= 2.0 * std.log()
+
+
+VAE.presets = {
+    "tiny": VAEConfig(
+        latent_channels=8,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=1.0,
+        kl_weight=1e-4,
+    ),
+    "colab": VAEConfig(
+        block_out_channels=(64, 128, 256), layers_per_block=2, norm_num_groups=16, scaling_factor=1.0
+    ),
+    "full": VAEConfig(),
+}

@@ -1,0 +1,326 @@
+"""The tokenizer, span corruption and T5 (chapter 11)."""
+
+import pytest
+import torch
+
+from minilib import clap
+from minilib.text import (
+    CLS,
+    EOS,
+    MIN_VOCABULARY,
+    N_SENTINELS,
+    PAD,
+    SENTINEL,
+    SPECIAL_TOKENS,
+    T5,
+    T5Config,
+    T5Encoder,
+    Tokenizer,
+    noise_spans,
+    relative_bucket,
+    span_corrupt,
+)
+
+CAPTIONS = [
+    "a dog barks, then a bell rings",
+    "rain falls softly",
+    "a high bell rings twice",
+    "thunder rolls, then rain falls",
+    "a low engine hums while a bird sings",
+] * 10
+CONFIG = T5Config(
+    vocab_size=400, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=1, num_heads=4
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(CAPTIONS, vocab_size=400)
+
+
+def batch_of_tokens(B: int = 8, S: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(len(SPECIAL_TOKENS), 400, (B, S), generator=generator)
+    length = torch.randint(2, S + 1, (B,), generator=generator)
+    length[0] = S
+    mask = torch.arange(S) < length[:, None]
+    ids[torch.arange(B), length - 1] = EOS
+    return ids.masked_fill(~mask, PAD), mask
+
+
+# --- tokenizer
+
+
+def test_special_ids_are_the_fixed_ones(tokenizer):
+    assert [tokenizer.backend.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(3 + N_SENTINELS))
+    assert (PAD, EOS, CLS, SENTINEL) == (0, 1, 2, 3)
+    assert clap.CLS == CLS
+
+
+def test_encode_ends_with_eos_and_pads_to_the_longest(tokenizer):
+    ids, mask = tokenizer.encode(["rain falls softly", "a dog barks, then a bell rings"])
+    assert ids.dtype == torch.long and mask.dtype == torch.bool and ids.shape == mask.shape
+    length = mask.sum(1)
+    assert int(length.max()) == ids.shape[1]
+    assert ids[torch.arange(2), length - 1].tolist() == [EOS, EOS]
+    assert (ids[~mask] == PAD).all() and (ids[mask] != PAD).all()
+
+
+def test_encode_can_pad_to_max_length(tokenizer):
+    assert tokenizer.encode(["rain"], max_length=40, pad_to_max=True)[0].shape == (1, 40)
+
+
+def test_any_word_comes_back_unchanged(tokenizer):
+    words = ["xylophone", "zürich", "雨が降る", "\U0001f415 woof", "a - b; c/d"]
+    assert tokenizer.decode(tokenizer.encode(words)[0]) == words
+
+
+@pytest.mark.parametrize(
+    "variant", ["A dog barks.", "a  dog\tbarks!", " a dog barks ", "A DOG BARKS ...", "a dog barks"]
+)
+def test_case_spaces_and_closing_marks_do_not_matter(tokenizer, variant):
+    assert torch.equal(tokenizer.encode([variant])[0], tokenizer.encode(["a dog barks"])[0])
+
+
+def test_a_known_word_is_the_same_token_wherever_it_stands(tokenizer):
+    first, later = (tokenizer.encode([c])[0][0].tolist() for c in ("bell", "a bell"))
+    assert first == later[-len(first) :]
+
+
+def test_an_empty_caption_is_eos_alone(tokenizer):
+    for caption in ("", "   ", "..."):
+        ids, mask = tokenizer.encode([caption])
+        assert ids.tolist() == [[EOS]] and mask.tolist() == [[True]]
+
+
+def test_a_caption_that_spells_a_special_token_does_not_become_one(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for t in (tokenizer, Tokenizer.load(tmp_path / "tokenizer.json")):
+        ids, _ = t.encode(["a <pad> b </s> c <cls> <extra_id_0>"])
+        assert (ids[0, :-1] >= len(SPECIAL_TOKENS)).all()
+
+
+def test_a_long_caption_is_refused_by_number_or_cut_on_demand(tokenizer):
+    with pytest.raises(ValueError, match="has 41 tokens, but at most 16 are read"):
+        tokenizer.encode(["rain " * 40], max_length=16)
+    ids, _ = tokenizer.encode(["rain " * 40], max_length=16, truncate=True)
+    assert ids.shape == (1, 16) and ids[0, -1] == EOS
+    assert tokenizer.encode(["rain " * 15], max_length=16)[0].shape == (1, 16)
+
+
+def test_training_is_deterministic_in_the_words_not_their_order():
+    a, b = Tokenizer.train(CAPTIONS, 400), Tokenizer.train(CAPTIONS[::-1], 400)
+    assert a.backend.to_str() == b.backend.to_str()
+
+
+def test_a_saved_tokenizer_loads_equal(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.vocab_size == tokenizer.vocab_size <= 400
+    assert torch.equal(loaded.encode(CAPTIONS)[0], tokenizer.encode(CAPTIONS)[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_a_missing_damaged_or_foreign_tokenizer_is_named(tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Tokenizer.load(tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Tokenizer.load(tmp_path)
+    half = tmp_path / "half.json"
+    half.write_text(tokenizer.backend.to_str()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        Tokenizer.load(half)
+    half.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="damaged"):
+        Tokenizer.load(half)
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(tokenizer.backend.to_str().replace('"<cls>"', '"[CLS]"'))
+    with pytest.raises(ValueError, match="id 2 is not <cls>"):
+        Tokenizer.load(foreign)
+
+
+def test_bad_captions_and_sizes_get_one_sentence(tokenizer):
+    with pytest.raises(TypeError, match=r"must be a list of str, not one str: write \['rain'\]"):
+        tokenizer.encode("rain")
+    with pytest.raises(TypeError, match="one of them is int"):
+        tokenizer.encode(["rain", 3])
+    with pytest.raises(ValueError, match="at least one caption"):
+        tokenizer.encode([])
+    with pytest.raises(ValueError, match="max_length must be at least 1, not 0"):
+        tokenizer.encode(["rain"], max_length=0)
+    with pytest.raises(ValueError, match=f"at least {MIN_VOCABULARY}, not 100"):
+        Tokenizer.train(CAPTIONS, vocab_size=100)
+    with pytest.raises(ValueError, match="at least one caption"):
+        Tokenizer.train([])
+
+
+# --- span corruption
+
+
+def test_noise_hides_the_asked_share_in_spans_of_the_asked_length():
+    mask = torch.ones(200, 61, dtype=torch.bool)
+    noise = noise_spans(mask, torch.Generator().manual_seed(0), rate=0.15, mean_span=3.0)
+    assert (noise.sum(1) == 9).all()  # 15 % of 60 tokens
+    n_spans = (noise & ~torch.nn.functional.pad(noise[:, :-1], (1, 0))).sum(1)
+    assert (n_spans == 3).all()
+    assert noise[:, 1:60].float().mean(0).min() > 0.03  # every place but the first may be hidden
+
+
+def test_noise_never_touches_eos_or_padding_and_always_hides_something():
+    _, mask = batch_of_tokens(B=64)
+    noise = noise_spans(mask, torch.Generator().manual_seed(0), rate=0.5, mean_span=1.0)
+    last = mask.sum(1) - 1
+    assert not noise[torch.arange(64), last].any() and not (noise & ~mask).any()
+    assert (noise.sum(1) >= 1).all()
+
+
+def test_noise_is_the_generators():
+    _, mask = batch_of_tokens()
+    a, b, c = (noise_spans(mask, torch.Generator().manual_seed(s), 0.4) for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_noise_of_empty_and_one_word_captions():
+    mask = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 0]], dtype=torch.bool)
+    assert noise_spans(mask).int().tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
+
+
+def test_span_corrupt_is_the_papers_figure_2():
+    ids = torch.tensor([[30, 31, 32, 33, 34, 35, 36, 37, 38, 39, EOS], [40, 41, EOS] + [PAD] * 8])
+    noise = torch.zeros_like(ids, dtype=torch.bool)
+    noise[0, [2, 3, 8]] = True
+    inputs, targets = span_corrupt(ids, ids != PAD, noise)
+    s = SENTINEL
+    assert inputs.tolist() == [[30, 31, s, 34, 35, 36, 37, s + 1, 39, EOS], [40, 41, EOS] + [PAD] * 7]
+    assert targets.tolist() == [[s, 32, 33, s + 1, 38, s + 2], [s, PAD, PAD, PAD, PAD, PAD]]
+
+
+def test_input_and_target_together_hold_every_token():
+    ids, mask = batch_of_tokens(B=32)
+    noise = noise_spans(mask, torch.Generator().manual_seed(0), rate=0.5, mean_span=2.0)
+    inputs, targets = span_corrupt(ids, mask, noise)
+    for row, masked, target in zip(ids, inputs.tolist(), targets.tolist(), strict=True):
+        spans, sentinel = {}, None
+        for token in filter(None, target):
+            if SENTINEL <= token < SENTINEL + N_SENTINELS:
+                sentinel = token
+            spans.setdefault(sentinel, []).extend([] if token == sentinel else [token])
+        filled = [t for token in masked if token != PAD for t in spans.get(token, [token])]
+        assert filled == row[row != PAD].tolist()
+
+
+def test_bad_noise_gets_one_sentence():
+    ids, mask = batch_of_tokens(S=64)
+    with pytest.raises(ValueError, match="rate must lie between 0 and 1"):
+        noise_spans(mask, rate=1.0)
+    with pytest.raises(ValueError, match="mean_span"):
+        noise_spans(mask, mean_span=0.5)
+    with pytest.raises(ValueError, match="at most 15 spans of a sentence, not 32"):
+        span_corrupt(ids, mask, (torch.arange(64) % 2 == 0).expand_as(ids))
+    noise = noise_spans(mask, rate=0.5, mean_span=1.0)  # would be 32 spans
+    span_corrupt(ids, mask, noise)
+
+
+# --- T5
+
+
+def test_near_distances_have_their_own_bucket_and_far_ones_share():
+    distance = torch.arange(-200, 201)
+    bucket = relative_bucket(distance, n_buckets=32, max_distance=128)
+    assert bucket.min() == 0 and bucket.max() == 31
+    near = bucket[(distance.abs() < 8)]
+    assert len(near.unique()) == 15  # 0, seven to the left, seven to the right
+    assert len(bucket[distance >= 128].unique()) == len(bucket[distance <= -128].unique()) == 1
+    left = relative_bucket(distance, 32, 128, bidirectional=False)
+    assert (left[distance > 0] == 0).all() and left[distance == -15] == 15
+
+
+def test_padding_changes_no_state_of_a_token():
+    torch.manual_seed(0)
+    model = T5Encoder(CONFIG)
+    ids, mask = batch_of_tokens(S=20)
+    states = model(ids, mask)
+    longer = torch.nn.functional.pad(ids, (0, 9), value=77)  # any rubbish under the mask
+    again = model(longer, torch.nn.functional.pad(mask, (0, 9)))[:, :20]
+    assert states.std() > 0.3
+    torch.testing.assert_close(again[mask], states[mask], rtol=1e-5, atol=1e-5)
+    alone = model(ids[1:2, : int(mask[1].sum())])
+    torch.testing.assert_close(alone[0], states[1][mask[1]], rtol=1e-5, atol=1e-5)
+
+
+def test_the_encoder_hears_word_order():
+    torch.manual_seed(0)
+    model = T5Encoder(CONFIG)
+    a = model(torch.tensor([[30, 31, 32, 33]])).mean(1)
+    b = model(torch.tensor([[32, 33, 30, 31]])).mean(1)
+    assert (a - b).norm() / a.norm() > 1e-3
+
+
+def test_the_decoder_sees_no_later_target():
+    torch.manual_seed(0)
+    model = T5(CONFIG)
+    ids, mask = batch_of_tokens()
+    targets = torch.randint(20, 400, (8, 6))
+    changed = targets.clone()
+    changed[:, 4:] = 20
+    a, b = model(ids, mask, targets), model(ids, mask, changed)
+    torch.testing.assert_close(a[:, :5], b[:, :5])  # logits l predict target l from those before it
+    assert not torch.allclose(a[:, 5], b[:, 5])
+
+
+def test_the_first_loss_is_that_of_guessing_and_falls():
+    torch.manual_seed(0)
+    model = T5(CONFIG)
+    ids, mask = batch_of_tokens()
+    batch = {"ids": ids, "mask": mask, "noise": noise_spans(mask, torch.Generator().manual_seed(0))}
+    first = model.loss(batch)
+    assert abs(float(first.detach()) - 6.0) < 1.5  # log 400 = 5.99
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(15):
+        optimiser.zero_grad()
+        model.loss(batch).backward()
+        optimiser.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert model.loss(batch) < 0.6 * first
+
+
+def test_the_loss_takes_its_randomness_from_the_batch():
+    torch.manual_seed(0)
+    model = T5(CONFIG).train()
+    ids, mask = batch_of_tokens()
+    batch = {"ids": ids, "mask": mask, "noise": noise_spans(mask)}
+    assert torch.equal(model.loss(batch), model.loss(batch))
+
+
+def test_the_encoder_that_ships_shares_the_trained_weights(tmp_path):
+    torch.manual_seed(0)
+    model = T5(CONFIG)
+    encoder = model.text_encoder()
+    assert encoder.shared.weight is model.shared.weight
+    encoder.save_pretrained(tmp_path)
+    loaded = T5Encoder.from_pretrained(tmp_path)
+    assert loaded.config == CONFIG
+    ids, mask = batch_of_tokens()
+    assert torch.equal(loaded(ids, mask), model.encoder(model.shared(ids), mask))
+
+
+def test_full_size_is_flan_t5_large_and_tiny_is_small():
+    with torch.device("meta"):
+        assert T5Encoder.preset("full").n_parameters() == 341_231_104
+        assert T5Encoder.preset("tiny").n_parameters() < 1_000_000
+
+
+def test_bad_ids_get_one_sentence():
+    model = T5Encoder(CONFIG)
+    with pytest.raises(
+        ValueError, match=r"ids must be long of shape \(B, S\), not torch.int64 of shape \(3,\)"
+    ):
+        model(torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="ids must be long"):
+        model(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"mask must have the shape of ids, \(2, 3\), not \(2, 4\)"):
+        model(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 4))
+    with pytest.raises(
+        ValueError, match=r"ids must lie in 0 ... 399, the model's vocabulary, not in 5 ... 400"
+    ):
+        model(torch.tensor([[5, 400]]))
