@@ -137,7 +137,7 @@ class MAEEncoder(nn.Module):
 
 
 class MAEDecoder(nn.Module):
-    """Small transformer that restores every patch from the visible ones and a mask token (2207.06405 §3). Chapter 09."""
+    """Small transformer that restores all patches from the visible ones and a mask token (2207.06405). Chapter 09."""
 
     def __init__(self, config: AudioMAEConfig):
         super().__init__()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import multiprocessing
@@ -81,6 +82,16 @@ class AudioFolder:
     def path(self, index: int) -> Path:
         """The file of recording `index`."""
         return self.folder / self.rows[index][self._file_column]
+
+    def by(self, column: str) -> dict[str, AudioFolder]:
+        """The recordings apart for each value of a column; one folder under "" where there is no such column."""
+        parts: dict[str, AudioFolder] = {}
+        for value in sorted({row.get(column, "") for row in self.rows}):
+            chosen = [i for i, row in enumerate(self.rows) if row.get(column, "") == value]
+            parts[value] = copy.copy(self)
+            parts[value].rows = [self.rows[i] for i in chosen]
+            parts[value].captions = [self.captions[i] for i in chosen]
+        return parts
 
     def _keep(self, column: str, wanted: str, keep) -> None:
         if column not in self.rows[0]:

@@ -100,7 +100,7 @@ class Model(nn.Module, PyTorchModelHubMixin):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: the temporary name that is yielded becomes `path` on success only."""
+    """Write a file whole or not at all: the temporary name it yields becomes `path` on success only. Chapter 02."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -110,12 +110,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def to_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Cast a floating-point tensor; leave integer and boolean ones as they are."""
+    """Cast a floating-point tensor; leave integer and boolean ones as they are. Chapter 02."""
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def local_folder(folder: str | Path, **hub: Any) -> Path:
-    """Return a local folder as it is; fetch a hub id `owner/name` (config and safetensors files only)."""
+    """Return a local folder as it is; fetch a hub id `owner/name` (config and safetensors files only). Chapter 02."""
     path = Path(folder)
     if path.is_dir():
         return path
@@ -135,7 +135,7 @@ def local_folder(folder: str | Path, **hub: Any) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; say in one sentence which file is missing or damaged."""
+    """Read a JSON object; say in one sentence which file is missing or damaged. Chapter 02."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the weights folder is not complete")
     try:
@@ -148,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(config_class: type, path: Path) -> Any:
-    """Read a config dataclass that equals the one that was saved."""
+    """Read a config dataclass that equals the one that was saved. Chapter 02."""
     try:
         return as_dataclass(config_class, read_json(path))
     except TypeError as error:
@@ -156,7 +156,7 @@ def read_config(config_class: type, path: Path) -> Any:
 
 
 def as_dataclass(config_class: type, values: dict[str, Any]) -> Any:
-    """Rebuild a dataclass from JSON values: nested dicts become dataclasses, lists become tuples."""
+    """Rebuild a dataclass from JSON values: nested dicts become dataclasses, lists become tuples. Chapter 02."""
     types = typing.get_type_hints(config_class)
     unknown = set(values) - {field.name for field in dataclasses.fields(config_class)}
     if unknown:
@@ -165,7 +165,7 @@ def as_dataclass(config_class: type, values: dict[str, Any]) -> Any:
 
 
 def from_json(expected: Any, value: Any) -> Any:
-    """Turn one JSON value into what the field's type says: a nested dataclass, a tuple, or itself."""
+    """Turn one JSON value into what the field's type says: a nested dataclass, a tuple, or itself. Chapter 02."""
     if isinstance(value, dict) and dataclasses.is_dataclass(expected):
         return as_dataclass(expected, value)
     if isinstance(value, list):
@@ -174,7 +174,7 @@ def from_json(expected: Any, value: Any) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; a pickle or a half-copied file is refused with one sentence."""
+    """Read a safetensors file; a pickle or a half-copied file is refused with one sentence. Chapter 02."""
     if not path.is_file():
         others = sorted(
             p.name for p in path.parent.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -188,7 +188,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    """Raise ValueError unless names and shapes of `state` are exactly those of `model`."""
+    """Raise ValueError unless names and shapes of `state` are exactly those of `model`. Chapter 02."""
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not in this config" for name in state if name not in own]

@@ -161,7 +161,7 @@ def read_backend(path: Path) -> Any:
 
 
 def check_captions(captions: list[str]) -> list[str]:
-    """Return `captions` as a list; raise a sentence unless it is a non-empty list of str."""
+    """Return `captions` as a list; raise a sentence unless it is a non-empty list of str. Chapter 11."""
     if isinstance(captions, str):
         raise TypeError(f"captions must be a list of str, not one str: write [{captions[:40]!r}]")
     captions = list(captions)

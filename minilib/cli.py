@@ -1,0 +1,394 @@
+"""The command line: generate, train, reconstruct, evaluate, vocabulary.
+
+Each command is a function that takes the parsed arguments; what is wrong with them is told in one sentence,
+with exit code 2, before anything is written. Libraries that take a second to import are imported inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minilib.audioldm2 import AudioLDM2, Profile
+
+SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
+STAGES = (
+    "vae",
+    "vocoder",
+    "audiomae",
+    "clap",
+    "text",
+    "gpt",
+    "ldm",
+    "joint",
+)  # of training, as --help names them
+DATA = Path(__file__).resolve().parents[1] / "data"  # of the checkout that this module stands in
+
+# ---------------------------------------------------------------------------------------------------------
+# What the commands understand
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, where argparse repeats the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def command(commands: Any, function: Any, about: str, examples: str) -> argparse.ArgumentParser:
+    """Add a command of the function's name, with its description and examples."""
+    parser = commands.add_parser(
+        function.__name__,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), '  ')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=function)
+    return parser
+
+
+def seed_number(text: str) -> int:
+    """A seed: a whole number that every generator of random numbers takes."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}, not {text!r}")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="minilib",
+        description="AudioLDM 2 in small: sounds from sentences, on two CPU cores.",
+        epilog="minilib COMMAND --help tells what a command takes, with examples.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_generate(commands)
+    add_train(commands)
+    add_reconstruct(commands)
+    add_evaluate(commands)
+    add_vocabulary(commands)
+    return parser
+
+
+def add_weights(add: Any) -> None:
+    """Add --weights, which most commands take."""
+    add("--weights", metavar="DIR", help="folder of trained weights (default: those that ship)")
+
+
+def add_output(add: Any, default: str, more: str = "") -> None:
+    """Add --output, for a sound."""
+    about = f"WAV, FLAC, OGG or MP3 (default: {default}){more}"
+    add("-o", "--output", type=Path, default=Path(default), metavar="FILE", help=about)
+
+
+def add_sampler(add: Any) -> None:
+    """Add --steps and --guidance."""
+    add("--steps", type=int, default=25, help="of the sampler; more is finer and slower (default: 25)")
+    about = "how strictly captions are followed; 1 switches guidance off (default: 3.5)"
+    add("--guidance", type=float, default=3.5, metavar="W", help=about)
+
+
+def add_generate(commands: Any) -> None:
+    """Add the command `generate`."""
+    examples = """
+        minilib generate "a dog barks twice"
+        minilib generate "a bell rings, then rain falls" -o bell.flac --seed 7 --plot bell.png
+        minilib generate "an owl hoots" "the sound of a siren" -o sound.wav    (sound-1.wav and sound-2.wav)
+        minilib generate "a loud drum beat" --candidates 4 --profile
+    """
+    add = command(commands, generate, "make a sound from each caption", examples).add_argument
+    add("captions", nargs="+", metavar="CAPTION", help="what is to be heard, in quotes")
+    add_output(add, "sound.wav", "; several captions get -1, -2, ... before the suffix")
+    add_sampler(add)
+    add("--seconds", type=float, help="length of the sound (default: that of the training clips)")
+    add("--seed", type=seed_number, help="the same seed makes the same sound (default: drawn anew)")
+    about = "make N sounds for each caption, keep the one that CLAP finds most like it (default: 1)"
+    add("--candidates", type=int, default=1, metavar="N", help=about)
+    add_weights(add)
+    add("--plot", type=Path, metavar="PNG", help="draw the mel spectrogram into this file")
+    add("--profile", action="store_true", help="print the seconds that each stage took")
+
+
+def add_train(commands: Any) -> None:
+    """Add the command `train`."""
+    examples = """
+        minilib train all                       (the whole small pipeline, into runs/tiny)
+        minilib train all --resume              (go on where it was stopped)
+        minilib train vae --data recordings     (recordings/metadata.csv: file_name, caption)
+        minilib train judge --out data/weights/judges
+
+        minilib generate "a bell rings" --weights runs/tiny
+    """
+    add = command(commands, train, "train the pipeline, or single stages of it", examples).add_argument
+    about = f"all, or some of {', '.join(STAGES)} (the last three build on the others); "
+    add("stages", nargs="+", metavar="STAGE", help=about + "or judge, the classifier that scores sounds")
+    add("--preset", default="tiny", help="tiny: two CPU cores; colab: one GPU (default: tiny)")
+    about = "captioned recordings to learn from (default: SoundWorld, the built-in corpus)"
+    add("--data", type=Path, metavar="FOLDER", help=about)
+    add("--steps", type=int, metavar="N", help="of every stage (default: the preset's)")
+    about = "for weights, log and checkpoints (default: runs/PRESET)"
+    add("--out", type=Path, metavar="DIR", help=about)
+    add("--resume", action="store_true", help="go on from the last checkpoint")
+    add("--seed", type=seed_number, default=0, help="of weights and batches (default: 0)")
+
+
+def add_reconstruct(commands: Any) -> None:
+    """Add the command `reconstruct`."""
+    about = "send a recording through autoencoder and vocoder, and say what each loses"
+    example = "minilib reconstruct my_recording.wav -o back.wav"
+    add = command(commands, reconstruct, about, example).add_argument
+    add("file", type=Path, metavar="FILE", help="a recording of any rate and length")
+    add_output(add, "reconstruction.wav")
+    add_weights(add)
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add the command `evaluate`."""
+    examples = """
+        minilib evaluate
+        minilib evaluate --n 50 --weights runs/tiny --json results.json
+    """
+    about = "measure how well captions of held-out scenes are followed"
+    add = command(commands, evaluate, about, examples).add_argument
+    add("--n", type=int, default=200, help="scenes of one event, and as many of two (default: 200)")
+    add("--seed", type=seed_number, default=0, help="of scenes and noise (default: 0)")
+    add_sampler(add)
+    add_weights(add)
+    add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
+
+
+def add_vocabulary(commands: Any) -> None:
+    """Add the command `vocabulary`."""
+    about = "list the words and the kinds of sound that the weights know"
+    add_weights(command(commands, vocabulary, about, "minilib vocabulary").add_argument)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The commands
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `minilib`; return 0, or 2 after one sentence on what was wrong, or 130 after Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # whoever read the output has gone, as in `minilib vocabulary | head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        print(f"minilib: {sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nminilib: {getattr(args, 'stopped', 'stopped; nothing was written')}", file=sys.stderr)
+        return 130
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, on one line; the system's errors without their numbers."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Make a sound from each caption, write it, and say with which seed."""
+    sounds = output_files(args.output, len(args.captions), SOUND_FILES)
+    plots = output_files(args.plot, len(args.captions), (".png",)) if args.plot else []
+    began = time.perf_counter()
+    from minilib import audio
+    from minilib.audioldm2 import AudioLDM2, Profile, check_captions, check_numbers
+
+    profile = Profile({"imports": time.perf_counter() - began})
+    check_captions(args.captions, None)
+    check_numbers(args.steps, args.guidance, args.candidates)
+    with profile.measure("load weights"):
+        pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
+    seed = random.randrange(2**32) if args.seed is None else args.seed
+    for caption in args.captions:
+        warn_of_unknown_words(pipe, caption)
+    numbers = {key: getattr(args, key) for key in ("steps", "guidance", "seconds", "candidates")}
+    waves = pipe(args.captions, seed=seed, **numbers)
+    profile.seconds.update(pipe.profile.seconds)
+    with profile.measure("write"):
+        for path, wave in zip(sounds, waves):
+            audio.save(path, wave)
+        for path, wave, caption in zip(plots, waves, args.captions):
+            plot(path, wave, caption)
+    for path, caption in zip(sounds, args.captions):
+        print(f"{path}  {waves.shape[1] / audio.SAMPLE_RATE:.2f} s  {caption}")
+    print(f"seed {seed}")
+    if args.profile:
+        print(f"\n{table(profile)}")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train stages of the pipeline into a folder."""
+    out = args.out or Path("runs") / args.preset
+    again = " ".join(["minilib train", *args.stages, f"--preset {args.preset} --out {out}"])
+    more = "".join(
+        f" --{key} {value}" for key, value in (("data", args.data), ("steps", args.steps)) if value
+    )
+    args.stopped = f"stopped; go on with: {again}{more} --seed {args.seed} --resume"
+    from minilib.training import train_stages
+
+    stages = "all" if args.stages == ["all"] else args.stages
+    options = {key: getattr(args, key) for key in ("preset", "data", "steps", "resume", "seed")}
+    print(f"trained: {train_stages(stages, out=out, **options)}")
+
+
+def reconstruct(args: argparse.Namespace) -> None:
+    """Send a recording through VAE and vocoder, write what comes back, and print what was lost where."""
+    (output,) = output_files(args.output, 1, SOUND_FILES)
+    if output.exists() and args.file.exists() and output.samefile(args.file):
+        raise ValueError(f"--output must be another file than the recording, not {str(output)!r}")
+    from minilib import audio
+    from minilib.audioldm2 import AudioLDM2
+    from minilib.metrics import reconstruction
+
+    wave = audio.load(args.file)
+    pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
+    result = reconstruction(pipe, wave, progress=True)
+    audio.save(output, result["wave"])
+    print(f"{args.file}  {len(wave) / audio.SAMPLE_RATE:.2f} s")
+    print(f"{'log-mel error (dB)':20}{'sound':>8}" + f"{'silence':>10}" * (result["silent_share"] > 0))
+    for name, key in (("VAE", "vae"), ("vocoder", "vocoder"), ("VAE and vocoder", "total")):
+        silent = f"{result[f'{key}_silent_db']:10.2f}" if result["silent_share"] > 0 else ""
+        print(f"{name:20}{result[f'{key}_db']:8.2f}{silent}")
+    if result["silent_share"] > 0:
+        print(f"{result['silent_share']:.0%} of the recording is digital silence, scored apart")
+    print(f"written: {output}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print how well captions are followed: chance < value < ceiling."""
+    output = output_files(args.json, 1, (".json",))[0] if args.json else None
+    import torch
+
+    from minilib import metrics
+    from minilib.audioldm2 import AudioLDM2
+    from minilib.model import replacing
+
+    judge = metrics.Judge.from_pretrained(shipped_judge(), dtype=torch.float32)
+    pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
+    results = metrics.evaluate(pipe, judge.to(pipe.device), args.n, args.seed, args.steps, args.guidance)
+    print(metrics.report(results))
+    if output:
+        with replacing(output) as path:
+            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def vocabulary(args: argparse.Namespace) -> None:
+    """Print the words and classes that the weights know, and a few captions."""
+    from minilib.model import local_folder, read_json
+
+    known = read_json(local_folder(args.weights or shipped_weights()) / "vocabulary.json")
+    classes, words, captions = (known.get(key, []) for key in ("classes", "words", "captions"))
+    if classes:
+        print(f"{len(classes)} kinds of sound:\n{in_columns(classes)}\n")
+    print(f"{len(words)} words:\n{in_columns(words)}\n")
+    print("captions such as:\n" + "\n".join(f"  {caption}" for caption in captions[-5:]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What they share
+
+
+def shipped_weights() -> Path:
+    """The folder of the weights that come with the repository."""
+    return shipped("tiny", "give a folder with --weights, or train some with: minilib train all")
+
+
+def shipped_judge() -> Path:
+    """The folder of the judge that comes with the repository."""
+    return shipped("judges/judge", "train one with: minilib train judge --out data/weights/judges")
+
+
+def shipped(name: str, remedy: str) -> Path:
+    """A folder of data/weights, or a sentence on what to do without it."""
+    folder = DATA / "weights" / name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the weights that ship are not here ({folder} is missing): {remedy}")
+    return folder
+
+
+def output_files(path: Path, n: int, suffixes: Sequence[str]) -> list[Path]:
+    """The n files to be written, `name-1.wav`, `name-2.wav`, ... where there are several; checked beforehand."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"the output must end in {' or '.join(suffixes)}, not {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"the output {str(path)!r} can't be written: there is no folder {str(path.parent)!r}"
+        )
+    paths = [path.with_stem(f"{path.stem}-{i + 1}") for i in range(n)] if n > 1 else [path]
+    for file in paths:
+        if file.is_dir():
+            raise ValueError(f"the output {str(file)!r} can't be written: it is a folder")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()  # asks the disk itself: permissions say too little
+    except OSError as error:
+        raise ValueError(f"the output {str(path)!r} can't be written: {error.strerror}") from error
+    return paths
+
+
+def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:
+    """Say which words of a caption the weights don't know, and what is near that they do."""
+    from minilib.metrics import nearest_captions
+
+    unknown = pipe.unknown_words(caption)
+    if unknown:
+        near = " or ".join(f'"{other}"' for other in nearest_captions(pipe, caption))
+        words = ", ".join(f'"{word}"' for word in unknown)
+        print(f"minilib: these weights don't know {words}; near that they know: {near}", file=sys.stderr)
+
+
+def plot(path: Path, wave: Tensor, caption: str) -> None:
+    """Draw the mel spectrogram of a wave (N,) into a PNG, whole or not at all."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from minilib import show
+    from minilib.model import replacing
+
+    with rc_context(show.look()):
+        figure = Figure()
+        axes = figure.add_subplot()
+        show.mel(wave, ax=axes)
+        axes.set_title(textwrap.fill(caption, 80), parse_math=False)
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+    with replacing(path) as temporary:
+        temporary.write_bytes(png.getvalue())
+
+
+def table(profile: Profile) -> str:
+    """Seconds of each stage, and their sum."""
+    rows = [*profile.seconds.items(), ("total", sum(profile.seconds.values()))]
+    return "\n".join(
+        ["stage             seconds", *(f"{stage:14}{seconds:11.3f}" for stage, seconds in rows)]
+    )
+
+
+def in_columns(words: Sequence[str]) -> str:
+    """Words in columns, read downwards, as wide as the terminal."""
+    width = 2 + max(map(len, words), default=0)
+    n_columns = max(1, (min(shutil.get_terminal_size().columns, 100) - 2) // width)
+    n_rows = -(-len(words) // n_columns)
+    rows = ("".join(f"{word:{width}}" for word in words[row::n_rows]) for row in range(n_rows))
+    return "\n".join(f"  {row.rstrip()}" for row in rows)

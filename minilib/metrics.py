@@ -1,0 +1,396 @@
+"""Measuring what was generated: a judge trained apart, spectral errors in decibels, and tables that say
+chance < value < ceiling.
+
+A number means little alone. Beside each stands what guessing would score (chance), what the same judge says of
+clean renders of the same scenes (ceiling), and what it says when the captions are shuffled (control).
+Chapter 17 builds this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from minilib import audio
+from minilib.audioldm2 import AudioLDM2
+from minilib.model import Model
+from minilib.soundworld import CLASSES, SoundWorld
+
+BATCH = 16  # sounds that are made or scored together
+CHUNK = 3072  # frames, 30.72 s: longer recordings are reconstructed in pieces of this length ...
+CONTEXT = 128  # ... that see this many frames more on either side; a multiple of every VAE's reduction
+SHORTEST = 8  # frames: shorter recordings are padded, the STFT needs 513 samples
+
+# ---------------------------------------------------------------------------------------------------------
+# The judge
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Sizes of the judge. Chapter 17."""
+
+    classes: tuple[str, ...]  # what it tells apart, in the order of its logits
+    channels: tuple[int, ...] = (16, 32, 64, 128, 192)  # of each block; each halves time and frequency
+    mel_mean: float = -6.8  # of SoundWorld's log-mel: the network sees zero mean ...
+    mel_std: float = 2.8  # ... and unit variance
+
+
+class JudgeBlock(nn.Module):
+    """A convolution with batch norm and ReLU, then the larger of each two by two. Chapter 17."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, pool: int):
+        super().__init__()
+        self.conv = nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(n_out)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, n_in, T, F) -> (B, n_out, T / stride / pool, F / stride / pool)."""
+        return F.max_pool2d(F.relu(self.norm(self.conv(x))), self.pool)
+
+
+class Judge(Model):
+    """A small convolutional classifier that hears which class a sound is of. Chapter 17.
+
+    It learns from clean renders, apart from all that it judges, and never hears a generated sound before it
+    has to judge one.
+    """
+
+    config_class = JudgeConfig
+
+    def __init__(self, config: JudgeConfig):
+        super().__init__(config)
+        widths, last = (1, *config.channels), len(config.channels) - 1
+        self.blocks = nn.ModuleList(
+            JudgeBlock(widths[i], widths[i + 1], *((5, 2) if i == 0 else (3, 1)), pool=1 if i == last else 2)
+            for i in range(len(config.channels))
+        )
+        self.head = nn.Linear(2 * widths[-1], len(config.classes))
+        self.reduction = 2 ** len(config.channels)  # frames to one frame of the last block
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Logits (B, K) of the classes from a log-mel (B, 1, T, F), T at least 32 frames."""
+        if mel.ndim != 4 or mel.shape[1] != 1 or min(mel.shape[2:]) < self.reduction:
+            least = f"(B, 1, T, F), T and F at least {self.reduction}"
+            raise ValueError(f"mel must have shape {least}, not {tuple(mel.shape)}")
+        x = (mel - self.config.mel_mean) / self.config.mel_std
+        for block in self.blocks:
+            x = block(x)
+        x = x.flatten(2)  # (B, C, T' * F')
+        return self.head(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1))  # the whole and the loudest spot
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy, in nats, of `mel` (B, 1, T, F) and the numbers of the classes, `label` (B,)."""
+        return F.cross_entropy(self(batch["mel"]), batch["label"])
+
+    @torch.no_grad()
+    def hear(self, waves: Tensor) -> Tensor:
+        """Number of the likeliest class (B,) for each waveform (B, N)."""
+        mels = (audio.log_mel(batch.to(self.device)) for batch in waves.split(BATCH))
+        return torch.cat([self(mel).argmax(dim=1).cpu() for mel in mels])
+
+
+# One size for all presets: the measure must not change with what it measures.
+Judge.presets = dict.fromkeys(("tiny", "colab", "full"), JudgeConfig(classes=tuple(CLASSES)))
+
+# ---------------------------------------------------------------------------------------------------------
+# Spectral errors
+
+
+def spectral_error(mel_a: Tensor, mel_b: Tensor, wave: Tensor | None = None) -> dict[str, float]:
+    """Mean |difference| of two log-mels in decibels, digital silence scored apart.
+
+    Where every sample under a frame is exactly 0, the log-mel is at its floor of -100 dB, which no model
+    reaches and no ear hears: such frames say nothing of how well a sound is kept.
+
+    Args:
+        mel_a, mel_b: (B, 1, T, F) as from `audio.log_mel`.
+        wave: (B, N) of which one of them is the log-mel; None counts no frame as silent.
+    Returns:
+        `db` of all other frames, `silent_db` of the silent ones (each 0 where there are none), and
+        `silent_share`, how many frames are silent, 0 to 1.
+    Raises:
+        ValueError: the shapes differ, or `wave` is too short for the frames.
+
+    Chapter 17.
+    """
+    if mel_a.shape != mel_b.shape or mel_a.ndim != 4:
+        raise ValueError(
+            f"mel_a and mel_b must both be (B, 1, T, F); given {tuple(mel_a.shape)} and {tuple(mel_b.shape)}"
+        )
+    error = audio.decibels((mel_a - mel_b).abs()).mean(dim=(1, 3))  # (B, T)
+    nowhere = torch.zeros_like(error, dtype=torch.bool)
+    silent = nowhere if wave is None else silent_frames(wave, error.shape[1])
+    return {
+        "db": float(error[~silent].mean()) if not silent.all() else 0.0,
+        "silent_db": float(error[silent].mean()) if silent.any() else 0.0,
+        "silent_share": float(silent.float().mean()),
+    }
+
+
+def silent_frames(wave: Tensor, T: int) -> Tensor:
+    """Which of the first T frames of the STFT see nothing but zeros: wave (B, N) -> (B, T) bool. Chapter 17."""
+    if wave.ndim != 2 or wave.shape[1] // audio.HOP < T:
+        raise ValueError(f"wave must be (B, N) with N >= {T * audio.HOP} samples; given {tuple(wave.shape)}")
+    sounding = (wave != 0).float()  # (B, N)
+    heard = F.max_pool1d(sounding, audio.N_FFT, audio.HOP, padding=audio.N_FFT // 2)  # (B, N // HOP + 1)
+    return heard[:, :T] == 0
+
+
+@torch.no_grad()
+def reconstruction(pipe: AudioLDM2, wave: Tensor, progress: bool = False) -> dict[str, Any]:
+    """Send a recording through VAE and vocoder and back, and measure what each step loses.
+
+    Recordings above 30 s go in pieces, each with 1.28 s of its surroundings: the memory stays small, and the
+    result differs a little from that of one pass, for the VAE attends to the whole of what it is given.
+
+    Args:
+        pipe: whose VAE and vocoder are measured.
+        wave: (N,) or (1, N) at 16 kHz, N from 1 sample on.
+        progress: show a bar over the pieces of a long recording.
+    Returns:
+        `wave` (N,), the reconstruction; the L1 distance from the recording's log-mel in decibels after the
+        VAE (`vae_db`), after the vocoder on the true log-mel (`vocoder_db`), after both (`total_db`), the same
+        where the recording is digital silence (`vae_silent_db`, …), and `silent_share`.
+    Raises:
+        ValueError: `wave` is not one waveform.
+
+    Chapter 17.
+    """
+    if wave.numel() == 0 or wave.ndim > 2 or wave.shape[:-1].numel() != 1:
+        raise ValueError(f"wave must be (N,) or (1, N) with at least one sample; given {tuple(wave.shape)}")
+    n_samples, n_scored = wave.shape[-1], -(-wave.shape[-1] // audio.HOP)
+    n_padded = max(SHORTEST, n_scored) * audio.HOP
+    frames = F.pad(wave.reshape(1, -1), (0, n_padded - n_samples)).unflatten(1, (-1, audio.HOP))
+    step = partial(in_chunks, device=pipe.device, progress=progress)
+    hear = lambda frames: audio.log_mel(frames.flatten(1))[:, 0]  # (1, T, HOP) -> (1, T, F)
+
+    def speak(mel: Tensor) -> Tensor:  # (1, T, F) -> (1, T, HOP)
+        return pipe.vocoder(mel[:, None])[:, : mel.shape[1] * audio.HOP].unflatten(1, (-1, audio.HOP))
+
+    mel = step(hear, frames)
+    vae_mel = step(lambda mel: pipe.reconstruct(mel[:, None])[:, 0], mel)
+    result = step(speak, vae_mel)
+    mels = {"vae": vae_mel, "vocoder": step(hear, step(speak, mel)), "total": step(hear, result)}
+    found: dict[str, Any] = {"wave": result.flatten()[:n_samples]}
+    for name, other in mels.items():
+        error = spectral_error(mel[:, None, :n_scored], other[:, None, :n_scored], frames.flatten(1))
+        found |= {f"{name}_db": error["db"], f"{name}_silent_db": error["silent_db"]}
+        found["silent_share"] = error["silent_share"]
+    return found
+
+
+def in_chunks(
+    function: Callable[[Tensor], Tensor], x: Tensor, device: torch.device, progress: bool = False
+) -> Tensor:
+    """Apply a function of frames, (1, T, C) -> (1, T, C'), to pieces of a recording and their surroundings.
+
+    Args:
+        function: gives one frame for each; x: (1, T, C); device: where it runs; progress: show a bar.
+
+    Chapter 17.
+    """
+    T, pieces = x.shape[1], []
+    starts = range(0, T, CHUNK)
+    for start in tqdm(starts, unit="piece", leave=False, disable=not progress or len(starts) == 1):
+        before = min(start, CONTEXT)
+        y = function(x[:, start - before : start + CHUNK + CONTEXT].to(device)).cpu()
+        pieces.append(y[:, before : before + min(CHUNK, T - start)])
+    return torch.cat(pieces, dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Are captions followed?
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes to be generated and judged: captions (n), clean renders (n, N), classes (n, 1 or 2). Chapter 17."""
+
+    captions: list[str]
+    waves: Tensor
+    labels: Tensor
+
+    def shuffled(self, seed: int) -> Scenes:
+        """The same scenes in an order that leaves none at its place."""
+        order = torch.randperm(len(self.captions), generator=torch.Generator().manual_seed(seed))
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)  # a ring through all scenes: each is followed by another one
+        return Scenes([self.captions[i] for i in other], self.waves[other], self.labels[other])
+
+
+def held_out_scenes(judge: Judge, n: int, seed: int, seconds: float, n_events: int) -> Scenes:
+    """Draw scenes that training never had: combinations of attributes, or ordered pairs of classes. Chapter 17."""
+    world = SoundWorld("test", seed=seed, seconds=seconds, pairs=float(n_events - 1))
+    clips = [world[i] for i in range(n)]
+    number = {name: i for i, name in enumerate(judge.config.classes)}
+    unknown = {event.name for clip in clips for event in clip.scene.events} - set(number)
+    if unknown:
+        raise ValueError(f"judge does not know {', '.join(sorted(unknown))}: train it on the same SoundWorld")
+    labels = torch.tensor([[number[event.name] for event in clip.scene.events] for clip in clips])
+    return Scenes([clip.caption for clip in clips], torch.stack([clip.wave for clip in clips]), labels)
+
+
+def judged(judge: Judge, waves: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Which sounds are of the wanted classes: for each question a (n,) tensor of 0 and 1.
+
+    One event: `class` is right in the whole clip. Two: the `first` half is of the first class, the `second` of
+    the second, `both` of them are; `any` also takes them the other way round.
+
+    Args:
+        waves: (n, N); labels: (n, 1) or (n, 2), numbers of classes in the order of the events.
+
+    Chapter 17.
+    """
+    if labels.shape[1] == 1:
+        return {"class": (judge.hear(waves) == labels[:, 0]).float()}
+    half = waves.shape[1] // 2
+    heard = torch.stack([judge.hear(waves[:, :half]), judge.hear(waves[:, half : 2 * half])], dim=1)  # (n, 2)
+    right, swapped = heard == labels, heard.flip(1) == labels
+    answers = {
+        "first": right[:, 0],
+        "second": right[:, 1],
+        "both": right.all(dim=1),
+        "any": right.all(dim=1) | swapped.all(dim=1),
+    }
+    return {name: answer.float() for name, answer in answers.items()}
+
+
+def chance(n_classes: int) -> dict[str, float]:
+    """What guessing each class at random would score, question by question. Chapter 17."""
+    one = 1 / n_classes
+    return {"class": one, "first": one, "second": one, "both": one**2, "any": 2 * one**2}
+
+
+@torch.no_grad()
+def clap_scores(pipe: AudioLDM2, waves: Tensor, captions: list[str]) -> Tensor:
+    """Cosine (n,) of each sound (n, N) with its caption, as the pipeline's own CLAP sees them. Chapter 17."""
+    sounds = torch.cat([pipe.embed_waves(batch.to(pipe.device)) for batch in waves.split(BATCH)])
+    return (sounds * pipe.encode(captions).clap[0][:, 0]).sum(dim=1).cpu()
+
+
+def scores(pipe: AudioLDM2, judge: Judge, waves: Tensor, scenes: Scenes) -> dict[str, Tensor]:
+    """All that is asked of sounds (n, N) that should be these scenes: (n,) for each question. Chapter 17."""
+    return {**judged(judge, waves, scenes.labels), "clap": clap_scores(pipe, waves, scenes.captions)}
+
+
+def evaluate(
+    pipe: AudioLDM2,
+    judge: Judge,
+    n: int = 200,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float = 3.5,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Generate held-out scenes of one and of two events, and ask the judge and CLAP whether captions are followed.
+
+    Args:
+        pipe, judge: what is measured, and who measures.
+        n: scenes of each kind, 2 or more; seed: of the scenes and of the noise.
+        steps, guidance: as for the pipeline.
+        progress: show a bar over the sounds.
+    Returns:
+        a flat dictionary: for every question (`single.class`, `pair.first`, `pair.second`, `pair.both`,
+        `pair.any`, `single.clap`, `pair.clap`) its mean over the scenes, and under the same name after a prefix
+        `chance.` (guessing), `control.` (the same sounds, captions shuffled), `roundtrip.` (clean renders
+        through VAE and vocoder), `ceiling.` (clean renders) and `se.` (standard error of the mean).
+    Raises:
+        ValueError: `n` is below 2, or steps or guidance are not as the pipeline takes them.
+
+    Chapter 17.
+    """
+    if not isinstance(n, int) or n < 2:
+        raise ValueError(f"n must be a whole number, 2 or more, not {n}")
+    results: dict[str, float] = {"n": n, "seed": seed, "steps": steps, "guidance": guidance}
+    with tqdm(total=2 * n, desc="evaluate", unit="sound", disable=not progress) as bar:
+        for kind, n_events in (("single", 1), ("pair", 2)):
+            scenes = held_out_scenes(judge, n, seed, pipe.seconds, n_events)
+            generated = generate(pipe, scenes.captions, seed, steps, guidance, bar)
+            rounds = {
+                "": scores(pipe, judge, generated, scenes),
+                "control.": scores(pipe, judge, generated, scenes.shuffled(seed)),
+                "roundtrip.": scores(pipe, judge, round_trip(pipe, scenes.waves), scenes),
+                "ceiling.": scores(pipe, judge, scenes.waves, scenes),
+            }
+            for prefix, answers in rounds.items():
+                results |= {f"{prefix}{kind}.{name}": float(x.mean()) for name, x in answers.items()}
+            guesses = chance(len(judge.config.classes))
+            results |= {f"chance.{kind}.{name}": guesses[name] for name in rounds[""] if name in guesses}
+            # of a share p this is the binomial one, sqrt(p (1 - p) / n)
+            results |= {f"se.{kind}.{k}": float(x.std(correction=0)) / n**0.5 for k, x in rounds[""].items()}
+    return results
+
+
+def generate(
+    pipe: AudioLDM2, captions: list[str], seed: int, steps: int, guidance: float, bar: Any
+) -> Tensor:
+    """Generate one sound for each caption, batch by batch: (n, N). Chapter 17."""
+    generator, waves = torch.Generator().manual_seed(seed), []
+    for start in range(0, len(captions), BATCH):
+        some = captions[start : start + BATCH]
+        latents = torch.randn(pipe.latent_shape(len(some), pipe.n_samples(None)), generator=generator)
+        waves.append(pipe(some, steps=steps, guidance=guidance, latents=latents, progress=False))
+        bar.update(len(some))
+    return torch.cat(waves)
+
+
+@torch.no_grad()
+def round_trip(pipe: AudioLDM2, waves: Tensor) -> Tensor:
+    """Sounds (n, N) through VAE and vocoder and back: the best that any latent could give. Chapter 17."""
+    mels = (audio.log_mel(batch.to(pipe.device)) for batch in waves.split(BATCH))
+    return torch.cat([pipe.vocoder(pipe.reconstruct(mel))[:, : waves.shape[1]].cpu() for mel in mels])
+
+
+def report(results: dict[str, float]) -> str:
+    """What `evaluate` found, as a table to read: chance < value < ceiling. Chapter 17."""
+    about = (
+        "{n} held-out scenes of one event and {n} of two; {steps} steps, guidance {guidance:g}, seed {seed}"
+    )
+    table = f"{'':13}{'chance':>9}{'control':>10}{'value':>17}{'round trip':>13}{'ceiling':>10}\n"
+    for question in (key.removeprefix("ceiling.") for key in results if key.startswith("ceiling.")):
+        guess = results.get(f"chance.{question}")
+        control, back, ceiling = (results[f"{k}.{question}"] for k in ("control", "roundtrip", "ceiling"))
+        value = f"{results[question]:.3f} ± {results[f'se.{question}']:.3f}"
+        table += f"{question:13}{'-' if guess is None else f'{guess:.3f}':>9}{control:10.3f}"
+        table += f"{value:>17}{back:13.3f}{ceiling:10.3f}\n"
+    legend = """chance: guessing. control: the same sounds, captions shuffled. value: the sounds, ± standard error.
+round trip: clean renders through VAE and vocoder. ceiling: clean renders. clap: cosine of sound and caption."""
+    return f"{about.format(**results)}\n\n{table}\n{legend}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Captions near to one
+
+
+@torch.no_grad()
+def nearest_captions(pipe: AudioLDM2, caption: str, n: int = 3) -> list[str]:
+    """The n known captions most like this one: by shared words, then by the cosine of CLAP's text tower.
+
+    Args:
+        pipe: `pipe.vocabulary["captions"]` holds what it knows; without it the result is empty.
+        caption: any sentence that the encoders read.
+
+    Chapter 17.
+    """
+    known = list(pipe.vocabulary.get("captions", ()))
+    if not known:
+        return []
+    spoken = set(split_words(caption))
+    shared = torch.tensor([len(spoken & set(split_words(other))) for other in known])
+    embedded = pipe.encode([caption, *known]).clap[0][:, 0].cpu()  # (1 + n_known, D)
+    cosine = embedded[1:] @ embedded[0]
+    order = sorted(range(len(known)), key=lambda i: (-int(shared[i]), -float(cosine[i])))
+    return [known[i] for i in order[:n]]
+
+
+def split_words(caption: str) -> list[str]:
+    """The words of a caption, in small letters and without punctuation. Chapter 17."""
+    return [word.strip(".,;:!?\"'()").lower() for word in caption.split()]

@@ -1,0 +1,220 @@
+"""Whole runs: the recipes of a preset, the data, and every stage in turn into a folder that ends as a pipeline.
+
+Chapter 16 builds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minilib.audioldm2 import load_part, save_description
+from minilib.data import OPEN_LICENCES, AudioFolder, Corpus
+from minilib.model import read_json, replacing
+from minilib.soundworld import CLASSES, SoundWorld, plain, vocabulary
+from minilib.text import Tokenizer
+from minilib.training.loop import Recipe, log, train
+from minilib.training.stages import ALL_STAGES, STAGES, TrainingData
+
+
+@dataclass(frozen=True)
+class Run:
+    """A preset's training: its data and a recipe for each stage. Chapter 16."""
+
+    n_clips: int  # clips of SoundWorld that the stages see
+    seconds: float
+    recipes: dict[str, Recipe]
+
+
+RUNS = {
+    "tiny": Run(
+        n_clips=8000,
+        seconds=2.56,
+        recipes={
+            "vae": Recipe(steps=6500, batch_size=4, lr=2e-3, crop=64, recorded=0.75, ema=0.995),
+            "vocoder": Recipe(steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
+            "audiomae": Recipe(steps=320, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99),
+            "clap": Recipe(steps=220, batch_size=64, lr=1e-3, ema=0.99),
+            "text": Recipe(steps=400, batch_size=64, lr=2e-3),
+            "gpt": Recipe(steps=500, batch_size=64, lr=1e-3, ema=0.99),
+            "ldm": Recipe(steps=370, batch_size=32, lr=8e-4, ema=0.99),
+            "joint": Recipe(steps=330, batch_size=32, lr=5e-4, ema=0.99),
+            "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
+        },
+    ),
+    "colab": Run(
+        n_clips=40000,
+        seconds=10.24,
+        recipes={
+            "vae": Recipe(
+                steps=20000, batch_size=16, recorded=0.5, lr=5e-4, crop=128, ema=0.999, precision="bf16"
+            ),
+            "vocoder": Recipe(steps=20000, batch_size=16, recorded=0.5, lr=2e-4, crop=64, ema=0.999),
+            "audiomae": Recipe(
+                steps=10000, batch_size=64, recorded=0.5, lr=5e-4, ema=0.999, precision="bf16"
+            ),
+            "clap": Recipe(steps=5000, batch_size=128, lr=5e-4, ema=0.999, precision="bf16"),
+            "text": Recipe(steps=5000, batch_size=128, lr=1e-3, precision="bf16"),
+            "gpt": Recipe(steps=10000, batch_size=64, lr=3e-4, ema=0.999, precision="bf16"),
+            "ldm": Recipe(steps=20000, batch_size=32, lr=2e-4, ema=0.9995, precision="bf16"),
+            "joint": Recipe(steps=10000, batch_size=32, lr=1e-4, ema=0.9995, precision="bf16"),
+            "judge": Recipe(steps=2000, batch_size=64, lr=1e-3),
+        },
+    ),
+}
+
+
+def train_stages(
+    stages: str | list[str],
+    preset: str = "tiny",
+    out: str | Path = "runs/tiny",
+    data: str | Path | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Train stages in turn and write each finished part into `out`, which ends as a pipeline. Chapter 16.
+
+    Args:
+        stages: "all", or names of stages; what a stage needs is taken from `out`.
+        preset: "tiny" or "colab".
+        out: folder of the parts, the log and the checkpoints.
+        data: folder of captioned recordings; None for SoundWorld.
+        steps: of every stage, instead of the recipe's.
+        resume: skip finished stages and go on from a stage's last checkpoint.
+        seed: of weights and batches.
+
+    Raises:
+        ValueError: unknown stage or preset, steps below 1, or data without captions.
+        FileNotFoundError: a stage needs a part that is not there yet.
+    """
+    names = list(ALL_STAGES) if stages == "all" else [stages] if isinstance(stages, str) else list(stages)
+    check_run(names, preset, steps)
+    out, run = Path(out), RUNS[preset]
+    finished = read_json(out / "finished.json") if resume and (out / "finished.json").is_file() else {}
+    training_data = None
+    for name in names:
+        if name in finished:
+            print(f"{name}: finished before, {finished[name]['steps']} steps")
+            continue
+        check_needs(out, name)
+        if training_data is None:
+            training_data = prepare_data(run, out, data, seed)
+            log(out, opening_line(preset, seed, training_data))
+        recipe = replace(run.recipes[name], steps=steps) if steps else run.recipes[name]
+        run_stage(name, preset, recipe, training_data, out, seed, resume, progress)
+    return out
+
+
+def run_stage(
+    name: str,
+    preset: str,
+    recipe: Recipe,
+    data: TrainingData,
+    out: Path,
+    seed: int,
+    resume: bool,
+    progress: bool,
+) -> None:
+    """Train one stage, save what it makes, and note that it is finished. Chapter 16."""
+    began = time.monotonic()
+    parts = {part: load_part(out, part, torch.float32) for part in STAGES[name].needs}
+    stage = STAGES[name](preset, recipe, data, parts, seed)
+    train(stage, out, resume, progress)
+    for part, model in stage.finish().items():
+        model.save_pretrained(out / part, dtype=torch.float16)
+        data.features.pop(part, None)
+    seconds = time.monotonic() - began
+    note_finished(out, name, {"steps": recipe.steps, "seconds": round(seconds), "recipe": asdict(recipe)})
+    log(out, f"{name:9s} finished: {recipe.steps} steps in {seconds:.0f} s, caches included")
+    (out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+
+
+def opening_line(preset: str, seed: int, data: TrainingData) -> str:
+    """What a run is made with and of, for its log. Chapter 16."""
+    heard = f"{len(data.corpus)} clips"
+    if data.recordings:
+        heard += f" and {sum(map(len, data.recordings))} pieces of recordings"
+    return (
+        f"preset {preset}, seed {seed}, torch {torch.__version__}, {torch.get_num_threads()} threads, {heard}"
+    )
+
+
+def note_finished(out: Path, name: str, values: dict[str, Any]) -> None:
+    """Add a stage to the list of finished ones. Chapter 16."""
+    path = out / "finished.json"
+    finished = read_json(path) if path.is_file() else {}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**finished, name: values}, indent=1) + "\n")
+
+
+def check_run(names: list[str], preset: str, steps: int | None) -> None:
+    """Raise ValueError for stages, presets and numbers of steps that there are not. Chapter 16."""
+    for name in names:
+        if name not in STAGES:
+            raise ValueError(f"stage must be all or one of {', '.join(STAGES)}, not {name!r}")
+    if preset not in RUNS:
+        raise ValueError(f"preset must be one of {', '.join(RUNS)}, not {preset!r}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {steps}")
+
+
+def check_needs(out: Path, name: str) -> None:
+    """Raise FileNotFoundError where a part that the stage builds on has not been trained. Chapter 16."""
+    for part in STAGES[name].needs:
+        if not (out / part / "config.json").is_file():
+            maker = next(stage for stage in STAGES.values() if part in stage.makes).name
+            raise FileNotFoundError(
+                f"stage {name} needs {part}, which is not in {out}: train stage {maker} there first"
+            )
+
+
+def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> TrainingData:
+    """Clips, captions, tokenizer and recordings for a run, kept in `out` for the next one. Chapter 16."""
+    if folder is None:
+        corpus = cached_soundworld(run, out / "cache", seed)
+        words = {"words": vocabulary(), "classes": sorted(CLASSES), "captions": known_captions(corpus)}
+    else:
+        corpus = Corpus.from_folder(AudioFolder(folder), run.seconds)
+        spoken = {
+            word.strip(".,;:!?\"'()").lower() for caption in corpus.captions for word in caption.split()
+        }
+        words = {
+            "words": sorted(spoken - {""}),
+            "classes": [],
+            "captions": sorted(set(corpus.captions))[:200],
+        }
+    tokenizer = Tokenizer.train(corpus.captions)
+    save_description(out, tokenizer, run.seconds, words)
+    return TrainingData(corpus, tokenizer, recordings(run.seconds) if folder is None else [])
+
+
+def cached_soundworld(run: Run, cache: Path, seed: int) -> Corpus:
+    """The training clips of SoundWorld, rendered once and kept on disk. Chapter 16."""
+    path = cache / f"soundworld-{run.n_clips}-{run.seconds}-{seed}"
+    if not path.is_dir():
+        world = SoundWorld("train", seed=seed, seconds=run.seconds)
+        Corpus.from_soundworld(world, run.n_clips, workers=os.cpu_count() or 1).save(path)
+    return Corpus.load(path)
+
+
+def known_captions(corpus: Corpus) -> list[str]:
+    """Captions to suggest: the plain one of every class, then some of the corpus. Chapter 16."""
+    return [plain(name) for name in sorted(CLASSES)] + sorted(set(corpus.captions[:300]))
+
+
+def recordings(seconds: float) -> list[Corpus]:
+    """Openly licensed recordings in the folder that MINILIB_REALAUDIO names, kind by kind. Chapter 16."""
+    folder = os.environ.get("MINILIB_REALAUDIO")
+    if not folder:
+        print("MINILIB_REALAUDIO is not set: VAE, vocoder and AudioMAE hear SoundWorld only")
+        return []
+    kinds = AudioFolder(folder, part="train", licences=OPEN_LICENCES, captions=False).by("category")
+    return [Corpus.from_folder(kind, seconds, progress=False) for kind in kinds.values()]

@@ -1,0 +1,379 @@
+"""The stages of AudioLDM 2 in the paper's order (2308.05734 §3.4): what each one trains, on which batches.
+
+vae, vocoder and audiomae hear sound alone; clap and text read captions; gpt learns to write the LOA, ldm to turn true
+LOA into latents; joint tunes these two together. The judge stands apart. Chapter 16 builds them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from minilib import audio
+from minilib.audioldm2 import MAX_TOKENS
+from minilib.audiomae import AudioMAE
+from minilib.clap import CLAP
+from minilib.data import Corpus
+from minilib.gpt import LOARegressor
+from minilib.metrics import Judge
+from minilib.model import Model
+from minilib.soundworld import SoundWorld
+from minilib.text import T5, Tokenizer, noise_spans
+from minilib.training.loop import Recipe
+from minilib.unet import UNet
+from minilib.vae import VAE, centre, standardise
+from minilib.vocoder import HiFiGAN, Vocos
+
+P_EMPTY = 0.1  # share of the conditions that are emptied, for classifier-free guidance
+P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
+MEL_MEAN, MEL_STD = -7.0, 3.0  # about, of SoundWorld's log-mels and of recordings
+VOCODERS = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}
+
+
+@dataclass
+class TrainingData:
+    """What the stages learn from: captioned clips, and recordings without captions if there are any. Chapter 16."""
+
+    corpus: Corpus  # clips with captions, all of one length
+    tokenizer: Tokenizer
+    recordings: list[Corpus] = field(default_factory=list)  # by kind; heard by VAE, vocoder and AudioMAE only
+    features: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # LOA and latents of all clips, kept between stages
+
+    def waves(self, n: int, recorded: float, generator: torch.Generator) -> Tensor:
+        """Draw n clips (n, N), this share of them recordings, where there are any: a kind, a clip and a gain each."""
+        n_recorded = round(n * recorded) if self.recordings else 0
+        waves = [self.corpus.wave(draw(len(self.corpus), n - n_recorded, generator))]
+        for kind in torch.randint(len(self.recordings) or 1, (n_recorded,), generator=generator).tolist():
+            clip = self.recordings[kind].wave(draw(len(self.recordings[kind]), 1, generator))
+            gain = 10.0 ** (0.6 * torch.rand((), generator=generator) - 0.45)  # -9 to +3 dB
+            waves.append((clip * gain).clamp(-1.0, 1.0))
+        return torch.cat(waves)
+
+    def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Draw n captioned clips: indices (n,) and captions."""
+        indices = draw(len(self.corpus), n, generator)
+        return indices, [self.corpus.captions[i] for i in indices.tolist()]
+
+
+def draw(total: int, n: int, generator: torch.Generator) -> Tensor:
+    """n of `total` indices, without repetition where there are enough. Chapter 16."""
+    if n <= total:
+        return torch.randperm(total, generator=generator)[:n]
+    return torch.randint(total, (n,), generator=generator)
+
+
+def crop(waves: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+    """Cut a piece of n_samples from each wave (B, N): of three random ones the loudest, for little to learn is silence.
+
+    Chapter 16.
+    """
+    starts = torch.randint(waves.shape[1] - n_samples + 1, (3, len(waves), 1), generator=generator)
+    pieces = torch.stack(
+        [waves.gather(1, start + torch.arange(n_samples)) for start in starts]
+    )  # (3, B, n_samples)
+    loudest = pieces.square().sum(dim=2).argmax(dim=0)  # (B,)
+    return pieces[loudest, torch.arange(len(waves))]
+
+
+class Stage:
+    """One stage of the training: which parts it needs, which it makes, and its batches. Chapter 16."""
+
+    name: str
+    needs: tuple[str, ...] = ()  # parts that must have been trained before
+    makes: tuple[str, ...] = ()  # parts that it trains
+
+    def __init__(
+        self, preset: str, recipe: Recipe, data: TrainingData, parts: dict[str, Model], seed: int = 0
+    ):
+        self.preset, self.recipe, self.data, self.parts, self.seed = preset, recipe, data, parts, seed
+        for name, part in parts.items():
+            if name not in self.makes:
+                part.requires_grad_(False)
+        self.model = self.build()
+
+    def build(self) -> nn.Module:
+        """The model to be trained, its weights drawn from the stage's seed. Chapter 16."""
+        raise NotImplementedError
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """One batch, everything random in it drawn from the generator. Chapter 16."""
+        raise NotImplementedError
+
+    def finish(self) -> dict[str, Model]:
+        """The trained parts by name, in evaluation mode. Chapter 16."""
+        return {self.makes[0]: self.model}
+
+    def encode(self, captions: list[str]) -> dict[str, Tensor]:
+        """Conditions of captions by the frozen encoders, as the losses name them. Chapter 16."""
+        ids, mask = self.data.tokenizer.encode(captions, MAX_TOKENS)
+        with torch.no_grad():
+            clap, text = self.parts["clap"].embed_text(ids, mask)[:, None], self.parts["text"](ids, mask)
+        return {"clap": clap, "clap_mask": mask.new_ones(len(ids), 1), "text": text, "text_mask": mask}
+
+
+class VAEStage(Stage):
+    """The KL-regularised autoencoder on crops of log-mels, self-supervised. Chapter 16."""
+
+    name, makes = "vae", ("vae",)
+
+    def build(self) -> nn.Module:
+        vae = seeded(VAE, self.preset, self.seed)
+        centre(vae, MEL_MEAN, MEL_STD)
+        return vae
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        waves = self.data.waves(self.recipe.batch_size, self.recipe.recorded, generator)
+        mel = audio.log_mel(crop(waves, self.recipe.crop * audio.HOP, generator))
+        config = self.model.config
+        shape = (
+            len(mel),
+            config.latent_channels,
+            mel.shape[2] // config.reduction,
+            mel.shape[3] // config.reduction,
+        )
+        return {"mel": mel, "eps": torch.randn(shape, generator=generator)}
+
+    def finish(self) -> dict[str, Model]:
+        """Bring every channel of the latent to mean 0 and variance 1 over the captioned clips."""
+        with torch.no_grad():
+            z = self.model.encode(
+                audio.log_mel(self.data.corpus.wave(range(min(256, len(self.data.corpus)))))
+            )
+        standardise(self.model, z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3)))
+        return {"vae": self.model}
+
+
+class VocoderStage(Stage):
+    """The vocoder on short pieces of waveform, self-supervised. Chapter 16."""
+
+    name, makes = "vocoder", ("vocoder",)
+
+    def build(self) -> nn.Module:
+        return seeded(VOCODERS[self.preset], self.preset, self.seed)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        waves = self.data.waves(self.recipe.batch_size, self.recipe.recorded, generator)
+        wave = crop(waves, self.recipe.crop * audio.HOP, generator)
+        return {"wave": wave, "mel": audio.log_mel(wave)}
+
+
+class AudioMAEStage(Stage):
+    """The masked autoencoder on whole clips, self-supervised. Chapter 16."""
+
+    name, makes = "audiomae", ("audiomae",)
+
+    def build(self) -> nn.Module:
+        return seeded(AudioMAE, self.preset, self.seed)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        mel = audio.log_mel(self.data.waves(self.recipe.batch_size, self.recipe.recorded, generator))
+        time_patches, mel_patches = self.model.config.grid
+        return {"mel": mel, "noise": torch.rand(len(mel), time_patches * mel_patches, generator=generator)}
+
+    def finish(self) -> dict[str, Model]:
+        """Measure mean and deviation of every LOA dimension, so that the regression sees unit variance."""
+        n = min(512, len(self.data.corpus))
+        with torch.no_grad():
+            loa = self.model.loa(audio.log_mel(self.data.corpus.wave(range(n)))).flatten(0, 1)
+        self.model.loa_mean.copy_(loa.mean(dim=0))
+        self.model.loa_std.copy_(loa.std(dim=0))
+        return {"audiomae": self.model}
+
+
+class CLAPStage(Stage):
+    """Both towers of CLAP on captioned clips. Chapter 16."""
+
+    name, makes = "clap", ("clap",)
+
+    def build(self) -> nn.Module:
+        return seeded(CLAP, self.preset, self.seed)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        indices, captions = self.data.pairs(self.recipe.batch_size, generator)
+        ids, mask = self.data.tokenizer.encode(captions, MAX_TOKENS)
+        return {"ids": ids, "mask": mask, "log_mel": audio.log_mel(self.data.corpus.wave(indices))}
+
+
+class TextStage(Stage):
+    """The T5 encoder by span corruption on captions, with a decoder that does not ship. Chapter 16."""
+
+    name, makes = "text", ("text",)
+
+    def build(self) -> nn.Module:
+        return seeded(T5, self.preset, self.seed)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        _, captions = self.data.pairs(self.recipe.batch_size, generator)
+        ids, mask = self.data.tokenizer.encode(captions, MAX_TOKENS)
+        # captions are short: at T5's rate of 0.15 one token each would be hidden
+        return {"ids": ids, "mask": mask, "noise": noise_spans(mask, generator, rate=0.3)}
+
+    def finish(self) -> dict[str, Model]:
+        return {"text": self.model.text_encoder()}
+
+
+class GPTStage(Stage):
+    """GPT-2 on true LOA, teacher-forced; a tenth of the captions emptied. Chapter 16."""
+
+    name, makes, needs = "gpt", ("gpt",), ("audiomae", "clap", "text")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.loa = over_clips("audiomae", self.parts["audiomae"].loa, self.data)
+
+    def build(self) -> nn.Module:
+        return seeded(LOARegressor, self.preset, self.seed)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        indices, captions = self.data.pairs(self.recipe.batch_size, generator)
+        return {"loa": self.loa[indices], **self.encode(emptied(captions, generator))}
+
+
+class LDMStage(Stage):
+    """The U-Net on true LOA, self-supervised: no caption is read (2308.05734 §3.3). Chapter 16."""
+
+    name, makes, needs = "ldm", ("unet",), ("vae", "audiomae", "clap", "text", "gpt")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.loa = over_clips("audiomae", self.parts["audiomae"].loa, self.data)
+        vae = self.parts["vae"].to(memory_format=torch.channels_last)
+        self.z0 = over_clips("vae", vae.encode, self.data)
+        empty = self.encode([""])
+        with torch.no_grad():
+            self.empty_loa = self.parts["gpt"].generate(named(empty))  # (1, L, D): what "no condition" is
+        self.empty = empty
+
+    def build(self) -> nn.Module:
+        return seeded(UNet, self.preset, self.seed)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        indices, _ = self.data.pairs(self.recipe.batch_size, generator)
+        batch = noised(self.z0[indices], self.model.config.n_steps, generator)
+        n = len(indices)
+        keep = torch.rand(n, 1, 1, generator=generator) >= P_EMPTY
+        batch["loa"] = torch.where(keep, self.loa[indices], self.empty_loa)
+        batch["text"], batch["text_mask"] = (
+            self.empty["text"].expand(n, -1, -1),
+            self.empty["text_mask"].expand(n, -1),
+        )
+        return batch
+
+
+class Joint(nn.Module):
+    """GPT-2 and U-Net as one model: the noise loss flows through the predicted LOA into GPT-2. Chapter 16."""
+
+    def __init__(self, gpt: LOARegressor, unet: UNet):
+        super().__init__()
+        self.gpt, self.unet = gpt, unet
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Noise loss on true or predicted LOA, as `true_loa` (B,) says, plus the regression's own (2308.05734 §3.4)."""
+        predicted = self.gpt.generate(named(batch))
+        loa = torch.where(batch["true_loa"][:, None, None], batch["loa"], predicted)
+        noise, regression = self.unet.loss({**batch, "loa": loa}), self.gpt.loss(batch)
+        return {"loss": noise + regression, "noise": noise.detach(), "loa": regression.detach()}
+
+
+class JointStage(LDMStage):
+    """Joint fine-tuning: true LOA with probability 0.25, predicted LOA with 0.75 (2308.05734 §3.4). Chapter 16."""
+
+    name, makes, needs = "joint", ("gpt", "unet"), ("vae", "audiomae", "clap", "text", "gpt", "unet")
+
+    def build(self) -> nn.Module:
+        return Joint(self.parts["gpt"], self.parts["unet"])
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        indices, captions = self.data.pairs(self.recipe.batch_size, generator)
+        batch = noised(self.z0[indices], self.model.unet.config.n_steps, generator)
+        captions = emptied(captions, generator)
+        full = torch.tensor([bool(caption) for caption in captions])
+        batch["true_loa"] = full & (torch.rand(len(indices), generator=generator) < P_TRUE_LOA)
+        return {**batch, "loa": self.loa[indices], **self.encode(captions)}
+
+    def finish(self) -> dict[str, Model]:
+        return {"gpt": self.model.gpt, "unet": self.model.unet}
+
+
+class JudgeStage(Stage):
+    """The classifier that scores generated sounds, trained apart from all that it judges. Chapter 17."""
+
+    name, makes = "judge", ("judge",)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        world = SoundWorld("train", seed=self.seed + 1)  # no clip of the generator's own training
+        n = min(len(self.data.corpus), 4000)
+        self.clips = Corpus.from_soundworld(world, n, workers=os.cpu_count() or 1)
+        labels = {name: i for i, name in enumerate(self.model.config.classes)}
+        events = [world.scene(i).events for i in range(n)]
+        self.labels = [[labels[event.name] for event in pair] for pair in events]
+
+    def build(self) -> nn.Module:
+        return seeded(Judge, self.preset, self.seed)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Whole clips of one event, or one half of clips of two."""
+        n_events = 1 + int(torch.randint(2, (), generator=generator))
+        candidates = torch.tensor([i for i, labels in enumerate(self.labels) if len(labels) == n_events])
+        indices = candidates[draw(len(candidates), self.recipe.batch_size, generator)]
+        halves = torch.randint(n_events, (len(indices),), generator=generator)
+        n_samples = self.clips.waves.shape[1] // n_events
+        clips = self.clips.wave(indices).unflatten(1, (n_events, n_samples))  # (B, events, N / events)
+        waves = clips[torch.arange(len(indices)), halves]
+        pairs = zip(indices.tolist(), halves.tolist(), strict=True)
+        return {
+            "mel": audio.log_mel(waves),
+            "label": torch.tensor([self.labels[i][half] for i, half in pairs]),
+        }
+
+
+STAGES: dict[str, type[Stage]] = {  # in the order of the paper; the judge stands apart
+    stage.name: stage
+    for stage in (
+        VAEStage, VocoderStage, AudioMAEStage, CLAPStage, TextStage, GPTStage, LDMStage, JointStage, JudgeStage
+    )
+}  # fmt: skip
+ALL_STAGES = tuple(name for name in STAGES if name != "judge")
+
+
+def seeded(model_class: type[Model], preset: str, seed: int) -> Model:
+    """A preset with weights drawn from a seed, whatever was drawn before. Chapter 16."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_class.preset(preset)
+
+
+def emptied(captions: list[str], generator: torch.Generator) -> list[str]:
+    """The captions, each one emptied with probability 0.1, for classifier-free guidance. Chapter 15."""
+    empty = torch.rand(len(captions), generator=generator) < P_EMPTY
+    return ["" if e else caption for caption, e in zip(captions, empty.tolist(), strict=True)]
+
+
+def named(batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The conditions of a batch as GPT-2 takes them. Chapter 16."""
+    return {name: (batch[name], batch[f"{name}_mask"]) for name in ("clap", "text")}
+
+
+def noised(z0: Tensor, n_steps: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Latents with a noise level and the noise for each (2006.11239 Algorithm 1, lines 3 and 4). Chapter 16."""
+    t = torch.randint(1, n_steps + 1, (len(z0),), generator=generator)
+    return {"z0": z0, "t": t, "eps": torch.randn(z0.shape, generator=generator)}
+
+
+@torch.no_grad()
+def over_clips(part: str, function: Callable[[Tensor], Tensor], data: TrainingData) -> Tensor:
+    """What a frozen part makes of the log-mels of all clips, computed once: (N, ...). Chapter 16."""
+    if part not in data.features:
+        batches = torch.arange(len(data.corpus)).split(32)
+        bar = tqdm(batches, desc=f"{part} over all clips", unit="batch", leave=False)
+        data.features[part] = torch.cat([function(audio.log_mel(data.corpus.wave(batch))) for batch in bar])
+    return data.features[part]

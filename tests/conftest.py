@@ -1,0 +1,78 @@
+"""What several test files share: a whole pipeline, so small that it is made in a moment and says nothing sensible."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minilib.audioldm2 import AudioLDM2
+from minilib.audiomae import AudioMAE, AudioMAEConfig
+from minilib.clap import CLAP, CLAPConfig
+from minilib.gpt import GPTConfig, LOARegressor
+from minilib.model import Model
+from minilib.soundworld import CLASSES, plain
+from minilib.text import MIN_VOCABULARY, T5Config, T5Encoder, Tokenizer
+from minilib.unet import UNet, UNetConfig
+from minilib.vae import VAE, VAEConfig
+from minilib.vocoder import Vocos, VocosConfig
+
+SECONDS = 0.64  # of the sounds that the small pipeline makes: 64 frames
+WIDTH = 16  # of everything
+VOCABULARY = MIN_VOCABULARY + 30
+
+
+def small_parts() -> dict[str, Model]:
+    """Every part of a pipeline at a few thousand parameters, weights random but fixed."""
+    torch.manual_seed(0)
+    W = WIDTH
+    gpt = GPTConfig(
+        condition_dims=(W, W), n_embd=W, n_layer=1, n_head=2, n_positions=128, n_tokens=4, vocab_size=1
+    )
+    unet = UNetConfig(
+        in_channels=4,
+        block_out_channels=(8, W),
+        attention=(False, True),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=(None, W, W),
+        n_head=2,
+    )
+    audiomae = AudioMAEConfig(
+        n_frames=64,
+        n_mels=64,
+        hidden_size=W,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        decoder_hidden_size=W,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        n_feature_layers=1,
+        pool=2,
+    )
+    return {
+        "text": T5Encoder(T5Config(VOCABULARY, W, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
+        "clap": CLAP(CLAPConfig(W, 0.0, VOCABULARY, W, 1, 2, n_positions=80, channels=(4, 8), stride=2)),
+        "gpt": LOARegressor(gpt),
+        "unet": UNet(unet),
+        "vae": VAE(VAEConfig(1, 4, (4, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0)),
+        "vocoder": Vocos(VocosConfig(dim=W, intermediate_dim=32, n_layer=1)),
+        "audiomae": AudioMAE(audiomae),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small random weights, as training writes it. Shared: tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("weights") / "small"
+    captions = [plain(name) for name in CLASSES]
+    words = sorted({word for caption in captions for word in caption.split()})
+    vocabulary = {"words": words, "classes": sorted(CLASSES), "captions": captions}
+    tokenizer = Tokenizer.train(captions, VOCABULARY)
+    AudioLDM2(tokenizer, small_parts(), SECONDS, vocabulary).save_pretrained(folder, torch.float16)
+    return folder
+
+
+@pytest.fixture()
+def tiny_pipe(tiny_pipe_folder: Path) -> AudioLDM2:
+    """The pipeline of `tiny_pipe_folder`, loaded anew."""
+    return AudioLDM2.from_pretrained(tiny_pipe_folder, device="cpu")

@@ -1,0 +1,259 @@
+"""The pipeline, at a size that says nothing sensible: its stages, its seeds, its folders (chapters 16 and 17)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import minilib
+from minilib.audioldm2 import PARTS, AudioLDM2, Profile
+
+CAPTIONS = ["a dog barks", "rain falls, then a bell rings"]
+FAST = {"steps": 3, "progress": False}
+
+
+@pytest.fixture
+def copied(tiny_pipe_folder, tmp_path) -> Path:
+    """A copy of the folder of weights, to be damaged."""
+    return Path(shutil.copytree(tiny_pipe_folder, tmp_path / "weights"))
+
+
+def test_sounds_are_float32_waves_in_range_one_for_each_caption(tiny_pipe):
+    waves = tiny_pipe(CAPTIONS, seed=0, **FAST)
+    assert waves.shape == (2, round(0.64 * 16000)) and waves.dtype == torch.float32
+    assert waves.device.type == "cpu" and not waves.requires_grad
+    assert waves.isfinite().all() and waves.abs().max() <= 1 and waves.std() > 0
+    assert tiny_pipe("a dog barks", seed=0, **FAST).shape == (1, waves.shape[1])
+
+
+def test_same_seed_same_bytes_another_seed_another_sound(tiny_pipe):
+    first = tiny_pipe(CAPTIONS, seed=3, **FAST)
+    torch.manual_seed(99)  # the global generator has no say
+    assert torch.equal(first, tiny_pipe(CAPTIONS, seed=3, **FAST))
+    assert not torch.equal(first, tiny_pipe(CAPTIONS, seed=4, **FAST))
+    assert not torch.equal(tiny_pipe(CAPTIONS, **FAST), tiny_pipe(CAPTIONS, **FAST))  # no seed: drawn anew
+
+
+@torch.no_grad()
+def test_what_a_caption_gives_does_not_hang_on_the_others_in_the_batch(tiny_pipe):
+    latents = torch.randn(tiny_pipe.latent_shape(2, tiny_pipe.n_samples(None)))
+
+    def z0(captions, latents):
+        conditions = tiny_pipe.encode(captions)
+        return tiny_pipe.sample(tiny_pipe.loa(conditions), conditions, steps=3, latents=latents)
+
+    alone = [z0([caption], latents[i : i + 1]) for i, caption in enumerate(CAPTIONS)]
+    torch.testing.assert_close(z0(CAPTIONS, latents), torch.cat(alone), atol=1e-4, rtol=1e-3)
+    assert (z0(["a bell rings"], latents[:1]) - alone[0]).abs().max() > 1e-2
+
+
+def test_the_stages_chained_equal_the_call(tiny_pipe):
+    with torch.no_grad():
+        conditions = tiny_pipe.encode(CAPTIONS)
+        loa = tiny_pipe.loa(conditions)
+        generator = torch.Generator().manual_seed(5)
+        z0 = tiny_pipe.sample(loa, conditions, steps=3, guidance=2.0, generator=generator)
+        waves = tiny_pipe.decode(z0, tiny_pipe.n_samples(None))
+    assert conditions.clap[0].shape == (2, 1, 16) and conditions.text[0].shape[0] == 2
+    assert loa.shape == (2, 4, 16) and z0.shape == tiny_pipe.latent_shape(2, waves.shape[1])
+    assert torch.equal(waves, tiny_pipe(CAPTIONS, guidance=2.0, seed=5, **FAST))
+
+
+def test_given_latents_are_where_sampling_starts(tiny_pipe):
+    shape = tiny_pipe.latent_shape(2, tiny_pipe.n_samples(None))
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(tiny_pipe(CAPTIONS, latents=latents, **FAST), tiny_pipe(CAPTIONS, seed=7, **FAST))
+    with pytest.raises(ValueError, match=r"latents must be of shape \(2, 4, 16, 16\), not \(1, 4, 16, 16\)"):
+        tiny_pipe(CAPTIONS, latents=latents[:1], **FAST)
+
+
+def test_guidance_1_ignores_the_negative_and_others_do_not(tiny_pipe):
+    without = tiny_pipe(CAPTIONS, guidance=1.0, seed=0, **FAST)
+    assert torch.equal(without, tiny_pipe(CAPTIONS, guidance=1.0, negative="rain falls", seed=0, **FAST))
+    guided = tiny_pipe(CAPTIONS, guidance=4.0, seed=0, **FAST)
+    assert not torch.equal(guided, tiny_pipe(CAPTIONS, guidance=4.0, negative="rain falls", seed=0, **FAST))
+    assert torch.equal(guided, tiny_pipe(CAPTIONS, guidance=4.0, negative=["", ""], seed=0, **FAST))
+    # guided away from itself: what is added is nothing
+    same = tiny_pipe(CAPTIONS, guidance=4.0, negative=CAPTIONS, seed=0, **FAST)
+    torch.testing.assert_close(same, without, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.333, 0.64, 1.5])
+def test_other_lengths_come_to_the_sample(tiny_pipe, seconds):
+    waves = tiny_pipe("a dog barks", seconds=seconds, seed=0, **FAST)
+    assert waves.shape == (1, round(seconds * 16000)) and waves.isfinite().all()
+
+
+def test_candidates_are_ranked_within_their_own_prompt(tiny_pipe, monkeypatch):
+    kept = {}
+    decode = tiny_pipe.decode
+
+    def keep(z0, n_samples):
+        kept["waves"] = decode(z0, n_samples)
+        return kept["waves"]
+
+    monkeypatch.setattr(tiny_pipe, "decode", keep)
+    # Sound k points along axis k of a space in which both captions like the sounds of the *second* best.
+    liking = torch.tensor([0.1, 0.3, 0.2, 0.7, 0.9, 0.8])
+    monkeypatch.setattr(tiny_pipe.clap, "embed_text", lambda ids, mask: torch.eye(16)[:1].repeat(len(ids), 1))
+    monkeypatch.setattr(tiny_pipe, "embed_waves", lambda waves: liking[:, None] * torch.eye(16)[:1])
+    best = tiny_pipe(CAPTIONS, candidates=3, seed=0, **FAST)
+    assert kept["waves"].shape[0] == 6
+    assert torch.equal(best, kept["waves"][[1, 4]])  # not 3, 4, 5, which are the best of all
+
+
+def test_candidates_of_a_caption_differ_and_clap_picks_the_likest(tiny_pipe):
+    shape = tiny_pipe.latent_shape(4, tiny_pipe.n_samples(None))
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    repeated = [caption for caption in CAPTIONS for _ in range(2)]
+    each = tiny_pipe(repeated, latents=latents, **FAST)  # (4, N)
+    with torch.no_grad():
+        cosine = (tiny_pipe.embed_waves(each) * tiny_pipe.encode(repeated).clap[0][:, 0]).sum(dim=1)
+    wanted = each.view(2, 2, -1)[torch.arange(2), cosine.view(2, 2).argmax(dim=1)]
+    assert not torch.equal(each[0], each[1])
+    torch.testing.assert_close(tiny_pipe(CAPTIONS, candidates=2, latents=latents, **FAST), wanted)
+
+
+def test_the_profile_names_the_stages_in_order(tiny_pipe):
+    tiny_pipe(CAPTIONS, **FAST)
+    assert list(tiny_pipe.profile.seconds) == ["encode", "loa", "sample", "decode"]
+    tiny_pipe(CAPTIONS, candidates=2, **FAST)
+    assert list(tiny_pipe.profile.seconds) == ["encode", "loa", "sample", "decode", "rank"]
+    profile = Profile({"a": 1.0})
+    with profile.measure("a"):
+        pass
+    assert profile.seconds["a"] > 1.0
+
+
+def test_reconstruct_takes_mels_of_any_length(tiny_pipe):
+    for T in (1, 7, 64, 101):
+        assert tiny_pipe.reconstruct(torch.full((1, 1, T, 64), -7.0)).shape == (1, 1, T, 64)
+
+
+def test_unknown_words_are_found_whatever_their_case_and_marks(tiny_pipe):
+    assert tiny_pipe.unknown_words('A Dog barks, "Rain" FALLS!') == []
+    assert tiny_pipe.unknown_words("a purple dog sneezes. Purple!") == ["purple", "sneezes"]
+    tiny_pipe.vocabulary = {}
+    assert tiny_pipe.unknown_words("whatever") == []  # nothing is known of what is known
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"captions": []}, ValueError, "captions is empty"),
+        ({"captions": "  "}, ValueError, "a caption is empty"),
+        ({"captions": ["a dog barks", ""]}, ValueError, "a caption is empty"),
+        ({"captions": ["a dog barks", 3]}, TypeError, "captions must be strings, not int"),
+        ({"captions": "zq" * 200}, ValueError, "tokens, but at most 64 are read"),
+        ({"negative": "zq" * 200}, ValueError, "tokens, but at most 64 are read"),
+        ({"negative": ["a", "b"]}, ValueError, "negative must be one for all or one for each of 1, not 2"),
+        ({"steps": 0}, ValueError, "steps must be a whole number from 1 to 1000, not 0"),
+        ({"steps": 2.0}, ValueError, "steps must be a whole number"),
+        ({"steps": 1001}, ValueError, "steps must be a whole number"),
+        ({"guidance": float("nan")}, ValueError, "guidance must be a finite number, 0 or more, not nan"),
+        ({"guidance": float("inf")}, ValueError, "guidance must be a finite number"),
+        ({"guidance": -1.0}, ValueError, "guidance must be a finite number"),
+        ({"seconds": 0}, ValueError, "seconds must lie between 0.1 and 60, not 0"),
+        ({"seconds": 10000}, ValueError, "seconds must lie between 0.1 and 60, not 10000"),
+        ({"seconds": float("nan")}, ValueError, "seconds must lie between"),
+        ({"candidates": 0}, ValueError, "candidates must be a whole number from 1 to 64, not 0"),
+    ],
+)
+def test_bad_arguments_are_named_in_one_sentence(tiny_pipe, arguments, error, said):
+    with pytest.raises(error, match=said) as caught:
+        tiny_pipe(**{"captions": "a dog barks", **FAST, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def test_saved_and_loaded_pipelines_make_the_same_sounds(tiny_pipe, tmp_path):
+    tiny_pipe.save_pretrained(tmp_path / "again")
+    again = minilib.AudioLDM2.from_pretrained(tmp_path / "again", device="cpu")
+    assert torch.equal(tiny_pipe(CAPTIONS, seed=0, **FAST), again(CAPTIONS, seed=0, **FAST))
+    assert again.vocabulary == tiny_pipe.vocabulary and again.seconds == tiny_pipe.seconds
+    assert [m.config for m in again.models()] == [m.config for m in tiny_pipe.models()]
+
+
+def test_weights_in_half_precision_load_as_float32_in_evaluation_mode(tiny_pipe_folder, tiny_pipe):
+    from safetensors.torch import load_file
+
+    stored = load_file(tiny_pipe_folder / "unet" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    for model in tiny_pipe.models():
+        assert {p.dtype for p in model.parameters()} == {torch.float32} and not model.training
+
+
+def test_a_pipeline_generates_without_the_audiomae_that_only_training_needs(copied):
+    shutil.rmtree(copied / "audiomae")
+    pipe = AudioLDM2.from_pretrained(copied, device="cpu")
+    assert pipe.audiomae is None and pipe(CAPTIONS, seed=0, **FAST).shape[0] == 2
+
+
+def half_copied(folder: Path) -> None:
+    path = folder / "unet" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def pickled(folder: Path) -> None:
+    (folder / "unet" / "model.safetensors").unlink()
+    torch.save({}, folder / "unet" / "pytorch_model.bin")
+
+
+def of_another_size(folder: Path) -> None:
+    path = folder / "clap" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "dim": 24}))
+
+
+def swapped(folder: Path) -> None:
+    shutil.copytree(folder / "clap", folder / "text", dirs_exist_ok=True)
+
+
+def mixed(folder: Path) -> None:
+    """A CLAP that is whole, but of another width than the GPT-2 beside it takes."""
+    from dataclasses import replace
+
+    from minilib.clap import CLAP
+
+    config = CLAP.from_pretrained(folder / "clap").config
+    CLAP(replace(config, dim=24)).save_pretrained(folder / "clap")
+
+
+DAMAGE = {
+    "no pipeline.json": (lambda f: (f / "pipeline.json").unlink(), "pipeline.json is missing"),
+    "empty pipeline.json": (lambda f: (f / "pipeline.json").write_text("{}"), "it must tell the `seconds`"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
+    "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json"),
+    "damaged vocabulary": (lambda f: (f / "vocabulary.json").write_text("["), "vocabulary.json is damaged"),
+    "a part is missing": (
+        lambda f: shutil.rmtree(f / "vae"),
+        "vae.config.json is missing: the weights folder",
+    ),
+    "half-copied": (half_copied, "unet.model.safetensors is damaged or half-copied"),
+    "a pickle": (pickled, "pytorch_model.bin beside it is a pickle, which is never loaded"),
+    "another config": (of_another_size, "clap are not those of its config"),
+    "another model": (swapped, "text.config.json is not the config of a T5Encoder"),
+    "mixed": (mixed, "clap gives width 24, but gpt takes 16"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_refused_in_one_sentence_that_names_the_file(copied, damage):
+    harm, said = DAMAGE[damage]
+    harm(copied)
+    with pytest.raises((FileNotFoundError, ValueError), match=said) as caught:
+        AudioLDM2.from_pretrained(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_part_has_its_folder(tiny_pipe_folder):
+    assert {path.name for path in tiny_pipe_folder.iterdir() if path.is_dir()} == set(PARTS)

@@ -1,0 +1,203 @@
+"""The front matter and the tools of the book: links, maps, notation, glossary, the address, the cell for Colab."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import colab_cell
+import course_map
+import execute
+import nbformat
+import notebooks
+import pytest
+import sync_cells
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+PAGES = sorted(ROOT.glob("book/*.md"))
+SOURCES = [
+    *PAGES,
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "data/README.md",
+    *notebooks.chapters(),
+]
+
+
+def names_in_the_library() -> set[str]:
+    """Every name that minilib's code uses: of functions, classes, arguments, variables, attributes."""
+    names = set()
+    for path in (ROOT / "minilib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names |= {getattr(node, field, None) for field in ("id", "arg", "attr", "name")}
+    return names
+
+
+# ---- pages
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_files_of_the_repository_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join(c.source for c in notebooks.read(path).cells if c.cell_type == "markdown")
+    targets = re.findall(r"\]\(([^)\s#]+)", text) + re.findall(r'<a href="([^"#]+)"', text)
+    for target in targets:
+        if re.match(r"[a-z]+:", target):
+            continue
+        source = re.sub(r"\.html$", ".ipynb", target)  # the map is HTML and links to built pages
+        assert (path.parent / source).exists(), f"{path.name} links to {target}, which is not there"
+
+
+def test_the_maps_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "book/tools/course_map.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"run book/tools/course_map.py: {done.stdout}{done.stderr}"
+
+
+def test_the_map_links_written_chapters_and_marks_the_others():
+    svg = course_map.draw({7: "07.html"})
+    assert svg.count('href="07.html"') == 2  # the encoder and the decoder of the VAE
+    assert "08, to come" in svg and "07, to come" not in svg
+    drawn = {number for box in course_map.BOXES for number in box.chapters}
+    assert drawn <= {number for part in course_map.PARTS.values() for number in part}
+    assert sorted(n for part in course_map.PARTS.values() for n in part) == list(range(1, 26))
+
+
+def test_each_written_chapter_has_the_title_of_the_map():
+    for number, file in course_map.written().items():
+        first = notebooks.read(ROOT / f"{file}.ipynb").cells[0].source.splitlines()[0]
+        assert first == f"# {number:02} {course_map.title(number)}"
+
+
+def test_every_name_in_the_notations_code_column_is_in_the_library():
+    rows = re.findall(r"^\| \$.*\|$", (ROOT / "book/notation.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    assert len(cells) > 20 and {len(row) for row in cells} == {4}
+    unknown = {name for row in cells for name in re.findall(r"`(\w+)`", row[2])} - names_in_the_library()
+    assert not unknown, f"the notation page names what minilib does not: {sorted(unknown)}"
+    assert all(re.fullmatch(r"\d\d", row[3]) for row in cells)
+
+
+def test_every_glossary_entry_has_an_english_and_a_chinese_name_and_an_explanation():
+    text = (ROOT / "book/glossary.md").read_text(encoding="utf-8")
+    entries = [
+        e for block in re.findall(r"```\{glossary\}\n(.*?)```", text, re.DOTALL) for e in block.split("\n\n")
+    ]
+    assert len(entries) > 30
+    for entry in entries:
+        english, chinese, *explanation = entry.strip("\n").splitlines()
+        assert english.isascii() and re.search(r"[\u4e00-\u9fff]", chinese), entry
+        assert explanation and all(line.startswith("  ") for line in explanation), entry
+
+
+def test_the_bibliographys_keys_are_unique_and_arxiv_numbers_well_formed():
+    text = (ROOT / "book/references.bib").read_text(encoding="utf-8")
+    keys = re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE)
+    assert len(keys) == len(set(keys)) > 20
+    assert all(re.fullmatch(r"\d{4}\.\d{4,5}", n) for n in re.findall(r"eprint = \{(.*?)\}", text))
+
+
+# ---- the address
+
+
+def test_the_address_of_the_repository_stands_in_the_config_alone():
+    url = CONFIG["repository"]["url"]
+    assert bool(url) == bool(CONFIG["launch_buttons"]["colab_url"]), (
+        "both or neither: the theme fails otherwise"
+    )
+    if url:
+        name = url.split("//")[-1].strip("/")
+        for path in [p for p in SOURCES if p.suffix == ".md"] + sorted(ROOT.glob("minilib/**/*.py")):
+            assert name not in path.read_text(encoding="utf-8"), f"{path} holds the repository's address"
+
+
+@pytest.mark.parametrize("module, does", [({}, []), ({"google.colab": None}, ["git clone", "pip install"])])
+def test_the_colab_cell_installs_on_colab_and_does_nothing_elsewhere(monkeypatch, tmp_path, module, does):
+    ran = []
+    monkeypatch.setattr(colab_cell, "address", lambda: "https://example.org/course")
+    monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(" ".join(command)))
+    monkeypatch.setattr("os.chdir", lambda folder: None)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    for name in module:
+        monkeypatch.setitem(sys.modules, name, None)
+    exec(colab_cell.text().replace("/content/course", str(tmp_path / "course")), {})
+    assert len(ran) == len(does) and all(
+        part in line.replace("-m pip", "pip") for part, line in zip(does, ran)
+    )
+
+
+def test_without_an_address_the_colab_cell_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(colab_cell, "address", lambda: "")
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    with pytest.raises(FileNotFoundError, match="no address: upload its folder"):
+        exec(colab_cell.text(), {})
+
+
+# ---- the tools
+
+
+def test_sync_replaces_each_definition_by_name_and_keeps_the_rest():
+    function = "@cache\ndef f(x: int) -> int:\n    # why\n    return x"
+    module = (
+        f"import math\n\nHOP = 160  # samples\n\n\n{function}\n\n\nclass A:\n    pass\n\n\nA.presets = {{}}\n"
+    )
+    cell = "# minilib/m.py\nHOP = ...\n\n\ndef f(): ...\n\n\nA.presets = ...\nprint(f(HOP))"
+    expected = f"# minilib/m.py\nHOP = 160  # samples\n\n\n{function}\n\n\nA.presets = {{}}\nprint(f(HOP))"
+    assert sync_cells.sync(cell, module, "minilib/m.py") == expected
+    assert sync_cells.sync(expected, module, "minilib/m.py") == expected
+
+
+def test_sync_refuses_a_definition_that_the_library_does_not_have():
+    with pytest.raises(SystemExit, match="defines g, which minilib/m.py does not"):
+        sync_cells.sync("# minilib/m.py\ndef g(): ...", "def f():\n    pass\n", "minilib/m.py")
+
+
+def test_execute_stores_outputs_and_the_same_bytes_at_every_run():
+    results = []
+    for _ in range(2):
+        notebook = nbformat.v4.new_notebook()
+        notebook.cells = [nbformat.v4.new_code_cell(code) for code in ("x = 20", "print(x + 1)\nx + 2")]
+        for i, cell in enumerate(notebook.cells):
+            cell.id = f"cell{i}"
+        execute.run(notebook)
+        execute.strip(notebook)
+        results.append(nbformat.writes(notebook))
+    assert results[0] == results[1]
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2]
+    assert [o.get("text") or o.data["text/plain"] for o in notebook.cells[1].outputs] == ["21\n", "22"]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ('<audio src="data:audio/ogg;base64,T2dnUw==">', '<audio src="data:audio/ogg;base64,AAAA">'),
+        ('<figure id="sound-0123456789ab">', '<figure id="sound-ba9876543210">'),
+        (" 50%|#####     | 5/10 [00:01<00:01,  4.90it/s]", "100%|##########| 10/10 [00:02<00:00,  4.90it/s]"),
+        ("trained in 61.2 s", "trained in 7.9 s"),
+        ("<Model at 0x7f3a2b1c9d40>", "<Model at 0x7f0000000000>"),
+        ("IntSlider(value=3)", "IntSlider(value=3, layout=Layout())"),
+    ],
+)
+def test_what_differs_from_run_to_run_is_left_out_of_the_comparison(one, other):
+    assert sanitise(one) == sanitise(other)
+
+
+@pytest.mark.parametrize("one, other", [("loss 0.52", "loss 0.53"), ("2.56 s of sound", "2.57 s of sound")])
+def test_what_means_something_is_compared(one, other):
+    assert sanitise(one) != sanitise(other)
+
+
+def sanitise(text: str) -> str:
+    """What nbval makes of an output before it compares."""
+    from nbval.plugin import get_sanitize_patterns
+
+    for regex, replace in get_sanitize_patterns(
+        (ROOT / "book/tools/sanitize.cfg").read_text(encoding="utf-8")
+    ):
+        text = re.sub(regex, replace, text)
+    return text

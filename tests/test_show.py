@@ -1,0 +1,356 @@
+"""Plots, players and sliders: plain HTML, whole, the same at every run, with a text for those who can't see or hear."""
+
+import base64
+import io
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from minilib import audio, show  # noqa: E402
+
+N = 16000
+ROOT = Path(__file__).parents[1]
+
+
+def tone(hz=440.0, n=N):
+    return 0.5 * torch.sin(2 * math.pi * hz * torch.arange(n) / audio.SAMPLE_RATE)  # (N,)
+
+
+def picture(k=0):
+    return np.outer(np.arange(16) + k, np.arange(24))
+
+
+class Page(HTMLParser):
+    """Every element of a page as (tag, attributes), its text, and whether what is opened is closed."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], ""
+        self.feed(block._repr_html_())
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def content(source):
+    return io.BytesIO(base64.b64decode(source.partition("base64,")[2]))
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+def blocks():
+    figure, ax = plt.subplots(figsize=(3, 2))
+    show.mel(tone(), ax=ax)
+    return [
+        show.player(tone(), "a tone"),
+        show.sound(tone(), "a tone"),
+        show.slider([picture(), figure], [tone(), None], alt="two pictures"),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_mel_puts_a_tone_at_its_tick_with_units_on_every_axis():
+    for kilohertz in (0.5, 1.0, 2.0, 4.0):
+        figure, ax = plt.subplots()
+        show.mel(tone(1000 * kilohertz), "a tone", ax=ax)
+        image = ax.images[0].get_array()  # (F, T)
+        (tick,) = [
+            y
+            for y, label in zip(ax.get_yticks(), ax.get_yticklabels())
+            if label.get_text() == f"{kilohertz:g}"
+        ]
+        assert abs(image[:, 50].argmax() + 0.5 - tick) < 1
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("time (s)", "frequency (kHz)")
+    assert figure.axes[1].get_ylabel() == "level (dB)" and ax.get_xlim() == (0, 1)
+
+
+def test_mel_takes_waves_and_log_mels_alike():
+    log_mel = audio.log_mel(tone()[None])
+    pictures = []
+    for sound in (
+        tone(),
+        tone()[None],
+        tone().numpy(),
+        log_mel,
+        log_mel[0],
+        log_mel[0, 0],
+        log_mel.requires_grad_(),
+    ):
+        _, ax = plt.subplots()
+        show.mel(sound, ax=ax)
+        pictures.append(ax.images[0].get_array())
+    assert all(np.allclose(pictures[0], other) for other in pictures)
+    for batch in (torch.zeros(2, 1, 100, 64), torch.zeros(3, 100, 64)):
+        with pytest.raises(
+            ValueError, match=r"sound must be one log-mel \(1, 1, T, F\) or one wave \(N,\); given"
+        ):
+            show.mel(batch)
+
+
+def test_mels_share_one_scale_and_one_bar():
+    show.mels([tone(), 0.01 * tone(880.0)], ["loud", "soft"])
+    left, right, bar = plt.gcf().axes
+    assert left.images[0].get_clim() == right.images[0].get_clim() == show.LIMITS
+    assert (left.get_title(loc="left") or left.get_title(), bar.get_ylabel()) == ("loud", "level (dB)")
+    with pytest.raises(ValueError, match="titles must be one for each of at least one sound; given 1 for 2"):
+        show.mels([tone(), tone()], ["one"])
+
+
+def test_wave_is_plotted_over_seconds():
+    show.wave(tone(n=8000), "half a second")
+    (ax,) = plt.gcf().axes
+    assert ax.get_xlim() == (0, 0.5) and ax.get_xlabel() == "time (s)" and ax.get_ylabel() == "amplitude"
+    with pytest.raises(ValueError, match=r"wave must be one waveform, \(N,\) or \(1, N\); given \(2, 10\)"):
+        show.wave(torch.zeros(2, 10))
+
+
+def test_style_paints_figures_white_so_that_dark_mode_can_read_them():
+    with matplotlib.rc_context():
+        show.style()
+        assert (
+            plt.figure().get_facecolor() == (1, 1, 1, 1)
+            and matplotlib.rcParams["savefig.facecolor"] == "white"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_player_holds_its_sound_and_its_label():
+    page = Page(show.player(tone(n=3 * N), 'a "tone" < a bell'))
+    (player,) = page.all("audio")
+    assert player["aria-label"] == page.text == 'a "tone" < a bell' and "controls" in player
+    assert player["src"].startswith("data:audio/mpeg;base64,")
+    heard, rate = soundfile.read(content(player["src"]))
+    assert rate == 16000 and len(heard) == 3 * N and len(player["src"]) < 40_000
+    assert np.corrcoef(heard, tone(n=3 * N))[0, 1] > 0.99
+
+
+def test_a_sound_shows_player_picture_and_both_in_words():
+    block = show.sound(tone(1000.0), "a whistle")
+    page = Page(block)
+    (image,) = page.all("img")
+    assert len(page.all("audio")) == 1 and page.text == "a whistle"
+    words = "1.0 seconds, strongest near 1.0 kilohertz."
+    assert (
+        image["alt"] == f"Mel spectrogram of: a whistle. {words}"
+        and repr(block) == f"Sound: a whistle. {words}"
+    )
+    assert Image.open(content(image["src"])).size == (540, 200) == (int(image["width"]), int(image["height"]))
+    assert "1.0 seconds of silence" in Page(show.sound(torch.zeros(N), "nothing")).all("img")[0]["alt"]
+
+
+@pytest.mark.parametrize("alt", ["", "  ", None])
+def test_nothing_is_shown_without_words(alt):
+    for make in (
+        lambda: show.player(tone(), alt),
+        lambda: show.sound(tone(), alt),
+        lambda: show.slider([picture()], alt=alt),
+        lambda: show.slider([picture()], labels=[alt], alt="a picture"),
+    ):
+        with pytest.raises(ValueError, match="must be a text that says what is shown or heard; given"):
+            make()
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_slider_starts_at_its_first_picture_and_sound_and_says_so():
+    sounds, labels = [tone(220.0), None, tone(880.0)], ["low", "none", "h<gh"]
+    page = Page(show.slider([picture(k) for k in range(3)], sounds, labels, alt="a ramp", name="Pitch"))
+    images, players, (control,) = page.all("img"), page.all("audio"), page.all("input")
+    assert [image["alt"] for image in images] == ["a ramp: low", "a ramp: none", "a ramp: h<gh"]
+    assert [player["aria-label"] for player in players] == ["a ramp: low", "a ramp: h<gh"]
+    assert [part["data-position"] for part in images + players] == ["0", "1", "2", "0", "2"]
+    assert ["display:block" in part["style"] for part in images + players] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert (control["type"], control["min"], control["max"], control["value"]) == ("range", "0", "2", "0")
+    assert (
+        control["aria-label"] == "Pitch" and control["aria-valuetext"] == "low" and page.text == "Pitch: low"
+    )
+    assert all("max-width:100%" in image["style"] for image in images)  # fits a phone
+
+
+def test_a_slider_closes_its_figures_and_keeps_their_size():
+    figure, ax = plt.subplots(figsize=(4, 2), dpi=100)
+    (image,) = Page(show.slider([figure], alt="a figure")).all("img")
+    assert (image["width"], image["height"]) == ("400", "200") and not plt.fignum_exists(figure.number)
+
+
+def test_a_slider_scales_all_arrays_alike_and_shows_colours_as_they_are():
+    images = Page(
+        show.slider([np.zeros((8, 8)), np.full((8, 8), 5.0), np.full((8, 8), 10.0)], alt="levels")
+    ).all("img")
+    dark, middle, bright = (np.asarray(Image.open(content(i["src"])).convert("L")).mean() for i in images)
+    assert dark < 10 and 60 < middle < 160 and bright > 220
+    (image,) = Page(show.slider([np.tile([1.0, 0.0, 0.0], (300, 300, 1))], alt="red")).all("img")
+    assert np.abs(np.asarray(Image.open(content(image["src"])).convert("RGB")) - [255, 0, 0]).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"frames": []}, "frames must hold at least one picture; given none"),
+        ({"frames": [picture()], "labels": ["a", "b"]}, "labels must be one for each of 1 frames; given 2"),
+        ({"frames": [picture()] * 2, "sounds": [tone()]}, "sounds must be one for each of 2 frames; given 1"),
+        ({"frames": [np.zeros((4, 4, 2))]}, r"frames must be figures or arrays .* given \(4, 4, 2\)"),
+    ],
+)
+def test_a_slider_names_what_does_not_fit(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        show.slider(**arguments, alt="a picture")
+
+
+def test_a_slider_that_would_weigh_down_the_page_is_refused_with_its_size():
+    noise = np.random.default_rng(0).random((6, 400, 400, 3))
+    with pytest.raises(ValueError, match=r"frames and sounds take \d{3,} KB; a slider may take 400 KB"):
+        show.slider(list(noise), alt="noise")
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_need_nothing_from_elsewhere():
+    for block in blocks():
+        page = Page(block)
+        assert [tag for tag, _ in page.elements].count("script") == 0
+        sources = [attributes["src"] for _, attributes in page.elements if "src" in attributes]
+        assert sources and all(source.startswith("data:") for source in sources)
+        assert not re.search(r"https?:|//|@import|url\(", re.sub(r'src="[^"]*"', "", block.html))
+
+
+def test_ids_come_from_the_content():
+    first, again = blocks(), blocks()
+    ids = [re.match(r'<figure id="([^"]+)"', block.html)[1] for block in first]
+    assert len(set(ids)) == 3
+    assert [block.html for block in first] == [block.html for block in again]
+    assert ids[0] not in show.player(tone(441.0), "a tone").html
+
+
+def test_blocks_are_the_same_bytes_in_every_process_and_importing_show_waits_with_matplotlib():
+    program = (
+        "import sys, hashlib, torch; from minilib import show; import numpy as np\n"
+        "assert not {'matplotlib', 'PIL', 'IPython', 'ipywidgets', 'librosa'} & set(sys.modules), 'heavy import'\n"
+        "wave = torch.sin(torch.arange(8000) / 5)\n"
+        "block = show.slider([np.eye(4), np.ones((4, 4))], [wave, wave / 2], alt='x')\n"
+        "print(hashlib.sha256((block.html + show.sound(wave, 'y').html).encode()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed, "PATH": "", "HOME": "/tmp"},
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(digests) == 1
+
+
+def test_a_slider_moves_in_a_browser(tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    two = [
+        show.slider([picture(k) for k in range(3)], [tone()] * 3, list("abc"), alt=alt).html
+        for alt in ("x", "y")
+    ]
+    move = "const i=document.querySelectorAll('input')[1];i.value=2;i.dispatchEvent(new Event('input'))"
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"<!doctype html><meta charset='utf-8'>{''.join(two)}<script>{move}</script>", encoding="utf-8"
+    )
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    )
+    command = [browser, *flags.split(), "--disable-component-update", "--disable-sync"]
+    try:
+        result = subprocess.run(
+            [*command, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        pytest.skip("Chromium does not start here")
+    if "<figure" not in result.stdout:
+        pytest.skip("Chromium does not start here")
+    shown = re.findall(r'<(img|audio)[^>]*data-position="(\d)"[^>]*style="display: ?block', result.stdout)
+    assert shown == [("img", "0"), ("audio", "0"), ("img", "2"), ("audio", "2")]
+    assert re.findall(r"<output[^>]*>(\w)<", result.stdout) == ["a", "c"]
+    assert re.findall(r'aria-valuetext="(\w)"', result.stdout) == ["a", "c"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_live_says_how_to_get_widgets_where_nobody_can_move_them(capsys, monkeypatch):
+    show.live(print, steps=(1, 10), guidance=(0.0, 5.0))
+    sentence = "Run this cell in Jupyter or Colab to change steps and guidance yourself.\n"
+    assert capsys.readouterr().out == sentence
+    monkeypatch.setattr(show, "_somebody_is_there", lambda: True)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    show.live(print, steps=(1, 10), guidance=(0.0, 5.0))
+    assert capsys.readouterr().out == sentence
+
+
+def test_live_hands_the_controls_to_ipywidgets(monkeypatch):
+    calls = []
+    monkeypatch.setattr(show, "_somebody_is_there", lambda: True)
+    monkeypatch.setattr(
+        "ipywidgets.interact", lambda function, **controls: calls.append((function, controls))
+    )
+    show.live(print, steps=(1, 10))
+    assert calls == [(print, {"steps": (1, 10)})]
+
+
+def test_a_kernel_knows_whether_somebody_is_there():
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(ROOT))
+    try:
+        printed = []
+        for attended in (False, True):
+            client.execute_interactive(
+                "from minilib import show; print(show._somebody_is_there())",
+                allow_stdin=attended,
+                timeout=60,
+                output_hook=lambda message: printed.append(message["content"].get("text", "")),
+            )
+        assert "".join(printed).split() == ["False", "True"]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

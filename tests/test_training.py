@@ -1,0 +1,278 @@
+"""The one loop and the stages: deterministic, resumable, unbreakable, and true to the paper's numbers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from minilib import audio, training
+from minilib.audioldm2 import AudioLDM2
+from minilib.data import Corpus
+from minilib.soundworld import SoundWorld
+from minilib.text import Tokenizer
+from minilib.training import (
+    ALL_STAGES,
+    RUNS,
+    STAGES,
+    Recipe,
+    TrainingData,
+    loop,
+    stages,
+    train,
+    train_stages,
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    corpus = Corpus.from_soundworld(SoundWorld("train", seed=5), 16, progress=False)
+    return TrainingData(corpus, Tokenizer.train(corpus.captions))
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict:
+    classes = {
+        "vae": stages.VAE, "audiomae": stages.AudioMAE, "clap": stages.CLAP, "gpt": stages.LOARegressor,
+        "unet": stages.UNet,
+    }  # fmt: skip
+    parts = {name: stages.seeded(model, "tiny", 1).eval() for name, model in classes.items()}
+    return parts | {"text": stages.seeded(stages.T5, "tiny", 1).text_encoder().eval()}
+
+
+def small(name: str) -> Recipe:
+    return replace(RUNS["tiny"].recipes[name], steps=4, batch_size=2, warmup=1, checkpoint_every=2)
+
+
+def make(name: str, data: TrainingData, parts: dict, recipe: Recipe | None = None) -> training.Stage:
+    import copy
+
+    needed = {part: copy.deepcopy(parts[part]) for part in STAGES[name].needs}
+    return STAGES[name]("tiny", recipe or small(name), data, needed)
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name, data, parts, tmp_path, monkeypatch):
+    unbroken = weights(train(make(name, data, parts), tmp_path / "unbroken", progress=False))
+    real, calls = loop.training_step, []
+
+    def stop_in_the_third_step(*args):
+        calls.append(args)
+        if len(calls) == 4:  # one step after the checkpoint is lost, and must be made again
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(loop, "training_step", stop_in_the_third_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(name, data, parts), tmp_path / "broken", progress=False)
+    monkeypatch.setattr(loop, "training_step", real)
+    resumed = train(make(name, data, parts), tmp_path / "broken", resume=True, progress=False)
+    assert torch.equal(weights(resumed), unbroken)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_training_on_one_batch_lowers_its_loss(name, data, parts, tmp_path):
+    stage = make(name, data, parts, replace(small(name), steps=8, ema=0.0, lr=3e-4))
+    batch = stage.batch(training.step_generator(0, name, 0))
+    stage.batch = lambda generator: batch
+
+    def loss() -> float:
+        losses = stage.model.loss(batch)
+        return float((losses["loss"] if isinstance(losses, dict) else losses).detach())
+
+    before = loss()
+    train(stage, tmp_path, progress=False)
+    stage.model.train()
+    assert loss() < before
+
+
+def test_a_batch_depends_on_its_step_and_seed_alone(data, parts):
+    stage = make("joint", data, parts)
+    a, b, c = (
+        stage.batch(training.step_generator(*key))
+        for key in ((0, "joint", 7), (0, "joint", 7), (0, "joint", 8))
+    )
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["eps"], c["eps"])
+
+
+def test_frozen_parts_stay_as_they_are(data, parts, tmp_path):
+    stage = make("joint", data, parts)
+    before = {name: weights(part).clone() for name, part in stage.parts.items()}
+    train(stage, tmp_path, progress=False)
+    changed = {name for name, part in stage.parts.items() if not torch.equal(weights(part), before[name])}
+    assert changed == {"gpt", "unet"}
+
+
+def test_joint_training_sends_the_noise_loss_into_gpt(data, parts):
+    stage = make("joint", data, parts)
+    batch = stage.batch(training.step_generator(0, "joint", 0))
+    batch["true_loa"] = torch.zeros_like(batch["true_loa"])
+    predicted = stage.model.gpt.generate(stages.named(batch))
+    stage.model.unet.loss({**batch, "loa": predicted}).backward()
+    assert stage.model.gpt.gpt2.h[0].attn.c_attn.weight.grad.abs().sum() > 0
+
+
+def test_shares_of_true_loa_and_of_empty_captions_are_the_papers(data, parts):
+    stage = make("joint", data, parts, replace(small("joint"), batch_size=16))
+    true, empty = [], []
+    empty_text = stage.encode([""])["text"][0, 0]
+    for step in range(60):
+        batch = stage.batch(training.step_generator(0, "joint", step))
+        is_empty = (batch["text"][:, 0] - empty_text).abs().amax(dim=1) < 1e-4
+        empty.append(is_empty)
+        true.append(batch["true_loa"][~is_empty])
+        assert not batch["true_loa"][is_empty].any()  # "no condition" is always GPT-2's own
+    assert abs(torch.cat(empty).float().mean() - 0.1) < 0.03
+    assert abs(torch.cat(true).float().mean() - 0.25) < 0.05
+
+
+def test_ldm_training_reads_no_caption(data, parts):
+    stage = make("ldm", data, parts)
+    texts = [stage.batch(training.step_generator(0, "ldm", step))["text"] for step in range(3)]
+    assert all(torch.equal(text[i], texts[0][0]) for text in texts for i in range(len(text)))
+
+
+def test_the_latent_that_the_diffusion_sees_has_variance_one(data, parts, tmp_path):
+    stage = make("vae", data, parts)
+    train(stage, tmp_path, progress=False)
+    vae = stage.finish()["vae"]
+    with torch.no_grad():
+        z = vae.encode(audio.log_mel(data.corpus.wave(range(16))))
+    assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    assert (z.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole(data, parts, tmp_path):
+    ends = []
+    for accumulate in (1, 2):
+        recipe = replace(small("vae"), steps=1, batch_size=4, accumulate=accumulate, clip=1e9, ema=0.0)
+        stage = make("vae", data, parts, recipe)
+        stage.model.double()
+        real = stage.batch
+        stage.batch = lambda generator, real=real: {k: v.double() for k, v in real(generator).items()}
+        ends.append(weights(train(stage, tmp_path / str(accumulate), progress=False)))
+    assert torch.allclose(*ends, atol=1e-7)
+
+
+def test_a_failed_write_leaves_the_last_checkpoint(data, parts, tmp_path, monkeypatch):
+    stage = make("gpt", data, parts)
+    train(stage, tmp_path, progress=False)
+    path = tmp_path / "checkpoints" / "gpt.pt"
+    before = path.read_bytes()
+
+    def full_disk(checkpoint, file):
+        Path(file).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        train(make("gpt", data, parts), tmp_path, progress=False)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["gpt.pt"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(data, parts, tmp_path):
+    stage = make("gpt", data, parts)
+    stage.model.projection.projection.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train(stage, tmp_path, progress=False)
+
+
+def test_learning_rate_rises_and_falls_within_its_bounds():
+    recipe = Recipe(steps=100, batch_size=1, lr=1.0, warmup=10, final_lr=0.02)
+    rates = [training.learning_rate(recipe, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1, rel=0.01) and max(rates) < 1.0 and rates[-1] < 0.022
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    constant = replace(recipe, final_lr=1.0)
+    assert {training.learning_rate(constant, step) for step in range(10, 100)} == {1.0}
+
+
+def test_budget_takes_the_cpu_number_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training.budget(cpu=3, gpu=7) == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.budget(cpu=3, gpu=7) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"stages": "vaee"}, "stage must be all or one of vae"),
+        ({"stages": "vae", "preset": "huge"}, "preset must be one of tiny"),
+        ({"stages": "vae", "steps": 0}, "steps must be 1 or more, not 0"),
+    ],
+)
+def test_bad_arguments_are_named_in_a_sentence(arguments, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        train_stages(out=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_without_what_it_needs_says_which_stage_to_train(tmp_path):
+    with pytest.raises(FileNotFoundError, match="stage gpt needs audiomae.*train stage audiomae"):
+        train_stages("gpt", out=tmp_path / "out")
+
+
+@pytest.fixture()
+def short_run(monkeypatch) -> None:
+    recipes = {name: replace(recipe, batch_size=2) for name, recipe in RUNS["tiny"].recipes.items()}
+    monkeypatch.setitem(RUNS, "tiny", replace(RUNS["tiny"], n_clips=8, recipes=recipes))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.delenv("MINILIB_REALAUDIO", raising=False)
+
+
+def test_all_stages_make_a_pipeline_that_generates(short_run, tmp_path, capsys):
+    train_stages("all", out=tmp_path, steps=1, progress=False)
+    pipe = AudioLDM2.from_pretrained(tmp_path, device="cpu")
+    assert pipe("a dog barks", steps=1, seed=0, progress=False).shape == (1, 40960)
+    assert "barks" in pipe.vocabulary["words"] and pipe.unknown_words("a zebra barks") == ["zebra"]
+    log = (tmp_path / "train.log").read_text()
+    assert all(f"{name:9s} finished: 1 steps" in log for name in ALL_STAGES)
+    train_stages("all", out=tmp_path, steps=1, progress=False, resume=True)
+    assert capsys.readouterr().out.count("finished before") == len(ALL_STAGES)
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+import os
+from minilib import training
+recipes = {name: replace(r, batch_size=2, checkpoint_every=1) for name, r in training.RUNS["tiny"].recipes.items()}
+training.RUNS["tiny"] = replace(training.RUNS["tiny"], n_clips=8, recipes=recipes)
+os.cpu_count = lambda: 1
+if __name__ == "__main__":
+    training.train_stages("gpt", out=sys.argv[1], steps=int(sys.argv[2]), resume=True, progress=False)
+"""
+
+
+def test_kill_9_loses_no_checkpoint_and_the_run_goes_on(short_run, tmp_path):
+    train_stages(["audiomae", "clap", "text"], out=tmp_path, steps=1, progress=False)
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(training.__file__).parents[2]),
+    }
+    environment.pop("MINILIB_REALAUDIO", None)
+    process = subprocess.Popen([sys.executable, script, tmp_path, "100000"], env=environment)
+    path = tmp_path / "checkpoints" / "gpt.pt"
+    while not path.is_file() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = torch.load(path, weights_only=True)["step"]
+    assert step >= 1
+    train_stages("gpt", out=tmp_path, steps=step + 1, resume=True, progress=False)
+    assert (tmp_path / "gpt" / "model.safetensors").is_file()
+    assert f"gpt       finished: {step + 1} steps" in (tmp_path / "train.log").read_text()
