@@ -1,0 +1,64 @@
+"""Write the first code cell of each chapter: on Colab it fetches the course, elsewhere it does nothing.
+
+python book/tools/colab_cell.py     to be run when the address in _config.yml has changed, or a chapter is new
+"""
+
+from __future__ import annotations
+
+import sys
+
+import nbformat
+import notebooks
+import yaml
+
+FIRST_LINE = (
+    "# On Colab this cell fetches the course and installs what is missing. Elsewhere it does nothing."
+)
+CELL = """
+import os
+import subprocess
+import sys
+
+ADDRESS = ""
+COURSE = "/content/course"
+
+if "google.colab" in sys.modules:
+    if not os.path.isdir(COURSE) and not ADDRESS:
+        raise FileNotFoundError(f"This copy of the course has no address: upload its folder to {COURSE} and run again.")
+    if not os.path.isdir(COURSE):
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", ADDRESS, COURSE], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--editable", COURSE + "[peers]"], check=True)
+    sys.path.insert(0, COURSE)  # what was installed as editable is otherwise found by the next kernel only
+    os.chdir(COURSE + "/chapters")"""
+
+
+def address() -> str:
+    """The repository's address, from the one place where it stands; empty if the course is not published."""
+    config = yaml.safe_load((notebooks.ROOT / "_config.yml").read_text(encoding="utf-8"))
+    return config["repository"]["url"] or ""
+
+
+def text() -> str:
+    """The cell, with the address of today."""
+    return FIRST_LINE + CELL.replace('ADDRESS = ""', f'ADDRESS = "{address()}"')
+
+
+def main() -> int:
+    """Bring the cell of every chapter up to date, and put one into a chapter that has none."""
+    for path in notebooks.chapters():
+        notebook = notebooks.read(path)
+        cells = notebooks.code_cells(notebook)
+        if cells and cells[0].source == text():
+            continue
+        if cells and cells[0].source.startswith(FIRST_LINE):
+            cells[0].source = text()
+        else:
+            cell = nbformat.v4.new_code_cell(text(), metadata={"tags": ["hide-cell"]})
+            notebook.cells.insert(1, cell)  # below the title; execute.py gives it its execution count
+        notebooks.write(path, notebook)
+        print(f"{path.name}: its first code cell was written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
