@@ -229,7 +229,7 @@ class AudioLDM2:
         if guidance != 1.0:
             unconditional = unconditional or self.encode([""] * len(loa))
             empty = [(self.loa(unconditional), None), unconditional.text]
-        model = guided(self.unet, [(loa, None), conditions.text], empty, guidance)
+        model = guided(self.unet.predict_eps, [(loa, None), conditions.text], empty, guidance)
         return ddim_sample(model, self.unet.schedule, latents.to(self.device), steps, progress=progress)
 
     def decode(self, z0: Tensor, n_samples: int) -> Tensor:

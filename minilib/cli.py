@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import sys
 import tempfile
@@ -241,16 +242,14 @@ def generate(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train stages of the pipeline into a folder."""
     out = args.out or Path("runs") / args.preset
-    again = " ".join(["minilib train", *args.stages, f"--preset {args.preset} --out {out}"])
-    more = "".join(
-        f" --{key} {value}" for key, value in (("data", args.data), ("steps", args.steps)) if value
-    )
-    args.stopped = f"stopped; go on with: {again}{more} --seed {args.seed} --resume"
+    options = {key: getattr(args, key) for key in ("preset", "data", "steps", "seed")}
+    line = ["minilib", "train", *args.stages, "--out", str(out)]
+    line += [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
+    args.stopped = f"stopped; go on with: {shlex.join(line)} --resume"
     from minilib.training import train_stages
 
     stages = "all" if args.stages == ["all"] else args.stages
-    options = {key: getattr(args, key) for key in ("preset", "data", "steps", "resume", "seed")}
-    print(f"trained: {train_stages(stages, out=out, **options)}")
+    print(f"trained: {train_stages(stages, out=out, resume=args.resume, **options)}")
 
 
 def reconstruct(args: argparse.Namespace) -> None:

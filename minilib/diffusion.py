@@ -139,6 +139,37 @@ def predict_x0(schedule: Schedule, xt: Tensor, t: Tensor | int, eps: Tensor) -> 
     return (xt - at(noise, t, xt) * eps) / at(signal, t, xt)
 
 
+def velocity(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+    """The velocity v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans and Ho, 2202.00512, section 4).
+
+    A network that predicts v predicts nearly the noise where there is little of it, and nearly -x0 where all is
+    noise: there the noise alone says nothing of x0, and a small error in it would be a large one in x0.
+
+    Args:
+        schedule: the noise levels; x0: (B, ...) clean; t: (B,) levels 0 to T; eps: (B, ...) standard normal.
+    Returns:
+        v, (B, ...).
+
+    Chapter 05.
+    """
+    signal, noise = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+    return at(signal, t, eps) * eps - at(noise, t, x0) * x0
+
+
+def eps_from_velocity(schedule: Schedule, xt: Tensor, t: Tensor | int, v: Tensor) -> Tensor:
+    """The noise that a velocity means: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt (2202.00512, section 4).
+
+    Args:
+        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; v: (B, ...), true or predicted.
+    Returns:
+        eps, (B, ...).
+
+    Chapter 05.
+    """
+    signal, noise = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+    return at(signal, t, v) * v + at(noise, t, xt) * xt
+
+
 def eps_loss(
     model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
 ) -> Tensor:

@@ -101,8 +101,6 @@ def drop(contexts: Sequence[Context], empty: Sequence[Context], dropped: Tensor)
     Chapter 15.
     """
     B = len(dropped)
-    rows = torch.arange(B, device=dropped.device).masked_fill(
-        dropped, B
-    )  # row B of the joined batch is the empty one
+    rows = torch.arange(B, device=dropped.device).masked_fill(dropped, B)  # row B will be the empty one
     joined = [join(*pair) for pair in zip(contexts, empty, strict=True)]  # (B + 1, S, D) each
     return [(sequence[rows], None if mask is None else mask[rows]) for sequence, mask in joined]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minilib import audio
-from minilib.audioldm2 import AudioLDM2
+from minilib.audioldm2 import AudioLDM2, check_numbers
 from minilib.model import Model
 from minilib.soundworld import CLASSES, SoundWorld
 
@@ -309,6 +309,7 @@ def evaluate(
     """
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number, 2 or more, not {n}")
+    check_numbers(steps, guidance, candidates=1)
     results: dict[str, float] = {"n": n, "seed": seed, "steps": steps, "guidance": guidance}
     with tqdm(total=2 * n, desc="evaluate", unit="sound", disable=not progress) as bar:
         for kind, n_events in (("single", 1), ("pair", 2)):

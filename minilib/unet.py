@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minilib.diffusion import Schedule, eps_loss, sqrt_linear_schedule
+from minilib.diffusion import Schedule, eps_from_velocity, eps_loss, q_sample, sqrt_linear_schedule, velocity
 from minilib.layers import Downsample, ResBlock, Upsample
 from minilib.model import Model
 
@@ -38,6 +38,7 @@ class UNetConfig:
     n_steps: int = 1000  # T
     beta_1: float = 0.0015
     beta_T: float = 0.0195
+    prediction: str = "eps"  # what the output means: the noise, or "v", the velocity
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -219,6 +220,8 @@ class UNet(Model):
 
     def __init__(self, config: UNetConfig):
         super().__init__(config)
+        if config.prediction not in ("eps", "v"):
+            raise ValueError(f'prediction must be "eps" or "v", not {config.prediction!r}')
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(widths[0])
@@ -242,7 +245,7 @@ class UNet(Model):
             loa, text: conditions, each a sequence (B, S, D) and its mask (B, S) or None.
 
         Returns:
-            eps_hat, the shape of zt. Chapter 14.
+            eps_hat, or v_hat where `config.prediction` is "v", the shape of zt. Chapter 14.
         """
         time = self.time_embedding(t - 1)  # the released weights count noise levels from 0
         x = self.conv_in(zt)
@@ -263,18 +266,25 @@ class UNet(Model):
                 x = upsample(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
+    def predict_eps(self, zt: Tensor, t: Tensor, loa: Context, text: Context) -> Tensor:
+        """The predicted noise, whatever the output means: what the samplers ask for. As `forward`. Chapter 14."""
+        out = self(zt, t, loa, text)
+        return out if self.config.prediction == "eps" else eps_from_velocity(self.schedule, zt, t, out)
+
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean squared error of the predicted noise (Ho et al., 2006.11239 Eq. 14).
+        """Mean squared error of the predicted noise (Ho et al., 2006.11239 Eq. 14), or of the velocity.
 
         Args:
             batch: `z0` and `eps` (B, C, T/r, F/r), `t` (B,), `loa` (B, L, D), `text` (B, S, D), `text_mask` (B, S).
 
         Chapter 14.
         """
-        loa, text = (batch["loa"], None), (batch["text"], batch["text_mask"])
-        return eps_loss(
-            lambda zt, t: self(zt, t, loa, text), self.schedule, batch["z0"], batch["t"], batch["eps"]
-        )
+        z0, t, eps = batch["z0"], batch["t"], batch["eps"]
+        contexts = (batch["loa"], None), (batch["text"], batch["text_mask"])
+        if self.config.prediction == "eps":
+            return eps_loss(lambda zt, t: self(zt, t, *contexts), self.schedule, z0, t, eps)
+        v_hat = self(q_sample(self.schedule, z0, t, eps), t, *contexts)
+        return F.mse_loss(v_hat, velocity(self.schedule, z0, t, eps))
 
 
 UNet.presets = {
@@ -286,6 +296,7 @@ UNet.presets = {
         norm_num_groups=8,
         cross_attention_dim=(None, 192, 128),
         n_head=4,
+        prediction="v",  # some hundred steps do not teach a network to copy the noise well enough
     ),
     "colab": UNetConfig(
         block_out_channels=(96, 192, 288, 384),

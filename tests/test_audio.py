@@ -81,6 +81,7 @@ def test_a_mel_filter_has_area_one_in_hertz():
     torch.testing.assert_close(wide, torch.ones(64), atol=1e-3, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:n_fft=1024 is too large")  # for the shortest
 @pytest.mark.parametrize("name", SOUNDS)
 def test_log_mel_is_librosas(name):
     wave = SOUNDS[name]
@@ -250,7 +251,7 @@ def test_one_sample_makes_a_file_that_loads(tmp_path, suffix, rate):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_a_long_sound_makes_a_file_that_loads(tmp_path, suffix):
-    wave = 0.1 * noise(60 * 16000)[0]
+    wave = 0.1 * noise(180 * 16000)[0]  # libsndfile crashes on a Vorbis block of this length
     audio.save(tmp_path / f"a.{suffix}", wave)
     assert audio.load(tmp_path / f"a.{suffix}").shape == wave.shape
 

@@ -136,6 +136,14 @@ def test_a_reconstruction_measures_each_step_by_itself(n):
         assert off["vocoder_db"] == pytest.approx(20 * math.log10(2), rel=0.02)
 
 
+def test_what_a_short_recording_is_padded_with_does_not_count():
+    wave = noise(1, 320)
+    padded = torch.nn.functional.pad(wave, (0, 8 * 160 - 320))
+    padded[:, 1120:] = 0.5  # no window of the first two frames reaches so far
+    result = metrics.reconstruction(fake_pipe(padded, vae_db=1.0), wave)
+    assert result["total_db"] == result["vocoder_db"] == 0 and result["wave"].shape == (320,)
+
+
 def test_a_reconstruction_scores_silence_apart():
     wave = torch.cat([noise(1, 8000), torch.zeros(1, 8000)], dim=1)
     pipe = fake_pipe(wave + 0.01 * torch.ones(1, 16000).cumsum(1).sin(), vae_db=1.0)
