@@ -4,7 +4,7 @@
 
 SHELL := bash
 PYTHON ?= python3
-CAPTION := a bell rings
+CAPTION := a dog barks twice
 
 PY := .venv/bin/python
 BUILD := $(PY) -c 'from jupyter_book.cli.main import main; main()' build .

@@ -302,7 +302,8 @@ def vocabulary(args: argparse.Namespace) -> None:
     if classes:
         print(f"{len(classes)} kinds of sound:\n{in_columns(classes)}\n")
     print(f"{len(words)} words:\n{in_columns(words)}\n")
-    print("captions such as:\n" + "\n".join(f"  {caption}" for caption in captions[-5:]))
+    some = captions[:: max(1, len(captions) // 6)]
+    print("captions such as:\n" + "\n".join(f"  {caption}" for caption in some))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -373,7 +373,7 @@ round trip: clean renders through VAE and vocoder. ceiling: clean renders. clap:
 
 @torch.no_grad()
 def nearest_captions(pipe: AudioLDM2, caption: str, n: int = 3) -> list[str]:
-    """The n known captions most like this one: by shared words, then by the cosine of CLAP's text tower.
+    """The n known captions most like this one: by their share of common words, then by CLAP's cosine.
 
     Args:
         pipe: `pipe.vocabulary["captions"]` holds what it knows; without it the result is empty.
@@ -384,11 +384,11 @@ def nearest_captions(pipe: AudioLDM2, caption: str, n: int = 3) -> list[str]:
     known = list(pipe.vocabulary.get("captions", ()))
     if not known:
         return []
-    spoken = set(split_words(caption))
-    shared = torch.tensor([len(spoken & set(split_words(other))) for other in known])
+    spoken, others = set(split_words(caption)), [set(split_words(other)) for other in known]
+    shared = [len(spoken & other) / len(spoken | other) for other in others]  # Jaccard index
     embedded = pipe.encode([caption, *known]).clap[0][:, 0].cpu()  # (1 + n_known, D)
     cosine = embedded[1:] @ embedded[0]
-    order = sorted(range(len(known)), key=lambda i: (-int(shared[i]), -float(cosine[i])))
+    order = sorted(range(len(known)), key=lambda i: (-shared[i], -float(cosine[i])))
     return [known[i] for i in order[:n]]
 
 

@@ -24,10 +24,14 @@ COURSE = "/content/course"
 
 if "google.colab" in sys.modules:
     if not os.path.isdir(COURSE) and not ADDRESS:
-        raise FileNotFoundError(f"This copy of the course has no address: upload its folder to {COURSE} and run again.")
+        raise FileNotFoundError(
+            f"This copy of the course has no address: upload its folder to {COURSE} and run again."
+        )
     if not os.path.isdir(COURSE):
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", ADDRESS, COURSE], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--editable", COURSE + "[peers]"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--editable", COURSE + "[peers]"], check=True
+    )
     sys.path.insert(0, COURSE)  # what was installed as editable is otherwise found by the next kernel only
     os.chdir(COURSE + "/chapters")"""
 
