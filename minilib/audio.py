@@ -322,6 +322,8 @@ def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
         format: "wav", "flac", "ogg" or "mp3"; sample_rate: in hertz.
     Raises:
         ValueError: the wave has another shape, no samples, or NaN, or the format has no such rate.
+
+    Chapter 01.
     """
     wave = torch.as_tensor(wave).detach().cpu().float()
     if wave.ndim == 2 and wave.shape[0] == 1:

@@ -20,7 +20,10 @@ TAUGHT = [
     "bind", "gpt", "unet", "audioldm2", "training",
 ]  # fmt: skip
 FREE = {"audio"}  # on the ground floor a definition may go without a chapter
-MODULES = [ROOT / "minilib" / f"{name}.py" for name in TAUGHT if (ROOT / "minilib" / f"{name}.py").exists()]
+FILES = sorted((ROOT / "minilib").rglob("*.py"))
+MODULES = [
+    path for path in FILES if path.relative_to(ROOT / "minilib").parts[0].removesuffix(".py") in TAUGHT
+]
 
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
@@ -99,10 +102,10 @@ def test_library_cells_hold_the_librarys_text_and_no_imports(path):
         assert not [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "minilib")))
 def test_public_definitions_name_their_chapter_and_are_built_there_and_nowhere_else(path):
     written = {int(chapter.name[:2]) for chapter in CHAPTERS}
-    file, where = f"minilib/{path.name}", built()
+    file, where = path.relative_to(ROOT).as_posix(), built()
     public = {
         n: node for n, node in definitions(path.read_text(encoding="utf-8")).items() if not n.startswith("_")
     }
@@ -114,9 +117,18 @@ def test_public_definitions_name_their_chapter_and_are_built_there_and_nowhere_e
 
 
 def test_the_modules_that_teach_are_there():
-    assert {"audio", "diffusion", "guidance", "vae", "gpt", "unet", "audioldm2", "training"} <= {
-        p.stem for p in MODULES
-    }
+    assert {
+        "audio",
+        "diffusion",
+        "guidance",
+        "vae",
+        "gpt",
+        "unet",
+        "audioldm2",
+        "loop",
+        "stages",
+        "runs",
+    } <= {p.stem for p in MODULES}
 
 
 def test_a_definition_that_differs_in_a_docstring_is_seen():
