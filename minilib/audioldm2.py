@@ -27,7 +27,7 @@ from minilib.diffusion import ddim_sample
 from minilib.gpt import LOARegressor
 from minilib.guidance import guided
 from minilib.model import Model, local_folder, read_json, replacing
-from minilib.text import T5Encoder, Tokenizer
+from minilib.text import T5Encoder, Tokenizer, split_words
 from minilib.unet import UNet
 from minilib.vae import VAE
 from minilib.vocoder import HiFiGAN, Vocos
@@ -253,7 +253,7 @@ class AudioLDM2:
         return self.vae(padded)[:, :, : mel.shape[2]]
 
     def n_samples(self, seconds: float | None) -> int:
-        """Samples of a sound of this length; raises ValueError unless 0 < seconds <= 60. Chapter 16."""
+        """Samples of a sound of this length; raises ValueError unless it lies in 0.1 to 60 s. Chapter 16."""
         seconds = self.seconds if seconds is None else seconds
         if not 0.1 <= seconds <= MAX_SECONDS:  # false for nan as well
             raise ValueError(f"seconds must lie between 0.1 and {MAX_SECONDS:g}, not {seconds}")
@@ -269,8 +269,7 @@ class AudioLDM2:
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption that these weights have not been trained on. Chapter 17."""
         known = set(self.vocabulary.get("words", ()))
-        words = [word.strip(".,;:!?\"'()").lower() for word in caption.split()]
-        return sorted({word for word in words if word and word not in known}) if known else []
+        return sorted({word for word in split_words(caption) if word and word not in known}) if known else []
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write all parts, the tokenizer and the description, so that `from_pretrained` finds them. Chapter 16."""

@@ -22,6 +22,7 @@ from minilib import audio
 from minilib.audioldm2 import AudioLDM2, check_numbers
 from minilib.model import Model
 from minilib.soundworld import CLASSES, SoundWorld
+from minilib.text import split_words
 
 BATCH = 16  # sounds that are made or scored together
 CHUNK = 3072  # frames, 30.72 s: longer recordings are reconstructed in pieces of this length ...
@@ -390,8 +391,3 @@ def nearest_captions(pipe: AudioLDM2, caption: str, n: int = 3) -> list[str]:
     cosine = embedded[1:] @ embedded[0]
     order = sorted(range(len(known)), key=lambda i: (-shared[i], -float(cosine[i])))
     return [known[i] for i in order[:n]]
-
-
-def split_words(caption: str) -> list[str]:
-    """The words of a caption, in small letters and without punctuation. Chapter 17."""
-    return [word.strip(".,;:!?\"'()").lower() for word in caption.split()]

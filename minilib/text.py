@@ -160,6 +160,11 @@ def read_backend(path: Path) -> Any:
     return backend
 
 
+def split_words(caption: str) -> list[str]:
+    """The words of a caption, in small letters and without punctuation. Chapter 11."""
+    return [word.strip(".,;:!?\"'()").lower() for word in caption.split()]
+
+
 def check_captions(captions: list[str]) -> list[str]:
     """Return `captions` as a list; raise a sentence unless it is a non-empty list of str. Chapter 11."""
     if isinstance(captions, str):

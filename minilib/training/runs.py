@@ -18,7 +18,7 @@ from minilib.audioldm2 import load_part, save_description
 from minilib.data import OPEN_LICENCES, AudioFolder, Corpus
 from minilib.model import read_json, replacing
 from minilib.soundworld import CLASSES, SoundWorld, plain, vocabulary
-from minilib.text import Tokenizer
+from minilib.text import Tokenizer, split_words
 from minilib.training.loop import Recipe, log, train
 from minilib.training.stages import ALL_STAGES, STAGES, TrainingData
 
@@ -183,9 +183,7 @@ def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> T
         words = {"words": vocabulary(), "classes": sorted(CLASSES), "captions": known_captions(corpus)}
     else:
         corpus = Corpus.from_folder(AudioFolder(folder), run.seconds)
-        spoken = {
-            word.strip(".,;:!?\"'()").lower() for caption in corpus.captions for word in caption.split()
-        }
+        spoken = {word for caption in corpus.captions for word in split_words(caption)}
         words = {
             "words": sorted(spoken - {""}),
             "classes": [],
