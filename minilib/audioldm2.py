@@ -264,7 +264,7 @@ class AudioLDM2:
         r = self.vae.config.reduction
         multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
         T = math.ceil(n_samples / audio.HOP / r / multiple) * multiple
-        return n, self.vae.config.latent_channels, T, audio.N_MELS // r
+        return n, self.vae.config.z_channels, T, audio.N_MELS // r
 
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption that these weights have not been trained on. Chapter 17."""
@@ -306,7 +306,7 @@ def check_widths(parts: dict[str, Model], folder: Path) -> None:
     pairs = [
         ("clap", clap.dim, "gpt", gpt.condition_dims[0]),
         ("text", text.d_model, "gpt", gpt.condition_dims[-1]),
-        ("vae", vae.latent_channels, "unet", unet.in_channels),
+        ("vae", vae.z_channels, "unet", unet.in_channels),
         *(("gpt", gpt.n_embd, "unet", dim) for dim in loa_dims if dim is not None),
         *(("text", text.d_model, "unet", dim) for dim in text_dims if dim is not None),
     ]

@@ -1,14 +1,16 @@
-"""Diffusion: noise schedules, the forward process, its posterior, the loss, and the samplers DDPM and DDIM.
+"""Diffusion: noise schedules, the forward process, its posterior, the losses, and three samplers.
 
-Notation and equations are those of Ho et al. (DDPM, arXiv 2006.11239), for DDIM of Song et al. (2010.02502).
-Noise levels count from 1 to T, and level 0 is the clean x0: `alpha_bar[0] == 1`. A model is any callable
-`model(xt, t) -> eps_hat` with xt (B, ...) and t (B,), so nothing here knows of sound, latents or conditions.
+Notation and equations are those of Ho et al. (DDPM, arXiv 2006.11239), for DDIM of Song et al. (2010.02502), for
+DPM-Solver++ of Lu et al. (2211.01095). Noise levels count from 1 to T, and level 0 is the clean x0:
+`alpha_bar[0] == 1`. A model is any callable `model(xt, t) -> eps_hat` with xt (B, ...) and t (B,), so nothing here
+knows of sound, latents or conditions.
 
-Chapters 03 (forward process), 04 (posterior), 05 (loss) and 06 (samplers) build this module.
+Chapters 03 (forward process), 04 (posterior), 05 (losses) and 06 (samplers) build this module.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +51,11 @@ class Schedule:
         """Share of the variance of x0 that is left at level t: the product of alpha up to t."""
         return self.alpha.cumprod(dim=0)
 
+    @cached_property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio of level t: the variance left of x0 over that of the noise; infinite at level 0."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
 
 def linear_schedule(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
     """The schedule of Ho et al., section 4: beta grows linearly from step 1 to step T.
@@ -74,6 +81,19 @@ def sqrt_linear_schedule(T: int = 1000, beta_1: float = 0.0015, beta_T: float = 
     return Schedule(torch.cat([torch.zeros(1), beta]))
 
 
+def cosine_schedule(T: int = 1000, s: float = 0.008, most: float = 0.999) -> Schedule:
+    """The schedule of Nichol and Dhariwal (2102.09672, Eq. 17): alpha_bar falls like a squared cosine.
+
+    Args:
+        T: number of steps; s: shift that keeps the first steps from being too small; most: beta at most.
+
+    Chapter 03.
+    """
+    f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2) ** 2
+    beta = (1 - f[1:] / f[:-1]).clamp_max(most).float()
+    return Schedule(torch.cat([torch.zeros(1), beta]))
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The forward process and what follows from it
 
@@ -89,6 +109,20 @@ def at(values: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
     Chapter 03.
     """
     return values.to(x)[t].view(-1, *[1] * (x.ndim - 1))
+
+
+def q_step(schedule: Schedule, x_before: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+    """One step of the forward process, from level t - 1 to t: xt = sqrt(alpha) x_{t-1} + sqrt(beta) eps (Eq. 2).
+
+    Args:
+        schedule: the noise levels; x_before: (B, ...) at level t - 1; t: (B,) levels 1 to T.
+        eps: (B, ...) standard normal.
+    Returns:
+        xt, (B, ...).
+
+    Chapter 03.
+    """
+    return at(schedule.alpha.sqrt(), t, x_before) * x_before + at(schedule.beta.sqrt(), t, eps) * eps
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
@@ -125,6 +159,22 @@ def posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor | int) -> tu
     return at(share_of_x0, t, x0) * x0 + at(share_of_xt, t, xt) * xt, at(beta_tilde, t, xt)
 
 
+def gaussian_kl(mean_p: Tensor, var_p: Tensor, mean_q: Tensor, var_q: Tensor) -> Tensor:
+    """Kullback-Leibler divergence KL(p || q) of two Gaussians with independent dimensions, in nats.
+
+    0.5 * sum(log(var_q / var_p) + (var_p + (mean_p - mean_q)^2) / var_q - 1), the sum over the dimensions.
+
+    Args:
+        mean_p, var_p, mean_q, var_q: (B, ...), or shapes that broadcast to it; variances above 0.
+    Returns:
+        (B,).
+
+    Chapter 04.
+    """
+    terms = (var_q / var_p).log() + (var_p + (mean_p - mean_q) ** 2) / var_q - 1
+    return 0.5 * terms.flatten(1).sum(dim=1)
+
+
 def predict_x0(schedule: Schedule, xt: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
     """The x0 that xt comes from if its noise is eps: Eq. 4 solved for x0 (Ho et al., Eq. 15).
 
@@ -156,6 +206,34 @@ def velocity(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Te
     return at(signal, t, eps) * eps - at(noise, t, x0) * x0
 
 
+def eps_from_x0(schedule: Schedule, xt: Tensor, t: Tensor | int, x0: Tensor) -> Tensor:
+    """The noise in xt if it comes from x0: Eq. 4 solved for eps.
+
+    Args:
+        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; x0: (B, ...), true or predicted.
+    Returns:
+        eps, (B, ...).
+
+    Chapter 05.
+    """
+    signal, noise = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+    return (xt - at(signal, t, xt) * x0) / at(noise, t, xt)
+
+
+def eps_from_mean(schedule: Schedule, xt: Tensor, t: Tensor | int, mean: Tensor) -> Tensor:
+    """The noise in xt if `mean` is that of x_{t-1}: mean = (xt - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha), Eq. 11.
+
+    Args:
+        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; mean: (B, ...), true or predicted.
+    Returns:
+        eps, (B, ...).
+
+    Chapter 05.
+    """
+    gain = (1 - schedule.alpha_bar).sqrt() / schedule.beta
+    return at(gain, t, xt) * (xt - at(schedule.alpha.sqrt(), t, xt) * mean)
+
+
 def eps_from_velocity(schedule: Schedule, xt: Tensor, t: Tensor | int, v: Tensor) -> Tensor:
     """The noise that a velocity means: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt (2202.00512, section 4).
 
@@ -170,23 +248,108 @@ def eps_from_velocity(schedule: Schedule, xt: Tensor, t: Tensor | int, v: Tensor
     return at(signal, t, v) * v + at(noise, t, xt) * xt
 
 
+def weighted_mse(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of predictions (B, ...), each item times its weight (B,), None for 1. Chapter 05."""
+    error = (prediction - target).square().flatten(1).mean(dim=1)  # (B,)
+    return error.mean() if weight is None else (weight * error).mean()
+
+
+def mean_loss(
+    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of the predicted mean of x_{t-1} (Ho et al., Eq. 8). Chapter 05.
+
+    The four losses take the same arguments and differ in what `model` predicts: here the mean of the posterior.
+
+    Args:
+        model: predicts from (xt, t); schedule: the noise levels; x0: (B, ...) clean.
+        t: (B,) levels 1 to T; eps: (B, ...) standard normal.
+        weight: (B,) one for each item; None for 1.
+    Returns:
+        the loss, a scalar.
+    """
+    xt = q_sample(schedule, x0, t, eps)
+    return weighted_mse(model(xt, t), posterior(schedule, x0, xt, t)[0], weight)
+
+
+def x0_loss(
+    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of the predicted x0. Arguments as for `mean_loss`. Chapter 05."""
+    return weighted_mse(model(q_sample(schedule, x0, t, eps), t), x0, weight)
+
+
 def eps_loss(
     model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
 ) -> Tensor:
     """Mean squared error of the predicted noise: L_simple (Ho et al., Eq. 14), or weighted (Eq. 12).
 
+    Arguments as for `mean_loss`. Chapter 05.
+    """
+    return weighted_mse(model(q_sample(schedule, x0, t, eps), t), eps, weight)
+
+
+def v_loss(
+    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of the predicted velocity (2202.00512, section 4). As `mean_loss` otherwise. Chapter 05."""
+    return weighted_mse(model(q_sample(schedule, x0, t, eps), t), velocity(schedule, x0, t, eps), weight)
+
+
+def x0_error(schedule: Schedule, t: Tensor, target: str) -> Tensor:
+    """Squared error of x0 that a squared error of 1 in the target means at level t: the targets' common currency.
+
     Args:
-        model: predicts the noise; schedule: the noise levels; x0: (B, ...) clean.
-        t: (B,) levels 1 to T; eps: (B, ...) standard normal.
-        weight: (B,) one for each item; None for 1.
+        schedule: the noise levels; t: (B,) levels, 1 to T ("mean": 2 to T).
+        target: "mean", "x0", "eps" or "v".
     Returns:
-        the loss, a scalar.
+        (B,).
+    Raises:
+        ValueError: `target` is none of the four.
 
     Chapter 05.
     """
-    eps_hat = model(q_sample(schedule, x0, t, eps), t)
-    error = (eps_hat - eps).square().flatten(1).mean(dim=1)  # (B,)
-    return error.mean() if weight is None else (weight * error).mean()
+    alpha_bar, before = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
+    rates = {
+        "mean": (1 - alpha_bar) ** 2 / (before * schedule.beta[t] ** 2),  # 1 / (share of x0 in it)^2
+        "x0": torch.ones_like(alpha_bar),
+        "eps": (1 - alpha_bar) / alpha_bar,
+        "v": 1 - alpha_bar,
+    }
+    if target not in rates:
+        raise ValueError(f"target must be one of {', '.join(rates)}; given {target!r}")
+    return rates[target]
+
+
+def elbo_weight(schedule: Schedule, t: Tensor, target: str = "eps") -> Tensor:
+    """What makes a squared error, summed over the dimensions, the KL term of the ELBO at level t (Ho et al., Eq. 12).
+
+    For "eps" it is beta^2 / (2 beta_tilde alpha (1 - alpha_bar)); for "x0" half of what the signal-to-noise ratio
+    loses in step t (Kingma et al., 2107.00630, Eq. 13).
+
+    Args:
+        schedule: the noise levels; t: (B,) levels 2 to T, for at 1 the posterior has no variance.
+        target: "mean", "x0", "eps" or "v", see `x0_error`.
+    Returns:
+        (B,).
+
+    Chapter 05.
+    """
+    return 0.5 * (schedule.snr[t - 1] - schedule.snr[t]) * x0_error(schedule, t, target)
+
+
+def min_snr_weight(schedule: Schedule, t: Tensor, target: str = "eps", gamma: float = 5.0) -> Tensor:
+    """Min-SNR weighting (Hang et al., 2303.09556, section 3.4): as if x0 were weighed by min(SNR, gamma).
+
+    Args:
+        schedule: the noise levels; t: (B,) levels 1 to T; gamma: no level weighs more than this.
+        target: "mean", "x0", "eps" or "v", see `x0_error`.
+    Returns:
+        (B,).
+
+    Chapter 05.
+    """
+    return schedule.snr[t].clamp_max(gamma) * x0_error(schedule, t, target)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -204,22 +367,36 @@ def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def ddpm_step(
-    schedule: Schedule, xt: Tensor, t: int, eps: Tensor, generator: torch.Generator | None = None
+    schedule: Schedule,
+    xt: Tensor,
+    t: int,
+    eps: Tensor,
+    generator: torch.Generator | None = None,
+    variance: str = "beta_tilde",
 ) -> Tensor:
     """One step of ancestral sampling, from level t to t - 1 (Ho et al., Algorithm 2, lines 3 and 4).
 
-    x0 is predicted, and x_{t-1} drawn from the posterior that it and xt give. The variance is beta-tilde (Eq. 7).
+    x0 is predicted, and x_{t-1} drawn around the mean of the posterior that it and xt give; at t = 1 it is the mean.
 
     Args:
         schedule: the noise levels; xt: (B, ...); t: 1 to T; eps: (B, ...), the predicted noise.
         generator: of the noise, on the CPU.
+        variance: "beta_tilde", the posterior's (Eq. 7), right if x0 is one point; or "beta", right if x0 is
+            standard normal (section 3.2).
     Returns:
         x_{t-1}, (B, ...).
+    Raises:
+        ValueError: `variance` is neither.
 
     Chapter 06.
     """
-    mean, variance = posterior(schedule, predict_x0(schedule, xt, t, eps), xt, t)
-    return mean + variance.sqrt() * randn_like(xt, generator) if t > 1 else mean
+    if variance not in ("beta_tilde", "beta"):
+        raise ValueError(f"variance must be 'beta_tilde' or 'beta'; given {variance!r}")
+    mean, beta_tilde = posterior(schedule, predict_x0(schedule, xt, t, eps), xt, t)
+    if t == 1:
+        return mean
+    spread = beta_tilde if variance == "beta_tilde" else at(schedule.beta, t, xt)
+    return mean + spread.sqrt() * randn_like(xt, generator)
 
 
 @torch.no_grad()
@@ -228,6 +405,7 @@ def ddpm_sample(
     schedule: Schedule,
     xT: Tensor,
     generator: torch.Generator | None = None,
+    variance: str = "beta_tilde",
     callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -235,7 +413,7 @@ def ddpm_sample(
 
     Args:
         model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard normal.
-        generator: of the noise of the steps, on the CPU.
+        generator: of the noise of the steps, on the CPU; variance: of that noise, see `ddpm_step`.
         callback: called before each step with its number i, level t, xt and the predicted noise.
         progress: whether to show a bar.
     Returns:
@@ -248,7 +426,7 @@ def ddpm_sample(
         eps = model(x, levels(t, x))
         if callback is not None:
             callback(i, t, x, eps)
-        x = ddpm_step(schedule, x, t, eps, generator)
+        x = ddpm_step(schedule, x, t, eps, generator, variance)
     return x
 
 
@@ -349,4 +527,73 @@ def ddim_sample(
         if callback is not None:
             callback(i, t, x, eps)
         x = ddim_step(schedule, x, t, s, eps, eta, generator)
+    return x
+
+
+def dpm_solver_step(
+    schedule: Schedule, xt: Tensor, t: int, s: int, x0: Tensor, before: tuple[int, Tensor] | None = None
+) -> Tensor:
+    """One step of DPM-Solver++ (2M), from level t to any lower level s (Lu et al., 2211.01095, Algorithm 2).
+
+    In lambda = log(signal / noise) the path to x0 is nearly straight, and x0 is followed along the line through
+    its last two predictions. Without the one before, or to the clean end (lambda is infinite there), the step is
+    of first order: DDIM's.
+
+    Args:
+        schedule: the noise levels; xt: (B, ...); t, s: levels, s < t; x0: (B, ...), predicted at level t.
+        before: the level above t that the last step came from, and the x0 (B, ...) predicted there.
+    Returns:
+        xs, (B, ...).
+
+    Chapter 06.
+    """
+    signal, noise, lam = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt(), 0.5 * schedule.snr.log()
+    h = lam[s] - lam[t]
+    if before is not None and s > 0:
+        level, x0_before = before
+        x0 = x0 + 0.5 * h / (lam[t] - lam[level]) * (x0 - x0_before)
+    return noise[s] / noise[t] * xt - signal[s] * torch.expm1(-h) * x0
+
+
+@torch.no_grad()
+def dpm_solver_sample(
+    model: Model,
+    schedule: Schedule,
+    xT: Tensor,
+    steps: int,
+    spacing: str = "leading",
+    offset: int = 1,
+    last: int = 0,
+    callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Sampling by DPM-Solver++ (2M): deterministic, of second order, good in 10 to 20 steps (2211.01095).
+
+    The first step is of first order, and so is the last one of fewer than 15, where it helps (their section 5).
+
+    Args:
+        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard normal.
+        steps, spacing, offset: which levels to visit, see `time_steps`; "leading" leaves out the lowest of one more.
+        last: the level to end at: 0, the clean end, or 1, the lowest noise.
+        callback: called before each step with its number i, level t, xt and the predicted noise.
+        progress: whether to show a bar.
+    Returns:
+        x at level `last`, (B, ...).
+    Raises:
+        ValueError: `steps` or `spacing` is not allowed.
+
+    Chapter 06.
+    """
+    leading = spacing == "leading" and 0 < steps < schedule.T
+    times = time_steps(schedule.T, steps + leading, spacing, offset)[:steps]
+    pairs = zip(times, [*times[1:], last])
+    x, before = xT, None
+    for i, (t, s) in enumerate(tqdm(pairs, "DPM-Solver++", total=steps, disable=not progress)):
+        eps = model(x, levels(t, x))
+        if callback is not None:
+            callback(i, t, x, eps)
+        x0 = predict_x0(schedule, x, t, eps)
+        straight = i == steps - 1 and steps < 15
+        x = dpm_solver_step(schedule, x, t, s, x0, None if straight else before)
+        before = (t, x0)
     return x

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minilib.diffusion import Schedule, eps_from_velocity, eps_loss, q_sample, sqrt_linear_schedule, velocity
+from minilib.diffusion import Schedule, eps_from_velocity, eps_loss, sqrt_linear_schedule, v_loss
 from minilib.layers import Downsample, ResBlock, Upsample
 from minilib.model import Model
 
@@ -281,17 +281,15 @@ class UNet(Model):
         """
         z0, t, eps = batch["z0"], batch["t"], batch["eps"]
         contexts = (batch["loa"], None), (batch["text"], batch["text_mask"])
-        if self.config.prediction == "eps":
-            return eps_loss(lambda zt, t: self(zt, t, *contexts), self.schedule, z0, t, eps)
-        v_hat = self(q_sample(self.schedule, z0, t, eps), t, *contexts)
-        return F.mse_loss(v_hat, velocity(self.schedule, z0, t, eps))
+        loss = {"eps": eps_loss, "v": v_loss}[self.config.prediction]
+        return loss(lambda zt, t: self(zt, t, *contexts), self.schedule, z0, t, eps)
 
 
 UNet.presets = {
     "tiny": UNetConfig(
-        in_channels=8,
-        block_out_channels=(32, 64, 96, 128),
-        attention=(False, False, True, True),
+        in_channels=16,  # 4 latent channels, packed 2 x 2
+        block_out_channels=(64, 128, 144),
+        attention=(False, False, True),
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=(None, 192, 128),

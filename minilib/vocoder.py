@@ -140,6 +140,10 @@ class Vocos(Model):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """Turn a log-mel (B, 1, T, F) into a waveform (B, 160 T) in [-1, 1]. Chapter 08."""
+        return soft_limit(self.unlimited(log_mel))
+
+    def unlimited(self, log_mel: Tensor) -> Tensor:
+        """The waveform (B, 160 T) before it is limited: the loss must see what is too loud. Chapter 08."""
         x = (log_mel[:, 0] + 7.0) / 3.0  # (B, T, F), about unit variance
         h = self.norm(self.embed(x.transpose(1, 2)).transpose(1, 2))  # (B, T, dim)
         for block in self.convnext:
@@ -150,11 +154,22 @@ class Vocos(Model):
             magnitude * (real**2 + imaginary**2 + 1e-8).rsqrt()
         )  # the two parts give the phase, never its length
         spectrum = torch.complex(scale * real, scale * imaginary)
-        return audio.istft(spectrum, log_mel.shape[2] * audio.HOP).clamp(-1.0, 1.0)
+        return audio.istft(spectrum, log_mel.shape[2] * audio.HOP)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Spectral distance to `wave` (B, 160 T) from its `mel` (B, 1, T, F), without a discriminator. Chapter 08."""
-        return spectral_loss(self(batch["mel"]), batch["wave"], batch["mel"])
+        return spectral_loss(self.unlimited(batch["mel"]), batch["wave"], batch["mel"])
+
+
+def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:
+    """Bend what is above the knee towards 1, and leave the rest as it is.
+
+    The phases that a vocoder finds are not the recording's, so that the peaks of a loud sound come out higher or
+    lower; cut off at 1 they would crackle. HiFi-GAN ends in a tanh for the same reason. wave: any shape. Chapter 08.
+    """
+    size = wave.abs()
+    bent = knee + (1.0 - knee) * torch.tanh((size - knee) / (1.0 - knee))
+    return torch.where(size > knee, wave.sign() * bent, wave)
 
 
 def spectral_loss(generated: Tensor, wave: Tensor, log_mel: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The equations of diffusion against closed forms and Monte Carlo."""
+"""How minilib/diffusion.py behaves: shapes, levels, arguments, callbacks, float32. Its formulas: test_equations.py."""
 
 import math
 
@@ -8,19 +8,32 @@ import torch
 from minilib.diffusion import (
     Schedule,
     at,
+    cosine_schedule,
     ddim_sample,
     ddim_step,
     ddpm_sample,
     ddpm_step,
+    dpm_solver_sample,
+    dpm_solver_step,
+    elbo_weight,
+    eps_from_mean,
     eps_from_velocity,
+    eps_from_x0,
     eps_loss,
+    gaussian_kl,
     linear_schedule,
+    mean_loss,
+    min_snr_weight,
     posterior,
     predict_x0,
     q_sample,
+    q_step,
     sqrt_linear_schedule,
     time_steps,
+    v_loss,
     velocity,
+    x0_error,
+    x0_loss,
 )
 
 
@@ -29,8 +42,11 @@ def exact(schedule):
     return Schedule(schedule.beta.double())
 
 
-SCHEDULES = {"linear": exact(linear_schedule()), "sqrt_linear": exact(sqrt_linear_schedule())}
-both_schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+SCHEDULES = {
+    "linear": exact(linear_schedule()),
+    "sqrt_linear": exact(sqrt_linear_schedule()),
+    "cosine": exact(cosine_schedule()),
+}
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -41,118 +57,59 @@ def randn(*shape, seed=0, dtype=torch.float64):
 # Schedules
 
 
-@both_schedules
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_schedule_goes_from_the_clean_signal_to_noise(schedule):
     assert schedule.T == 1000
-    assert schedule.alpha_bar.shape == schedule.alpha.shape == schedule.beta.shape == (1001,)
+    for table in (schedule.alpha_bar, schedule.alpha, schedule.beta, schedule.snr):
+        assert table.shape == (1001,)
     assert schedule.alpha_bar[0] == 1 and schedule.beta[0] == 0
     assert 0 < schedule.alpha_bar[-1] < 0.01
     assert (schedule.alpha_bar.diff() < 0).all() and (schedule.beta[1:].diff() > 0).all()
 
 
-def test_schedules_have_the_published_ends():
-    for schedule, beta_1, beta_T in (
-        (exact(linear_schedule()), 1e-4, 0.02),
-        (exact(sqrt_linear_schedule()), 0.0015, 0.0195),
-    ):
-        assert float(schedule.beta[1]) == pytest.approx(beta_1) and float(schedule.beta[-1]) == pytest.approx(
-            beta_T
-        )
-    assert float(exact(linear_schedule(10)).beta[4]) == pytest.approx(1e-4 + (0.02 - 1e-4) / 3)
-    middle = exact(sqrt_linear_schedule(11)).beta[6]
-    assert float(middle) == pytest.approx(((0.0015**0.5 + 0.0195**0.5) / 2) ** 2)
-
-
-def test_alpha_bar_is_the_product_of_alpha():
-    schedule = Schedule(torch.tensor([0.0, 0.1, 0.2, 0.5], dtype=torch.float64))
-    expected = torch.tensor([1.0, 0.9, 0.72, 0.36], dtype=torch.float64)
-    torch.testing.assert_close(schedule.alpha_bar, expected)
+def test_schedules_are_in_float32_as_models_are():
+    for schedule in (linear_schedule(10), sqrt_linear_schedule(10), cosine_schedule(10)):
+        assert schedule.T == 10 and schedule.beta.dtype == schedule.alpha_bar.dtype == torch.float32
 
 
 def test_at_gives_each_item_its_own_value():
     values, x = torch.arange(5.0, dtype=torch.float64), torch.zeros(3, 2, 4)
     picked = at(values, torch.tensor([4, 0, 2]), x)
-    assert (
-        picked.shape == (3, 1, 1) and picked.dtype == torch.float32 and picked.flatten().tolist() == [4, 0, 2]
-    )
+    assert picked.shape == (3, 1, 1) and picked.dtype == torch.float32
+    assert picked.flatten().tolist() == [4, 0, 2]
     assert at(values, 3, x).shape == (1, 1, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Forward process, posterior, loss
+# Forward process, posterior, targets, losses
+
+OF_A_LEVEL = {  # all that take (schedule, a, t, b) or (schedule, a, b, t), with a and b of one shape
+    "q_step": q_step,
+    "q_sample": q_sample,
+    "predict_x0": predict_x0,
+    "velocity": velocity,
+    "eps_from_x0": eps_from_x0,
+    "eps_from_mean": eps_from_mean,
+    "eps_from_velocity": eps_from_velocity,
+    "posterior": lambda schedule, x0, t, xt: posterior(schedule, x0, xt, t)[0],
+}
 
 
-@both_schedules
-@pytest.mark.parametrize("t", [1, 100, 1000])
-def test_q_sample_has_the_mean_and_variance_of_eq_4(schedule, t):
-    x0 = torch.full((200_000, 1), 2.0, dtype=torch.float64)
-    xt = q_sample(schedule, x0, t, randn(200_000, 1))
-    variance = 1 - schedule.alpha_bar[t]
-    assert float(xt.mean()) == pytest.approx(
-        float(2 * schedule.alpha_bar[t].sqrt()), abs=0.01 * float(variance.sqrt())
-    )
-    assert float(xt.var()) == pytest.approx(float(variance), rel=0.01)
+@pytest.mark.parametrize("function", OF_A_LEVEL.values(), ids=OF_A_LEVEL)
+def test_a_level_for_each_item_or_one_for_all(function):
+    schedule, levels = exact(linear_schedule()), torch.tensor([1, 500, 1000])
+    a, b = randn(3, 2, 4), randn(3, 2, 4, seed=1)
+    together = function(schedule, a, levels, b)
+    assert together.shape == (3, 2, 4)
+    for i, t in enumerate(levels):
+        alone = function(schedule, a[i : i + 1], int(t), b[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone)
+    assert function(schedule, a.float(), levels, b.float()).dtype == torch.float32
 
 
-def test_q_sample_is_t_single_steps():
-    schedule, n = exact(linear_schedule(T=20, beta_T=0.3)), 400_000
-    x = x0 = torch.full((n, 1), 1.5, dtype=torch.float64)
-    for t in range(1, 21):
-        x = schedule.alpha[t].sqrt() * x + schedule.beta[t].sqrt() * randn(n, 1, seed=t)  # Eq. 2
-    at_once = q_sample(schedule, x0, 20, randn(n, 1))
-    assert float(x.mean()) == pytest.approx(float(at_once.mean()), abs=0.01)
-    assert float(x.std()) == pytest.approx(float(at_once.std()), rel=0.01)
-
-
-def test_q_sample_at_level_0_is_x0_and_takes_a_level_for_each_item():
+def test_q_sample_at_level_0_is_x0():
     x0, eps = randn(3, 2, 4), randn(3, 2, 4, seed=1)
     torch.testing.assert_close(q_sample(exact(linear_schedule()), x0, 0, eps), x0)
-    levels = torch.tensor([1, 500, 1000])
-    together = q_sample(exact(linear_schedule()), x0, levels, eps)
-    for i, t in enumerate(levels):
-        torch.testing.assert_close(
-            together[i : i + 1], q_sample(exact(linear_schedule()), x0[i : i + 1], int(t), eps[i : i + 1])
-        )
-
-
-def test_predict_x0_inverts_q_sample():
-    schedule, x0, eps = exact(sqrt_linear_schedule()), randn(4, 3), randn(4, 3, seed=1)
-    t = torch.tensor([1, 10, 500, 1000])
-    torch.testing.assert_close(predict_x0(schedule, q_sample(schedule, x0, t, eps), t, eps), x0)
-
-
-@both_schedules
-@pytest.mark.parametrize("t", [2, 3, 100, 1000])
-def test_posterior_is_bayes_rule_for_gaussians(schedule, t):
-    """q(x_{t-1} | xt, x0) ~ q(xt | x_{t-1}) q(x_{t-1} | x0): precisions add, means weigh by precision."""
-    x0, xt = randn(5, 2), randn(5, 2, seed=1)
-    prior_mean, prior_variance = schedule.alpha_bar[t - 1].sqrt() * x0, 1 - schedule.alpha_bar[t - 1]
-    gain, noise_variance = schedule.alpha[t].sqrt(), schedule.beta[t]  # xt = gain x_{t-1} + noise
-    variance = 1 / (1 / prior_variance + gain**2 / noise_variance)
-    mean = variance * (prior_mean / prior_variance + gain * xt / noise_variance)
-    ours_mean, ours_variance = posterior(schedule, x0, xt, t)
-    torch.testing.assert_close(ours_mean, mean)
-    torch.testing.assert_close(ours_variance, variance.expand(1, 1))
-
-
-def test_posterior_is_what_monte_carlo_finds():
-    """Draw x_{t-1} and xt from the forward process, and look at the x_{t-1} whose xt fell near a value."""
-    schedule, t, n = exact(linear_schedule(T=10, beta_1=0.05, beta_T=0.3)), 6, 2_000_000
-    x0 = torch.full((n, 1), 0.7, dtype=torch.float64)
-    before = q_sample(schedule, x0, t - 1, randn(n, 1))
-    after = schedule.alpha[t].sqrt() * before + schedule.beta[t].sqrt() * randn(n, 1, seed=1)
-    chosen = before[(after - 0.4).abs() < 0.02]
-    mean, variance = posterior(schedule, torch.tensor([[0.7]]), torch.tensor([[0.4]]), t)
-    assert len(chosen) > 10_000
-    assert float(chosen.mean()) == pytest.approx(float(mean), abs=0.02)
-    assert float(chosen.var()) == pytest.approx(float(variance), rel=0.03)
-
-
-def test_posterior_of_the_first_step_is_x0_itself():
-    x0, xt = randn(3, 2), randn(3, 2, seed=1)
-    mean, variance = posterior(exact(linear_schedule()), x0, xt, torch.tensor([1, 1, 1]))
-    torch.testing.assert_close(mean, x0)
-    assert variance.shape == (3, 1) and (variance == 0).all()
 
 
 def test_posterior_in_float32_is_the_exact_one_within_its_rounding():
@@ -164,104 +121,78 @@ def test_posterior_in_float32_is_the_exact_one_within_its_rounding():
     torch.testing.assert_close(variance.double(), exact_variance, rtol=2e-3, atol=0)
 
 
-def test_eps_loss_is_zero_for_the_true_noise_and_one_for_silence():
-    x0, eps, t = randn(8, 3, 16), randn(8, 3, 16, seed=1), torch.arange(1, 9)
-    assert float(eps_loss(lambda xt, t: eps, exact(linear_schedule()), x0, t, eps)) == 0
-    silent = eps_loss(lambda xt, t: torch.zeros_like(xt), exact(linear_schedule()), x0, t, eps)
-    torch.testing.assert_close(silent, eps.square().mean())
+def test_gaussian_kl_is_one_number_an_item_and_knows_its_direction():
+    zeros, ones, mean = torch.zeros(4, 2, 3), torch.ones(4, 1, 1), randn(4, 2, 3).float()
+    wide = gaussian_kl(mean, 9 * ones, zeros, ones)
+    assert wide.shape == (4,) and (wide > 0).all()
+    assert not torch.allclose(wide, gaussian_kl(zeros, ones, mean, 9 * ones))
 
 
-def test_eps_loss_shows_the_model_xt_and_t_and_weighs_items():
-    x0, eps, t = randn(2, 3), randn(2, 3, seed=1), torch.tensor([5, 900])
+LOSSES = {"mean": mean_loss, "x0": x0_loss, "eps": eps_loss, "v": v_loss}
+
+
+def truth(target, schedule, x0, t, eps):
+    """What the best model would predict."""
+    mean = posterior(schedule, x0, q_sample(schedule, x0, t, eps), t)[0]
+    return {"mean": mean, "x0": x0, "eps": eps, "v": velocity(schedule, x0, t, eps)}[target]
+
+
+@pytest.mark.parametrize("target", LOSSES)
+def test_a_loss_is_zero_for_the_truth_and_the_square_of_the_truth_for_silence(target):
+    schedule, x0, eps, t = (
+        exact(linear_schedule()),
+        randn(8, 3, 4),
+        randn(8, 3, 4, seed=1),
+        torch.arange(1, 9),
+    )
+    right = truth(target, schedule, x0, t, eps)
+    assert float(LOSSES[target](lambda xt, t: right, schedule, x0, t, eps)) == 0
+    silent = LOSSES[target](lambda xt, t: torch.zeros_like(xt), schedule, x0, t, eps)
+    assert silent.shape == ()
+    torch.testing.assert_close(silent, right.square().mean())
+
+
+@pytest.mark.parametrize("target", LOSSES)
+def test_a_loss_shows_the_model_xt_and_t_once_and_weighs_items(target):
+    schedule, x0, eps, t = exact(linear_schedule()), randn(2, 3), randn(2, 3, seed=1), torch.tensor([5, 900])
     seen = []
 
     def model(xt, t):
         seen.append((xt, t))
         return torch.zeros_like(xt)
 
-    loss = eps_loss(model, exact(linear_schedule()), x0, t, eps, weight=torch.tensor([0.0, 2.0]))
-    torch.testing.assert_close(seen[0][0], q_sample(exact(linear_schedule()), x0, t, eps))
-    assert seen[0][1] is t
-    torch.testing.assert_close(loss, eps[1].square().mean())
+    loss = LOSSES[target](model, schedule, x0, t, eps, weight=torch.tensor([0.0, 2.0]))
+    ((xt, shown),) = seen
+    torch.testing.assert_close(xt, q_sample(schedule, x0, t, eps))
+    assert shown is t
+    torch.testing.assert_close(loss, truth(target, schedule, x0, t, eps)[1].square().mean())
+
+
+@pytest.mark.parametrize("weight", [x0_error, elbo_weight, min_snr_weight])
+def test_weights_are_one_for_each_item_and_name_a_target_that_is_none(weight):
+    schedule, t = linear_schedule(), torch.tensor([2, 1000])
+    for target in LOSSES:
+        weights = weight(schedule, t, target)
+        assert weights.shape == (2,) and weights.isfinite().all() and (weights > 0).all()
+    with pytest.raises(ValueError, match="target must be one of mean, x0, eps, v; given 'noise'"):
+        weight(schedule, t, "noise")
+
+
+def test_weights_that_a_loss_has_at_level_1_are_finite():
+    for target in ("x0", "eps", "v"):
+        assert min_snr_weight(linear_schedule(), torch.tensor([1]), target).isfinite().all()
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Samplers: for data that are Gaussian, the best possible prediction of the noise is known.
+# Samplers
 
-
-def gaussian_model(schedule, mean, std):
-    """E[eps | xt] for x0 ~ N(mean, std^2): what a perfect network would say."""
-
-    def model(xt, t):
-        signal, noise = at(schedule.alpha_bar.sqrt(), t, xt), at((1 - schedule.alpha_bar).sqrt(), t, xt)
-        return noise * (xt - signal * mean) / (signal**2 * std**2 + noise**2)
-
-    return model
-
-
-@both_schedules
-def test_ddim_with_the_exact_noise_of_a_gaussian_recovers_the_gaussian(schedule):
-    samples = ddim_sample(gaussian_model(schedule, 3.0, 0.5), schedule, randn(20_000, 1), 500, last=0)
-    assert float(samples.mean()) == pytest.approx(3.0, abs=0.05)
-    assert float(samples.std()) == pytest.approx(0.5, rel=0.03)
-
-
-def test_ddim_without_noise_maps_quantiles_to_quantiles():
-    schedule = exact(linear_schedule())
-    xT = torch.tensor([[-2.0], [0.0], [1.0]], dtype=torch.float64)
-    ends = ddim_sample(gaussian_model(schedule, 3.0, 0.5), schedule, xT, 1000, offset=0, last=0)
-    torch.testing.assert_close(ends, 3.0 + 0.5 * xT, atol=0.03, rtol=0)
-
-
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_ddim_with_new_noise_recovers_the_gaussian_too(eta):
-    schedule = exact(linear_schedule())
-    generator = torch.Generator().manual_seed(0)
-    samples = ddim_sample(
-        gaussian_model(schedule, 3.0, 0.5),
-        schedule,
-        randn(20_000, 1),
-        200,
-        eta,
-        generator,
-        "trailing",
-        last=0,
-    )
-    assert float(samples.mean()) == pytest.approx(3.0, abs=0.05)
-    assert float(samples.std()) == pytest.approx(0.5, rel=0.05)
-
-
-def test_ddpm_with_the_exact_noise_of_a_gaussian_recovers_the_gaussian():
-    schedule = exact(linear_schedule())
-    generator = torch.Generator().manual_seed(0)
-    samples = ddpm_sample(gaussian_model(schedule, 3.0, 0.5), schedule, randn(20_000, 1), generator)
-    assert float(samples.mean()) == pytest.approx(3.0, abs=0.05)
-    assert float(samples.std()) == pytest.approx(0.5, rel=0.03)
-
-
-@pytest.mark.parametrize("t", [1, 2, 500, 1000])
-def test_ddpm_step_has_the_mean_of_eq_11(t):
-    schedule, xt, eps = exact(linear_schedule()), randn(2, 3), randn(2, 3, seed=1)
-    mean = (xt - schedule.beta[t] / (1 - schedule.alpha_bar[t]).sqrt() * eps) / schedule.alpha[t].sqrt()
-    _, variance = posterior(schedule, xt, xt, t)
-    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(2)).double()
-    step = ddpm_step(schedule, xt, t, eps, torch.Generator().manual_seed(2))
-    torch.testing.assert_close(step, mean + variance.sqrt() * noise)
-
-
-@pytest.mark.parametrize("t", [2, 500, 1000])
-def test_ddim_step_of_one_level_with_eta_1_is_the_ddpm_step(t):
-    schedule, xt, eps = exact(linear_schedule()), randn(2, 3), randn(2, 3, seed=1)
-    ddim = ddim_step(schedule, xt, t, t - 1, eps, 1.0, torch.Generator().manual_seed(2))
-    torch.testing.assert_close(ddim, ddpm_step(schedule, xt, t, eps, torch.Generator().manual_seed(2)))
-
-
-def test_ddim_step_keeps_a_true_trajectory():
-    """With the true noise, a step from t lands where q_sample puts level s."""
-    schedule, x0, eps = exact(sqrt_linear_schedule()), randn(2, 3), randn(2, 3, seed=1)
-    for t, s in ((1000, 700), (700, 1), (1, 0)):
-        step = ddim_step(schedule, q_sample(schedule, x0, t, eps), t, s, eps)
-        torch.testing.assert_close(step, q_sample(schedule, x0, s, eps))
+SAMPLERS = {  # of one signature, (model, schedule, xT, ...)
+    "ddpm": ddpm_sample,
+    "ddim": lambda *arguments, **settings: ddim_sample(*arguments, 5, **settings),
+    "dpm solver": lambda *arguments, **settings: dpm_solver_sample(*arguments, 5, **settings),
+}
+every_sampler = pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS)
+in_few_steps = pytest.mark.parametrize("sample", [ddim_sample, dpm_solver_sample])
 
 
 def test_time_steps_fall_through_the_levels():
@@ -272,91 +203,143 @@ def test_time_steps_fall_through_the_levels():
     assert time_steps(1000, 1, "trailing") == [1000] and time_steps(1, 1) == [1]
 
 
-def test_samplers_call_the_model_once_a_step_without_gradients_and_report_every_step():
+@every_sampler
+def test_samplers_call_the_model_once_a_step_without_gradients_and_report_every_step(sample):
     calls, reports = [], []
 
     def model(xt, t):
         assert t.shape == (2,) and t.dtype == torch.long and not torch.is_grad_enabled()
-        calls.append(int(t[0]))
+        assert len(reports) == len(calls)  # the last step has been reported
+        calls.append(t.tolist())
         return 0.1 * xt
 
     xT = randn(2, 3, dtype=torch.float32)
-    ddim_sample(
-        model, exact(linear_schedule()), xT, 5, callback=lambda i, t, x, eps: reports.append((i, t, x, eps))
-    )
-    assert calls == [t for _, t, _, _ in reports] == time_steps(1000, 5)
-    assert [i for i, *_ in reports] == list(range(5)) and reports[0][2] is xT
+    end = sample(model, exact(linear_schedule(T=10)), xT, callback=lambda *report: reports.append(report))
+    assert calls == [[t, t] for _, t, _, _ in reports]
+    assert [i for i, *_ in reports] == list(range(len(calls)))
+    assert reports[0][2] is xT and not torch.equal(reports[-1][2], end)
     torch.testing.assert_close(reports[3][3], 0.1 * reports[3][2])
-    calls.clear()
-    ddpm_sample(model, exact(linear_schedule(T=10)), xT)
-    assert calls == list(range(10, 0, -1))
+    assert end.shape == (2, 3) and end.dtype == torch.float32
 
 
-def test_samplers_are_the_same_for_the_same_seed_and_touch_no_global_one():
-    model, schedule, xT = (lambda xt, t: 0.1 * xt), exact(linear_schedule(T=50)), randn(2, 3)
+def test_samplers_visit_the_levels_that_they_say():
+    calls = []
+
+    def model(xt, t):
+        calls.append(int(t[0]))
+        return 0.1 * xt
+
+    def visited(sample, *settings, **more):
+        calls.clear()
+        sample(model, exact(linear_schedule(T=100)), randn(1, 3), *settings, **more)
+        return calls.copy()
+
+    assert visited(ddpm_sample) == list(range(100, 0, -1))
+    assert visited(ddim_sample, 4) == [77, 52, 27, 2] and visited(dpm_solver_sample, 4) == [82, 62, 42, 22]
+    assert visited(ddim_sample, 4, offset=0) == [76, 51, 26, 1]
+    assert visited(dpm_solver_sample, 4, offset=0) == [81, 61, 41, 21]
+    for sample in (ddim_sample, dpm_solver_sample):
+        assert visited(sample, 4, spacing="trailing") == [100, 75, 50, 25]
+        assert visited(sample, 100) == visited(sample, 100, spacing="trailing") == list(range(100, 0, -1))
+
+
+@in_few_steps
+def test_samplers_end_at_the_level_asked_for(sample):
+    """With the exact noise of a single x0, level 0 is x0, and level 1 has what q_sample leaves of the noise there."""
+    schedule, x0, eps = exact(linear_schedule()), randn(2, 3), randn(2, 3, seed=1)
+    xT = q_sample(schedule, x0, 1000, eps)
+    for last in (0, 1):
+        arguments = (lambda xt, t: eps_from_x0(schedule, xt, t, x0), schedule, xT, 20)
+        end = sample(*arguments, spacing="trailing", last=last)
+        torch.testing.assert_close(end, q_sample(schedule, x0, last, eps))
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lambda *arguments: ddpm_sample(*arguments),
+        lambda *arguments: ddpm_sample(*arguments, "beta"),
+        lambda model, schedule, xT, generator: ddim_sample(model, schedule, xT, 10, 1.0, generator),
+    ],
+    ids=["ddpm", "ddpm beta", "ddim eta 1"],
+)
+def test_samplers_are_the_same_for_the_same_seed_and_touch_no_global_one(sample):
     before = torch.get_rng_state()
-    for sample in (
-        lambda seed: ddpm_sample(model, schedule, xT, torch.Generator().manual_seed(seed)),
-        lambda seed: ddim_sample(model, schedule, xT, 10, 1.0, torch.Generator().manual_seed(seed)),
-    ):
-        assert torch.equal(sample(0), sample(0)) and not torch.equal(sample(0), sample(1))
+
+    def end(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return sample(lambda xt, t: 0.1 * xt, exact(linear_schedule(T=50)), randn(2, 3), generator)
+
+    assert torch.equal(end(0), end(0)) and not torch.equal(end(0), end(1))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_ddim_shows_a_bar_only_when_asked(capsys):
-    arguments = (lambda xt, t: xt, exact(linear_schedule(T=10)), randn(1, 1), 5)
-    ddim_sample(*arguments)
+@in_few_steps
+def test_deterministic_samplers_draw_nothing(sample):
+    before, arguments = (
+        torch.get_rng_state(),
+        (lambda xt, t: 0.1 * xt, linear_schedule(), randn(2, 3).float(), 10),
+    )
+    assert torch.equal(sample(*arguments), sample(*arguments))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@every_sampler
+def test_samplers_show_a_bar_only_when_asked(sample, capsys):
+    arguments = (lambda xt, t: xt, exact(linear_schedule(T=5)), randn(1, 1))
+    sample(*arguments)
     assert capsys.readouterr().err == ""
-    ddim_sample(*arguments, progress=True)
+    sample(*arguments, progress=True)
     assert "5/5" in capsys.readouterr().err
 
 
+@in_few_steps
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"steps": 0}, "steps must be from 1 to 1000, the number of noise levels; given 0"),
-        ({"steps": 1001}, "steps must be from 1 to 1000"),
-        ({"steps": 5, "eta": -0.1}, "eta must be from 0 to 1; given -0.1"),
-        ({"steps": 5, "eta": math.nan}, "eta must be from 0 to 1; given nan"),
+        ({"steps": 1001}, "steps must be from 1 to 1000, the number of noise levels; given 1001"),
+        ({"steps": -1, "spacing": "trailing"}, "steps must be from 1 to 1000"),
         ({"steps": 5, "spacing": "even"}, "spacing must be 'leading' or 'trailing'; given 'even'"),
     ],
 )
-def test_ddim_names_what_it_cannot_do(settings, sentence):
+def test_samplers_name_the_steps_that_they_cannot_take(sample, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
-        ddim_sample(lambda xt, t: xt, exact(linear_schedule()), randn(1, 1), **settings)
+        sample(lambda xt, t: xt, exact(linear_schedule()), randn(1, 1), **settings)
 
 
-def test_ddim_in_float32_never_takes_the_root_of_a_negative():
-    """From level 883 on to level 2, 1 - alpha_bar_s - sigma^2 rounds to -1e-11."""
-    x = randn(1, 2).float()
-    for schedule in (linear_schedule(), sqrt_linear_schedule()):
-        for t in range(700, 1001, 10):
-            for s in (0, 1, 2, 3):
-                assert ddim_step(schedule, x, t, s, x, eta=1.0).isfinite().all()
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_ddim_names_an_eta_that_is_none(eta):
+    with pytest.raises(ValueError, match=f"eta must be from 0 to 1; given {eta}"):
+        ddim_sample(lambda xt, t: xt, exact(linear_schedule()), randn(1, 1), 5, eta)
 
 
+@pytest.mark.parametrize("t", [1, 500])
+def test_ddpm_names_a_variance_that_is_none(t):
+    sentence = "variance must be 'beta_tilde' or 'beta'; given 'learned'"
+    with pytest.raises(ValueError, match=sentence):
+        ddpm_step(linear_schedule(), randn(1, 1), t, randn(1, 1), variance="learned")
+    with pytest.raises(ValueError, match=sentence):
+        ddpm_sample(lambda xt, t: xt, linear_schedule(10), randn(1, 1), variance="learned")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_steps_keep_the_type_of_x_whatever_that_of_the_schedule(dtype):
+    x = randn(2, 3).to(dtype)
+    for schedule in (linear_schedule(), exact(linear_schedule())):
+        assert ddpm_step(schedule, x, 500, x).dtype == dtype
+        assert ddim_step(schedule, x, 500, 400, x, eta=1.0).dtype == dtype
+        assert dpm_solver_step(schedule, x, 500, 400, x, (600, x)).dtype == dtype
+
+
+@pytest.mark.parametrize("last", [0, 1])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("steps", [1, 3, 1000])
-def test_ddim_ends_well_for_any_number_of_steps(steps, spacing):
-    for eta, last in ((0.0, 1), (1.0, 0)):
-        end = ddim_sample(
-            lambda xt, t: 0.1 * xt,
-            linear_schedule(),
-            randn(1, 2).float(),
-            steps,
-            eta,
-            spacing=spacing,
-            last=last,
-        )
-        assert end.isfinite().all()
-
-
-def test_velocity_gives_back_the_noise_and_the_clean_signal():
-    schedule = sqrt_linear_schedule()
-    schedule = Schedule(schedule.beta.double())
-    generator = torch.Generator().manual_seed(0)
-    x0, eps = (torch.randn(6, 3, dtype=torch.float64, generator=generator) for _ in range(2))
-    t = torch.tensor([1, 10, 300, 600, 990, 1000])
-    xt, v = q_sample(schedule, x0, t, eps), velocity(schedule, x0, t, eps)
-    assert torch.allclose(eps_from_velocity(schedule, xt, t, v), eps)
-    assert torch.allclose(predict_x0(schedule, xt, t, eps_from_velocity(schedule, xt, t, v)), x0, atol=1e-9)
+@pytest.mark.parametrize("steps", [1, 2, 3, 14, 15, 199, 200])
+def test_samplers_end_well_in_float32_for_any_number_of_steps(steps, spacing, last):
+    """So too in as many steps as there are levels with last = 1, where the last step goes nowhere."""
+    xT = randn(1, 2).float()
+    for schedule in (linear_schedule(200), cosine_schedule(200)):
+        arguments = (lambda xt, t: 0.1 * xt, schedule, xT, steps)
+        for eta in (0.0, 1.0):
+            assert ddim_sample(*arguments, eta, spacing=spacing, last=last).isfinite().all()
+        assert dpm_solver_sample(*arguments, spacing=spacing, last=last).isfinite().all()

@@ -142,14 +142,50 @@ def test_ldm_training_reads_no_caption(data, parts):
     assert all(torch.equal(text[i], texts[0][0]) for text in texts for i in range(len(text)))
 
 
-def test_the_latent_that_the_diffusion_sees_has_variance_one(data, parts, tmp_path):
+def test_draws_from_the_latent_have_variance_one_and_an_emptied_channel_stays_small(data, parts, tmp_path):
     stage = make("vae", data, parts)
     train(stage, tmp_path, progress=False)
-    vae = stage.finish()["vae"]
+    quant = stage.model.quant_conv  # as the KL term empties a channel: no mean, the variance of the prior
     with torch.no_grad():
-        z = vae.encode(audio.log_mel(data.corpus.wave(range(16))))
-    assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-3
-    assert (z.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+        for row in (1, 1 + stage.model.config.latent_channels):
+            quant.weight[row] = 0.0
+            quant.bias[row] = 0.0
+    vae, pack = stage.finish()["vae"], stage.model.config.pack
+    with torch.no_grad():
+        moments = vae.moments(audio.log_mel(data.corpus.wave(range(16))))
+    mean, log_variance = (torch.nn.functional.pixel_shuffle(x, pack) for x in moments)
+    variance = mean.var(dim=(0, 2, 3)) + log_variance.exp().mean(dim=(0, 2, 3))
+    assert mean.mean(dim=(0, 2, 3)).abs().max() < 1e-3 and (variance - 1).abs().max() < 1e-3
+    assert mean[:, 1].abs().max() < 1e-3 < mean[:, 0].std()
+
+
+def test_the_noise_levels_of_a_batch_are_spread_evenly_and_each_is_as_likely():
+    z0, drawn = torch.zeros(16, 2, 4, 4), []
+    for step in range(400):
+        batch = stages.noised(z0, 1000, training.step_generator(0, "ldm", step))
+        t = batch["t"]
+        assert t.min() >= 1 and t.max() <= 1000 and batch["eps"].shape == z0.shape
+        assert (t.sort().values.diff() - 1000 / 16).abs().max() <= 1  # one in each sixteenth
+        drawn.append(t)
+    first = torch.stack(drawn)[:, 0].float()  # the level of one place in the batch, over many batches
+    assert abs(first.mean() - 500) < 50 and first.min() < 20 and first.max() > 980
+
+
+def test_a_narrow_band_holds_nothing_above_it_and_the_rest_as_it_was():
+    n = torch.arange(16000, dtype=torch.float64) / audio.SAMPLE_RATE
+    low, high = torch.sin(2 * torch.pi * 500 * n)[None], torch.sin(2 * torch.pi * 6000 * n)[None]
+    torch.testing.assert_close(stages.low_passed(low + high, 3000.0), low)
+
+
+def test_recordings_are_narrowed_only_where_the_recipe_says_so(data):
+    noise = torch.randn(8, 40960, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    recorded = TrainingData(data.corpus, data.tokenizer, [Corpus((noise * 32767).short().numpy(), [""] * 8)])
+    for narrow, expected in ((0.0, 0), (1.0, 6)):
+        recipe = Recipe(steps=1, batch_size=8, lr=1.0, recorded=0.75, narrow=narrow)
+        waves = recorded.waves(recipe, training.step_generator(0, "vae", 0))
+        spectrum = torch.fft.rfft(waves[2:]).abs()  # the recordings come after two clips of the corpus
+        above = spectrum[:, -5000:].mean(dim=1) / spectrum.mean(dim=1)  # from 6 kHz on
+        assert waves.shape == (8, 40960) and int((above < 0.05).sum()) == expected
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole(data, parts, tmp_path):

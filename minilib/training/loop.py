@@ -40,6 +40,7 @@ class Recipe:
     checkpoint_every: int = 100  # steps between checkpoints
     crop: int = 0  # frames of each clip that a batch takes; 0 takes all
     recorded: float = 0.0  # share of recordings in a batch, where there are recordings
+    narrow: float = 0.0  # share of the recordings that are heard without their high frequencies
 
 
 def budget(cpu: int, gpu: int) -> int:
@@ -208,7 +209,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 
 def save_checkpoint(

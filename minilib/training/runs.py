@@ -37,14 +37,16 @@ RUNS = {
         n_clips=8000,
         seconds=2.56,
         recipes={
-            "vae": Recipe(steps=6500, batch_size=4, lr=2e-3, crop=64, recorded=0.75, ema=0.995),
-            "vocoder": Recipe(steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
+            "vae": Recipe(steps=7000, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
+            "vocoder": Recipe(
+                steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, narrow=0.25, ema=0.99
+            ),
             "audiomae": Recipe(steps=320, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99),
             "clap": Recipe(steps=220, batch_size=64, lr=1e-3, ema=0.99),
             "text": Recipe(steps=400, batch_size=64, lr=2e-3),
             "gpt": Recipe(steps=500, batch_size=64, lr=1e-3, ema=0.99),
-            "ldm": Recipe(steps=330, batch_size=32, lr=8e-4, ema=0.99),
-            "joint": Recipe(steps=300, batch_size=32, lr=5e-4, ema=0.99),
+            "ldm": Recipe(steps=1300, batch_size=16, lr=1.5e-3, ema=0.995),
+            "joint": Recipe(steps=1300, batch_size=16, lr=8e-4, ema=0.995),
             "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
         },
     ),

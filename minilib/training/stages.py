@@ -7,12 +7,14 @@ LOA into latents; joint tunes these two together. The judge stands apart. Chapte
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle
 from tqdm.auto import tqdm
 
 from minilib import audio
@@ -47,13 +49,15 @@ class TrainingData:
         default_factory=dict
     )  # LOA and latents of all clips, kept between stages
 
-    def waves(self, n: int, recorded: float, generator: torch.Generator) -> Tensor:
-        """Draw n clips (n, N), this share of them recordings, where there are any: a kind, a clip and a gain each."""
-        n_recorded = round(n * recorded) if self.recordings else 0
-        waves = [self.corpus.wave(draw(len(self.corpus), n - n_recorded, generator))]
+    def waves(self, recipe: Recipe, generator: torch.Generator) -> Tensor:
+        """Draw a batch of clips (B, N), some of them recordings where there are any: each a kind, a clip, a gain."""
+        n_recorded = round(recipe.batch_size * recipe.recorded) if self.recordings else 0
+        waves = [self.corpus.wave(draw(len(self.corpus), recipe.batch_size - n_recorded, generator))]
         for kind in torch.randint(len(self.recordings) or 1, (n_recorded,), generator=generator).tolist():
             clip = self.recordings[kind].wave(draw(len(self.recordings[kind]), 1, generator))
             gain = 10.0 ** (0.6 * torch.rand((), generator=generator) - 0.45)  # -9 to +3 dB
+            if recipe.narrow and torch.rand((), generator=generator) < recipe.narrow:
+                clip = low_passed(clip, 2000 + 4000 * float(torch.rand((), generator=generator)))
             waves.append((clip * gain).clamp(-1.0, 1.0))
         return torch.cat(waves)
 
@@ -61,6 +65,13 @@ class TrainingData:
         """Draw n captioned clips: indices (n,) and captions."""
         indices = draw(len(self.corpus), n, generator)
         return indices, [self.corpus.captions[i] for i in indices.tolist()]
+
+
+def low_passed(waves: Tensor, hertz: float) -> Tensor:
+    """Waves (B, N) without the frequencies above `hertz`, as a telephone or an old recorder leaves them. Chapter 16."""
+    spectrum = torch.fft.rfft(waves)
+    spectrum[:, round(hertz * waves.shape[1] / audio.SAMPLE_RATE) :] = 0
+    return torch.fft.irfft(spectrum, waves.shape[1])
 
 
 def draw(total: int, n: int, generator: torch.Generator) -> Tensor:
@@ -83,7 +94,7 @@ def crop(waves: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
     return pieces[loudest, torch.arange(len(waves))]
 
 
-class Stage:
+class Stage(ABC):
     """One stage of the training: which parts it needs, which it makes, and its batches. Chapter 16."""
 
     name: str
@@ -99,13 +110,13 @@ class Stage:
                 part.requires_grad_(False)
         self.model = self.build()
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The model to be trained, its weights drawn from the stage's seed. Chapter 16."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One batch, everything random in it drawn from the generator. Chapter 16."""
-        raise NotImplementedError
 
     def finish(self) -> dict[str, Model]:
         """The trained parts by name, in evaluation mode. Chapter 16."""
@@ -130,24 +141,24 @@ class VAEStage(Stage):
         return vae
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        waves = self.data.waves(self.recipe.batch_size, self.recipe.recorded, generator)
+        waves = self.data.waves(self.recipe, generator)
         mel = audio.log_mel(crop(waves, self.recipe.crop * audio.HOP, generator))
-        config = self.model.config
-        shape = (
-            len(mel),
-            config.latent_channels,
-            mel.shape[2] // config.reduction,
-            mel.shape[3] // config.reduction,
-        )
-        return {"mel": mel, "eps": torch.randn(shape, generator=generator)}
+        B, _, T, F = mel.shape
+        C, r = self.model.config.z_channels, self.model.config.reduction
+        return {"mel": mel, "eps": torch.randn(B, C, T // r, F // r, generator=generator)}
 
     def finish(self) -> dict[str, Model]:
-        """Bring every channel of the latent to mean 0 and variance 1 over the captioned clips."""
+        """Bring draws from the posterior to mean 0 and variance 1 in every channel, over the captioned clips.
+
+        A channel that the KL term has emptied holds the posterior's variance and hardly a mean: it stays small.
+        """
+        mel = audio.log_mel(self.data.corpus.wave(range(min(256, len(self.data.corpus)))))
         with torch.no_grad():
-            z = self.model.encode(
-                audio.log_mel(self.data.corpus.wave(range(min(256, len(self.data.corpus)))))
-            )
-        standardise(self.model, z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3)))
+            mean, log_variance = (
+                pixel_shuffle(x, self.model.config.pack) for x in self.model.moments(mel)
+            )  # (n, latent_channels, ...), not packed
+        variance = mean.var(dim=(0, 2, 3)) + log_variance.exp().mean(dim=(0, 2, 3))
+        standardise(self.model, mean.mean(dim=(0, 2, 3)), variance.sqrt())
         return {"vae": self.model}
 
 
@@ -160,7 +171,7 @@ class VocoderStage(Stage):
         return seeded(VOCODERS[self.preset], self.preset, self.seed)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        waves = self.data.waves(self.recipe.batch_size, self.recipe.recorded, generator)
+        waves = self.data.waves(self.recipe, generator)
         wave = crop(waves, self.recipe.crop * audio.HOP, generator)
         return {"wave": wave, "mel": audio.log_mel(wave)}
 
@@ -174,7 +185,7 @@ class AudioMAEStage(Stage):
         return seeded(AudioMAE, self.preset, self.seed)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        mel = audio.log_mel(self.data.waves(self.recipe.batch_size, self.recipe.recorded, generator))
+        mel = audio.log_mel(self.data.waves(self.recipe, generator))
         time_patches, mel_patches = self.model.config.grid
         return {"mel": mel, "noise": torch.rand(len(mel), time_patches * mel_patches, generator=generator)}
 
@@ -364,8 +375,13 @@ def named(batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def noised(z0: Tensor, n_steps: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Latents with a noise level and the noise for each (2006.11239 Algorithm 1, lines 3 and 4). Chapter 16."""
-    t = torch.randint(1, n_steps + 1, (len(z0),), generator=generator)
+    """Latents with a noise level and the noise for each (2006.11239 Algorithm 1, lines 3 and 4).
+
+    Each level is as likely as any other, but the levels of one batch are spread evenly: the loss of a batch then
+    depends less on which levels it happened to draw (the low-discrepancy sampler of 2107.00630). Chapter 16.
+    """
+    places = (torch.rand((), generator=generator) + torch.arange(len(z0)) / len(z0)) % 1  # (B,), in [0, 1)
+    t = 1 + (places * n_steps).long().clamp_max(n_steps - 1)
     return {"z0": z0, "t": t, "eps": torch.randn(z0.shape, generator=generator)}
 
 
@@ -373,7 +389,7 @@ def noised(z0: Tensor, n_steps: int, generator: torch.Generator) -> dict[str, Te
 def over_clips(part: str, function: Callable[[Tensor], Tensor], data: TrainingData) -> Tensor:
     """What a frozen part makes of the log-mels of all clips, computed once: (N, ...). Chapter 16."""
     if part not in data.features:
-        batches = torch.arange(len(data.corpus)).split(32)
+        batches = torch.arange(len(data.corpus)).split(8)  # what fits into a cache of the CPU
         bar = tqdm(batches, desc=f"{part} over all clips", unit="batch", leave=False)
         data.features[part] = torch.cat([function(audio.log_mel(data.corpus.wave(batch))) for batch in bar])
     return data.features[part]

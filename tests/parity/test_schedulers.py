@@ -1,16 +1,19 @@
-"""Our schedules and samplers against diffusers' DDPMScheduler and DDIMScheduler, along whole trajectories."""
+"""Our schedules and samplers against diffusers' DDPM, DDIM and DPMSolverMultistep, along whole trajectories."""
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from minilib.diffusion import (
+    cosine_schedule,
     ddim_sample,
     ddpm_sample,
+    dpm_solver_sample,
     linear_schedule,
     q_sample,
     sqrt_linear_schedule,
     time_steps,
+    velocity,
 )
 
 SCHEDULES = {
@@ -37,7 +40,7 @@ def close(ours, theirs, limit=1e-5):
 
 
 def their_trajectory(scheduler, steps, **settings):
-    """x before every step and at the end; diffusers counts the levels from 0."""
+    """All x, before every step and at the end; diffusers counts the levels from 0."""
     scheduler.set_timesteps(steps)
     x, trajectory = xT, [xT]
     for t in scheduler.timesteps:
@@ -47,13 +50,29 @@ def their_trajectory(scheduler, steps, **settings):
     return trajectory
 
 
-def record(trajectory):
-    return lambda i, t, x, eps: trajectory.append(x)
+def our_trajectory(sample, *arguments, **settings):
+    """The same of ours."""
+    trajectory = []
+    end = sample(model, *arguments, callback=lambda i, t, x, eps: trajectory.append(x), **settings)
+    return [*trajectory, end]
+
+
+def same(ours, theirs):
+    """Close at every step."""
+    assert len(ours) == len(theirs)
+    for our_x, their_x in zip(ours, theirs, strict=True):
+        close(our_x, their_x)
 
 
 @both_schedules
 def test_schedules_are_theirs(schedule, theirs):
     assert torch.equal(schedule.alpha_bar[1:], DDPMScheduler(**theirs).alphas_cumprod)
+
+
+def test_the_cosine_schedule_is_theirs():
+    theirs = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    torch.testing.assert_close(cosine_schedule().beta[1:], theirs.betas, rtol=1e-6, atol=0)
+    torch.testing.assert_close(cosine_schedule().alpha_bar[1:], theirs.alphas_cumprod, rtol=1e-5, atol=0)
 
 
 @both_schedules
@@ -65,16 +84,23 @@ def test_q_sample_is_add_noise(schedule, theirs):
 
 
 @both_schedules
-def test_ddpm_sample_is_theirs_through_all_levels(schedule, theirs):
-    scheduler = DDPMScheduler(clip_sample=False, variance_type="fixed_small", **theirs)
+def test_velocity_is_get_velocity(schedule, theirs):
+    eps = torch.randn(xT.shape, generator=torch.Generator().manual_seed(1))
+    for t in (1, 2, 500, 1000):
+        expected = DDPMScheduler(**theirs).get_velocity(xT, eps, torch.tensor([t - 1, t - 1]))
+        close(velocity(schedule, xT, torch.tensor([t, t]), eps), expected)
+
+
+@both_schedules
+@pytest.mark.parametrize(
+    ("variance", "variance_type"), [("beta_tilde", "fixed_small"), ("beta", "fixed_large")]
+)
+def test_ddpm_sample_is_theirs_through_all_levels(schedule, theirs, variance, variance_type):
+    scheduler = DDPMScheduler(clip_sample=False, variance_type=variance_type, **theirs)
     expected = their_trajectory(scheduler, 1000, generator=torch.Generator().manual_seed(1))
-    trajectory = []
-    trajectory.append(
-        ddpm_sample(model, schedule, xT, torch.Generator().manual_seed(1), callback=record(trajectory))
-    )
-    assert len(trajectory) == len(expected) == 1001
-    for ours, reference in zip(trajectory, expected, strict=True):
-        close(ours, reference)
+    ours = our_trajectory(ddpm_sample, schedule, xT, torch.Generator().manual_seed(1), variance)
+    assert len(ours) == 1001
+    same(ours, expected)
 
 
 @both_schedules
@@ -94,22 +120,38 @@ def test_ddim_sample_is_theirs_at_every_step(schedule, theirs, eta, set_alpha_to
     )
     generator = torch.Generator().manual_seed(1)
     expected = their_trajectory(scheduler, steps, eta=eta, generator=generator)
-    trajectory = []
-    end = ddim_sample(
-        model,
-        schedule,
-        xT,
-        steps,
-        eta=eta,
-        generator=torch.Generator().manual_seed(1),
-        spacing=spacing,
-        offset=offset,
-        last=0 if set_alpha_to_one else 1,
-        callback=record(trajectory),
+    settings = {"spacing": spacing, "offset": offset, "last": 0 if set_alpha_to_one else 1}
+    same(
+        our_trajectory(ddim_sample, schedule, xT, steps, eta, generator.manual_seed(1), **settings), expected
     )
-    assert len(trajectory) == steps
-    for ours, reference in zip([*trajectory, end], expected, strict=True):
-        close(ours, reference)
+
+
+@both_schedules
+@pytest.mark.parametrize("final_sigmas_type", ["zero", "sigma_min"])
+@pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0)])
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 14, 15, 20, 50])
+def test_dpm_solver_sample_is_theirs_at_every_step(
+    schedule, theirs, final_sigmas_type, spacing, offset, steps
+):
+    """DPM-Solver++ (2M): their defaults, but for the spacing; "sigma_min" ends at the lowest noise, our level 1."""
+    settings = {"timestep_spacing": spacing, "steps_offset": offset, "final_sigmas_type": final_sigmas_type}
+    scheduler = DPMSolverMultistepScheduler(**settings, **theirs)
+    assert scheduler.config.algorithm_type == "dpmsolver++" and scheduler.config.solver_type == "midpoint"
+    assert scheduler.config.solver_order == 2 and scheduler.config.lower_order_final
+    settings = {"spacing": spacing, "offset": offset, "last": 0 if final_sigmas_type == "zero" else 1}
+    ours = our_trajectory(dpm_solver_sample, schedule, xT, steps, **settings)
+    same(ours, their_trajectory(scheduler, steps))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_the_parity_of_dpm_solver_is_sharp(spacing):
+    """Neither their first order, nor a last step of second order where theirs is of first, passes for the same."""
+    schedule, theirs = SCHEDULES["scaled_linear"]
+    settings = {"timestep_spacing": spacing, "final_sigmas_type": "sigma_min", **theirs}
+    ours = our_trajectory(dpm_solver_sample, schedule, xT, 10, spacing=spacing, offset=0, last=1)
+    for change in ({"solver_order": 1}, {"lower_order_final": False}, {"solver_type": "heun"}):
+        other = their_trajectory(DPMSolverMultistepScheduler(**settings, **change), 10)
+        assert float((ours[-1] - other[-1]).norm() / other[-1].norm()) > 1e-3
 
 
 def test_the_defaults_are_the_released_models():
