@@ -382,7 +382,7 @@ def nearest_captions(pipe: AudioLDM2, caption: str, n: int = 3) -> list[str]:
 
     Chapter 17.
     """
-    known = list(pipe.vocabulary.get("captions", ()))
+    known = list(dict.fromkeys(pipe.vocabulary.get("captions", ())))  # each of them once
     if not known:
         return []
     spoken, others = set(split_words(caption)), [set(split_words(other)) for other in known]

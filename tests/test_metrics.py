@@ -345,5 +345,7 @@ def test_near_captions_share_words_and_then_meaning(tiny_pipe):
     near = metrics.nearest_captions(tiny_pipe, "A wolf BARKS, loudly")
     assert near[0] == "a dog barks" and len(near) == 3 == len(set(near))
     assert metrics.nearest_captions(tiny_pipe, "glorp", n=2) != []
+    tiny_pipe.vocabulary["captions"] = ["a dog barks", "a dog barks", "a cat meows"]
+    assert sorted(metrics.nearest_captions(tiny_pipe, "a dog")) == ["a cat meows", "a dog barks"]
     tiny_pipe.vocabulary = {}
     assert metrics.nearest_captions(tiny_pipe, "glorp") == []
