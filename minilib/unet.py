@@ -294,7 +294,7 @@ UNet.presets = {
         norm_num_groups=8,
         cross_attention_dim=(None, 192, 128),
         n_head=4,
-        prediction="v",  # some hundred steps do not teach a network to copy the noise well enough
+        prediction="v",  # minutes do not teach a network to copy the noise well enough
     ),
     "colab": UNetConfig(
         block_out_channels=(96, 192, 288, 384),

@@ -165,7 +165,7 @@ def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:
     """Bend what is above the knee towards 1, and leave the rest as it is.
 
     The phases that a vocoder finds are not the recording's, so that the peaks of a loud sound come out higher or
-    lower; cut off at 1 they would crackle. HiFi-GAN ends in a tanh for the same reason. wave: any shape. Chapter 08.
+    lower; cut off at 1 they would crackle. (HiFi-GAN ends in a tanh.) wave: any shape. Chapter 08.
     """
     size = wave.abs()
     bent = knee + (1.0 - knee) * torch.tanh((size - knee) / (1.0 - knee))

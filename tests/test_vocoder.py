@@ -22,8 +22,10 @@ def test_the_limiter_leaves_what_is_below_the_knee_and_bends_the_rest():
 
 
 def test_a_wave_fits_its_mel_and_never_leaves_its_range():
-    wave = small()(torch.full((2, 1, 20, audio.N_MELS), 6.0))  # far louder than any recording
+    vocoder, mel = small(), torch.full((2, 1, 20, audio.N_MELS), 6.0)  # far louder than any recording
+    wave = vocoder(mel)
     assert wave.shape == (2, 20 * audio.HOP) and wave.abs().max() <= 1
+    assert torch.equal(wave, soft_limit(vocoder.unlimited(mel)))
 
 
 def test_the_loss_sees_by_how_much_a_sound_is_too_loud():

@@ -38,9 +38,7 @@ RUNS = {
         seconds=2.56,
         recipes={
             "vae": Recipe(steps=7000, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
-            "vocoder": Recipe(
-                steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, narrow=0.25, ema=0.99
-            ),
+            "vocoder": Recipe(steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
             "audiomae": Recipe(steps=320, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99),
             "clap": Recipe(steps=220, batch_size=64, lr=1e-3, ema=0.99),
             "text": Recipe(steps=400, batch_size=64, lr=2e-3),
