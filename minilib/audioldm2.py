@@ -42,6 +42,9 @@ PARTS: dict[str, tuple[type[Model], ...]] = {  # the folders of a pipeline, and 
     "audiomae": (AudioMAE,),
 }
 MAX_TOKENS = 64  # of a caption that the encoders read
+PAD_TO = (
+    24  # tokens: GPT-2 counts padding as positions, so captions should have as much room alone as in a batch
+)
 MAX_SECONDS = 60.0
 MAX_STEPS = 1000
 
@@ -191,7 +194,9 @@ class AudioLDM2:
 
     def encode(self, captions: Sequence[str]) -> Conditions:
         """Encode captions by CLAP's text tower and by the T5 encoder. Chapter 16."""
-        ids, mask = (x.to(self.device) for x in self.tokenizer.encode(list(captions), MAX_TOKENS))
+        ids, mask = (
+            x.to(self.device) for x in self.tokenizer.encode(list(captions), MAX_TOKENS, pad_to=PAD_TO)
+        )
         clap = self.clap.embed_text(ids, mask)[:, None]  # (B, 1, D)
         return Conditions(clap=(clap, mask.new_ones(len(clap), 1)), text=(self.text(ids, mask), mask))
 

@@ -223,6 +223,7 @@ class LOARegressor(Model):
         self.projection = Projection(config)
         self.gpt2 = GPT2(config)
         self.apply(initialise)
+        nn.init.normal_(self.gpt2.wpe.weight, std=0.5)  # beside vectors of unit variance GPT-2's 0.02 is lost
         for block in self.gpt2.h:  # the sum of 2 * n_layer branches starts at the scale of one
             for branch in (block.attn, block.mlp):
                 nn.init.normal_(branch.c_proj.weight, std=0.02 / (2 * config.n_layer) ** 0.5)
@@ -284,16 +285,22 @@ class LOARegressor(Model):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean squared error of the teacher-forced prediction (2308.05734 §3.2; the released code takes L1).
 
+        Neighbours of the LOA are alike, so with all of the truth before its eyes the regression copies, and is lost
+        when it has to go on from its own vectors. Where `keep` hides some of them, as Bowman et al. hide words
+        (1511.06349 §3.1), it learns to read the caption.
+
         The batch holds `loa` (B, L, n_embd) and for each condition its sequence under its name and its mask
-        under `NAME_mask`, e.g. `text` (B, S, D) and `text_mask` (B, S); without a mask all of it is read.
+        under `NAME_mask`, e.g. `text` (B, S, D) and `text_mask` (B, S); without a mask all of it is read. `keep`
+        (B, L), if it is there, is False where the input has zeros instead of the true vector.
         """
         conditions = {name: (batch[name], batch.get(f"{name}_mask")) for name in self.config.conditions}
-        return F.mse_loss(self(conditions, batch["loa"]), batch["loa"])
+        teacher = batch["loa"] * batch["keep"][:, :, None] if "keep" in batch else batch["loa"]
+        return F.mse_loss(self(conditions, teacher), batch["loa"])
 
 
 LOARegressor.presets = {
     "tiny": GPTConfig(
-        condition_dims=(128, 128), n_embd=192, n_layer=4, n_head=6, n_positions=256, n_tokens=16, vocab_size=1
+        condition_dims=(128, 128), n_embd=192, n_layer=3, n_head=6, n_positions=256, n_tokens=16, vocab_size=1
     ),
     "colab": GPTConfig(
         condition_dims=(256, 256), n_embd=384, n_layer=6, n_head=6, n_positions=512, n_tokens=16, vocab_size=1

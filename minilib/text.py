@@ -85,7 +85,7 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(
-        self, captions: list[str], max_length: int = 64, truncate: bool = False, pad_to_max: bool = False
+        self, captions: list[str], max_length: int = 64, truncate: bool = False, pad_to: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Turn captions into ids, each closed by </s>, the shorter ones padded. Chapter 11.
 
@@ -93,7 +93,7 @@ class Tokenizer:
             captions: B sentences; an empty one becomes </s> alone.
             max_length: how many tokens are read, </s> included.
             truncate: cut a longer caption instead of refusing it.
-            pad_to_max: pad to `max_length`, not to the longest caption.
+            pad_to: tokens to pad to, where the longest caption has fewer.
 
         Returns:
             ids (B, S) long and mask (B, S) bool, True for tokens, False for padding.
@@ -112,7 +112,7 @@ class Tokenizer:
                     f"the caption {text!r} has {len(row)} tokens, but at most {max_length} are read"
                 )
         rows = [row if len(row) <= max_length else row[: max_length - 1] + [EOS] for row in rows]
-        S = max_length if pad_to_max else max(len(row) for row in rows)
+        S = max(pad_to, *(len(row) for row in rows))
         ids = torch.tensor([row + [PAD] * (S - len(row)) for row in rows])  # (B, S)
         return ids, ids != PAD
 

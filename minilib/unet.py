@@ -39,6 +39,9 @@ class UNetConfig:
     beta_1: float = 0.0015
     beta_T: float = 0.0195
     prediction: str = "eps"  # what the output means: the noise, or "v", the velocity
+    loa_channels: int = 0  # channels beside the latent that hold the LOA (LOAMap); none when released
+    loa_grid: tuple[int, int] = (8, 2)  # vectors of the LOA along time and along frequency ...
+    loa_patch: int = 4  # ... each standing for so many positions of the latent, both ways
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -163,6 +166,26 @@ def attend(
     return x
 
 
+class LOAMap(nn.Module):
+    """The LOA as channels beside the latent: each vector unfolds into the patch of positions that it speaks of.
+
+    Concatenation is how latent diffusion takes conditions that lie on the same plane as the latent (2112.10752 §3.3,
+    §4.3.2), and LOA does: it is pooled from patches of the mel. The released model leaves finding the place to
+    cross-attention, which takes far longer to learn. Chapter 14.
+    """
+
+    def __init__(self, loa_dim: int, channels: int, grid: tuple[int, int], patch: int):
+        super().__init__()
+        self.grid, self.patch = grid, patch
+        self.proj = nn.Conv2d(loa_dim, channels * patch**2, 1)
+
+    def forward(self, loa: Tensor, n_time: int) -> Tensor:
+        """loa (B, L, D) -> (B, channels, n_time, F/r): a longer latent has it again and again, a shorter one a part."""
+        plane = loa.transpose(1, 2).unflatten(2, self.grid)  # (B, D, L_time, L_freq)
+        plane = F.pixel_shuffle(self.proj(plane), self.patch)
+        return plane.repeat(1, 1, -(-n_time // plane.shape[2]), 1)[:, :, :n_time]
+
+
 class Level(nn.Module):
     """Residual blocks at one resolution, the first `attended` of them each followed by its transformers. Chapter 14."""
 
@@ -223,7 +246,10 @@ class UNet(Model):
         if config.prediction not in ("eps", "v"):
             raise ValueError(f'prediction must be "eps" or "v", not {config.prediction!r}')
         widths = config.block_out_channels
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.in_channels + config.loa_channels, widths[0], 3, padding=1)
+        if config.loa_channels:
+            loa_dim = next(dim for dim in config.cross_attention_dim[:2] if dim is not None)
+            self.loa_map = LOAMap(loa_dim, config.loa_channels, config.loa_grid, config.loa_patch)
         self.time_embedding = TimeEmbedding(widths[0])
         self.down_blocks = down_levels(config)
         self.mid_block = Level(config, [(widths[-1], widths[-1])] * 2, attended=1)
@@ -248,6 +274,8 @@ class UNet(Model):
             eps_hat, or v_hat where `config.prediction` is "v", the shape of zt. Chapter 14.
         """
         time = self.time_embedding(t - 1)  # the released weights count noise levels from 0
+        if self.config.loa_channels:
+            zt = torch.cat([zt, self.loa_map(loa[0], zt.shape[2])], dim=1)
         x = self.conv_in(zt)
         skips = [x]
         for level in self.down_blocks:
@@ -288,13 +316,14 @@ class UNet(Model):
 UNet.presets = {
     "tiny": UNetConfig(
         in_channels=16,  # 4 latent channels, packed 2 x 2
-        block_out_channels=(64, 128, 144),
-        attention=(False, False, True),
+        block_out_channels=(64, 112, 160),
+        attention=(False, False, False),  # the middle block always attends
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=(None, 192, 128),
         n_head=4,
-        prediction="v",  # minutes do not teach a network to copy the noise well enough
+        prediction="v",  # minutes do not teach a network to copy the noise well enough,
+        loa_channels=32,  # nor cross-attention to find the place that an LOA vector speaks of
     ),
     "colab": UNetConfig(
         block_out_channels=(96, 192, 288, 384),

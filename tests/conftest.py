@@ -36,6 +36,9 @@ def small_parts() -> dict[str, Model]:
         norm_num_groups=4,
         cross_attention_dim=(None, W, W),
         n_head=2,
+        loa_channels=2,
+        loa_grid=(2, 2),
+        loa_patch=8,
     )
     audiomae = AudioMAEConfig(
         n_frames=64,

@@ -171,6 +171,19 @@ def test_the_loss_is_the_mean_square_and_falls():
     assert model.loss(batch) < 0.7 * first
 
 
+def test_what_the_teacher_hides_is_predicted_but_not_read():
+    model = model_of_order_one()
+    (clap, _), (text, mask) = some_conditions().values()
+    loa = torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(1))
+    batch = {"clap": clap, "text": text, "text_mask": mask, "loa": loa}
+    none = torch.zeros(3, 6, dtype=torch.bool)
+    with torch.no_grad():
+        blind = model(some_conditions(), torch.zeros_like(loa))
+        torch.testing.assert_close(model.loss({**batch, "keep": none}), F.mse_loss(blind, loa))
+        torch.testing.assert_close(model.loss({**batch, "keep": ~none}), model.loss(batch))
+        assert (model.loss({**batch, "keep": none}) - model.loss(batch)).abs() > 1e-3
+
+
 def test_one_condition_or_three_are_as_good_as_two():
     for dims in ((12,), (12, 20, 8)):
         names = ("clap", "text", "phonemes")[: len(dims)]

@@ -21,7 +21,7 @@ from minilib.soundworld import (
     vocabulary,
 )
 from minilib.soundworld.captions import WORDS
-from minilib.soundworld.scene import PEAKS, Scene, combinations, draw_event
+from minilib.soundworld.scene import LEEWAY, ONSET, PEAKS, PITCHES, SPEEDS, Scene, combinations, draw_event
 
 SR = 16000
 DIGEST = """
@@ -147,6 +147,25 @@ def test_f0_is_a_peak_of_the_spectrum(name):
 def test_pitch_and_speed_levels_lie_far_apart():
     for levels in (values for sound in CLASSES.values() for values in (sound.pitch, sound.speed) if values):
         assert all(high / low >= 1.6 for low, high in itertools.pairwise(levels))
+
+
+def test_what_a_caption_leaves_open_varies_and_not_much():
+    drawn = [event for scene in singles("train", 600) for event in scene.events]
+    for event in drawn:
+        sound = CLASSES[event.name]
+        wanted = [
+            (event.f0, sound.pitch, PITCHES, event.pitch),
+            (event.rate, sound.speed, SPEEDS, event.speed),
+        ]
+        for value, levels, names, name in wanted:
+            if levels:
+                assert abs(np.log2(value / levels[names.index(name)])) <= LEEWAY
+        if sound.counts and event.count > 1:
+            assert event.strokes[1] - event.onset < sound.interval * 2**LEEWAY * 1.04
+    onsets = [event.onset for event in drawn]
+    assert ONSET[0] <= min(onsets) < ONSET[0] + 0.01 and ONSET[1] - 0.01 < max(onsets) <= ONSET[1]
+    bells = [event.f0 for event in drawn if event.name == "bell" and event.pitch == "low"]
+    assert len(set(bells)) == len(bells) > 2
 
 
 def test_two_events_follow_each_other():

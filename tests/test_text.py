@@ -66,8 +66,10 @@ def test_encode_ends_with_eos_and_pads_to_the_longest(tokenizer):
     assert (ids[~mask] == PAD).all() and (ids[mask] != PAD).all()
 
 
-def test_encode_can_pad_to_max_length(tokenizer):
-    assert tokenizer.encode(["rain"], max_length=40, pad_to_max=True)[0].shape == (1, 40)
+def test_encode_can_pad_to_a_length_that_longer_captions_exceed(tokenizer):
+    assert tokenizer.encode(["rain"], pad_to=40)[0].shape == (1, 40)
+    longest = len(tokenizer.encode(["rain " * 30])[0][0])
+    assert tokenizer.encode(["rain", "rain " * 30], pad_to=3)[0].shape == (2, longest)
 
 
 def test_any_word_comes_back_unchanged(tokenizer):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minilib import audio, training
 from minilib.audioldm2 import AudioLDM2
@@ -134,6 +135,22 @@ def test_shares_of_true_loa_and_of_empty_captions_are_the_papers(data, parts):
         assert not batch["true_loa"][is_empty].any()  # "no condition" is always GPT-2's own
     assert abs(torch.cat(empty).float().mean() - 0.1) < 0.03
     assert abs(torch.cat(true).float().mean() - 0.25) < 0.05
+
+
+def test_gpts_teacher_hides_any_share_of_the_loa(data, parts):
+    stage = make("gpt", data, parts, replace(small("gpt"), batch_size=16))
+    batches = [stage.batch(training.step_generator(0, "gpt", step)) for step in range(60)]
+    shares = torch.cat([batch["keep"].float().mean(dim=1) for batch in batches])
+    assert batches[0]["keep"].shape == batches[0]["loa"].shape[:2]
+    assert abs(shares.mean() - 0.5) < 0.04 and 1 / 12 < shares.var() < 0.2  # uniform, and then the draws
+
+
+def test_the_joint_regression_is_scored_without_a_teacher(data, parts):
+    stage = make("joint", data, parts)
+    batch = stage.batch(training.step_generator(0, "joint", 0))
+    with torch.no_grad():
+        written = stage.model.gpt.generate(stages.named(batch))
+        torch.testing.assert_close(stage.model.loss(batch)["loa"], F.mse_loss(written, batch["loa"]))
 
 
 def test_ldm_training_reads_no_caption(data, parts):

@@ -35,7 +35,7 @@ class SoundClass:
     speed: tuple[float, float, float] | None = None  # rate in Hz when slow, normal, fast
     counts: tuple[int, ...] = ()  # how many strokes an event may have
     length: float = 0.0  # natural seconds of one stroke, its ringing included
-    interval: tuple[float, float] = (0.0, 0.0)  # seconds from stroke to stroke, least and most
+    interval: float = 0.0  # seconds from stroke to stroke, about
     shortest: float = 0.0  # the least seconds a stroke needs to be heard as one
     regular: bool = False  # fills its room with strokes at `rate`, whose times are stored
 
@@ -636,31 +636,31 @@ COUNTS = (1, 2, 3, 4)
 CLASSES: dict[str, SoundClass] = {
     "alarm": SoundClass(alarm, pitch=(600, 1100, 2000), speed=(1.7, 3.2, 6.5), regular=True),
     "applause": SoundClass(applause, speed=(14, 40, 130)),
-    "bell": SoundClass(bell, (262, 524, 1048), None, COUNTS, 2.4, (0.38, 0.5), 0.24),
+    "bell": SoundClass(bell, (262, 524, 1048), None, COUNTS, 2.4, 0.44, 0.24),
     "bird": SoundClass(bird, (1700, 2900, 4900), (1.8, 3.6, 7.5), regular=True),
-    "cat": SoundClass(cat, (300, 510, 860), None, (1, 2, 3), 0.62, (0.62, 0.72), 0.5),
+    "cat": SoundClass(cat, (300, 510, 860), None, (1, 2, 3), 0.62, 0.67, 0.5),
     "clock": SoundClass(clock, speed=(1.6, 3.0, 6.0), regular=True),
-    "cow": SoundClass(cow, (90, 150, 250), None, (1, 2), 1.4, (1.1, 1.3), 0.9),
+    "cow": SoundClass(cow, (90, 150, 250), None, (1, 2), 1.4, 1.2, 0.9),
     "cricket": SoundClass(cricket, (2500, 4100, 6700), (1.6, 3.2, 6.0), regular=True),
-    "dog": SoundClass(dog, (210, 360, 610), None, COUNTS, 0.22, (0.34, 0.46), 0.24),
-    "door": SoundClass(door, (60, 110, 200), None, (1, 2), 1.1, (1.0, 1.1), 0.75),
-    "drip": SoundClass(drip, (480, 900, 1700), None, COUNTS, 0.25, (0.3, 0.48), 0.22),
-    "drum": SoundClass(drum, (60, 110, 200), None, COUNTS, 0.5, (0.28, 0.45), 0.22),
+    "dog": SoundClass(dog, (210, 360, 610), None, COUNTS, 0.22, 0.4, 0.24),
+    "door": SoundClass(door, (60, 110, 200), None, (1, 2), 1.1, 1.05, 0.75),
+    "drip": SoundClass(drip, (480, 900, 1700), None, COUNTS, 0.25, 0.39, 0.22),
+    "drum": SoundClass(drum, (60, 110, 200), None, COUNTS, 0.5, 0.36, 0.22),
     "engine": SoundClass(engine, (38, 72, 135)),
     "fire": SoundClass(fire, speed=(7, 18, 50)),
     "footsteps": SoundClass(footsteps, speed=(1.5, 2.6, 4.8), regular=True),
-    "frog": SoundClass(frog, (480, 850, 1500), None, COUNTS, 0.34, (0.42, 0.52), 0.26),
+    "frog": SoundClass(frog, (480, 850, 1500), None, COUNTS, 0.34, 0.47, 0.26),
     "glass": SoundClass(glass, (1400, 2300, 3700), length=1.2, shortest=0.4),
-    "guitar": SoundClass(guitar, (110, 220, 440), None, COUNTS, 1.6, (0.34, 0.48), 0.25),
+    "guitar": SoundClass(guitar, (110, 220, 440), None, COUNTS, 1.6, 0.41, 0.25),
     "helicopter": SoundClass(helicopter, speed=(6, 11, 20), regular=True),
-    "horn": SoundClass(horn, (220, 370, 620), None, COUNTS, 0.5, (0.44, 0.54), 0.28),
-    "knock": SoundClass(knock, None, None, COUNTS, 0.18, (0.24, 0.4), 0.2),
-    "laser": SoundClass(laser, (1600, 2900, 5200), None, COUNTS, 0.34, (0.36, 0.48), 0.25),
-    "owl": SoundClass(owl, (260, 430, 720), None, COUNTS, 0.46, (0.46, 0.54), 0.28),
+    "horn": SoundClass(horn, (220, 370, 620), None, COUNTS, 0.5, 0.49, 0.28),
+    "knock": SoundClass(knock, None, None, COUNTS, 0.18, 0.32, 0.2),
+    "laser": SoundClass(laser, (1600, 2900, 5200), None, COUNTS, 0.34, 0.42, 0.25),
+    "owl": SoundClass(owl, (260, 430, 720), None, COUNTS, 0.46, 0.5, 0.28),
     "rain": SoundClass(rain, speed=(14, 80, 450)),
     "siren": SoundClass(siren, (420, 720, 1250), (0.6, 1.3, 3.0)),
-    "thunder": SoundClass(thunder, None, None, (1, 2), 2.2, (1.0, 1.1), 0.9),
+    "thunder": SoundClass(thunder, None, None, (1, 2), 2.2, 1.05, 0.9),
     "waves": SoundClass(waves, speed=(0.5, 0.9, 1.8)),
-    "whistle": SoundClass(whistle, (1300, 2200, 3700), None, COUNTS, 0.42, (0.42, 0.52), 0.27),
+    "whistle": SoundClass(whistle, (1300, 2200, 3700), None, COUNTS, 0.42, 0.47, 0.27),
     "wind": SoundClass(wind, (280, 560, 1150)),
 }

@@ -23,6 +23,10 @@ PITCHES = ("low", "medium", "high")
 SPEEDS = ("slow", "normal", "fast")
 LOUDNESSES = ("quiet", "normal", "loud")
 PEAKS = {"quiet": 0.18, "normal": 0.5, "loud": 0.9}  # of the event's waveform
+ONSET = (0.05, 0.12)  # seconds of silence before a single event, least and most
+LEEWAY = (
+    0.03  # octaves up or down by which f0, rate and the time between strokes vary: what a caption leaves open
+)
 HELD_OUT = 0.12  # the share of combinations and of pairs that only the test hears
 DEFAULT_SECONDS = 2.56
 # How often each value is drawn; pairs say less of each event, or their captions become lists.
@@ -162,6 +166,11 @@ def _pairs(held_out: bool) -> list[tuple[str, str]]:
     return [p for p in itertools.permutations(CLASSES, 2) if (p in held_out_pairs()) == held_out]
 
 
+def vary(rng: np.random.Generator) -> float:
+    """A factor near 1, for what two sounds of one description may differ in (Chapter 01)."""
+    return 2 ** rng.uniform(-LEEWAY, LEEWAY)
+
+
 def _strokes(
     combination: Combination, rate: float | None, room: float, rng: np.random.Generator
 ) -> list[float]:
@@ -172,7 +181,7 @@ def _strokes(
     if sound.length == 0:
         return []
     count = combination.count or 1
-    interval = rng.uniform(*sound.interval)
+    interval = sound.interval * vary(rng)
     if count > 1:
         interval = min(interval, (room - sound.shortest) / (count - 1))
     sway = 0.03 * interval * rng.uniform(-1, 1, count)
@@ -184,9 +193,9 @@ def draw_event(combination: Combination, onset: float, room: float, rng: np.rand
     sound = CLASSES[combination.name]
     f0 = rate = None
     if sound.pitch:
-        f0 = sound.pitch[PITCHES.index(combination.pitch)] * 2 ** rng.uniform(-0.08, 0.08)
+        f0 = sound.pitch[PITCHES.index(combination.pitch)] * vary(rng)
     if sound.speed:
-        rate = sound.speed[SPEEDS.index(combination.speed)] * 2 ** rng.uniform(-0.1, 0.1)
+        rate = sound.speed[SPEEDS.index(combination.speed)] * vary(rng)
     strokes = _strokes(combination, rate, room, rng)
     duration = room if sound.length == 0 else min(room, strokes[-1] + sound.length)
     return Event(
@@ -203,8 +212,10 @@ def draw_event(combination: Combination, onset: float, room: float, rng: np.rand
 
 def _draw_single(split: str, seconds: float, rng: np.random.Generator) -> tuple[Event, ...]:
     scale = min(1.0, seconds / DEFAULT_SECONDS)
-    onset = rng.uniform(0.05, 0.4) * scale
-    room = seconds - 0.42 * scale  # the least that any onset leaves, so that the choice doesn't hang on it
+    onset = rng.uniform(*ONSET) * scale
+    room = (
+        seconds - (ONSET[1] + 0.02) * scale
+    )  # the least that any onset leaves, so that the choice doesn't hang on it
     names = _names(split == "test", room)
     name = names[rng.integers(len(names))]
     fits, chances = _choices(name, split == "test", room, False)

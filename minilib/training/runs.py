@@ -30,21 +30,23 @@ class Run:
     n_clips: int  # clips of SoundWorld that the stages see
     seconds: float
     recipes: dict[str, Recipe]
+    pairs: float = 0.5  # share of clips with two events
 
 
 RUNS = {
     "tiny": Run(
         n_clips=8000,
         seconds=2.56,
+        pairs=0.25,
         recipes={
-            "vae": Recipe(steps=7000, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
+            "vae": Recipe(steps=8000, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
             "vocoder": Recipe(steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
             "audiomae": Recipe(steps=320, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99),
             "clap": Recipe(steps=220, batch_size=64, lr=1e-3, ema=0.99),
             "text": Recipe(steps=400, batch_size=64, lr=2e-3),
-            "gpt": Recipe(steps=500, batch_size=64, lr=1e-3, ema=0.99),
-            "ldm": Recipe(steps=1300, batch_size=16, lr=1.5e-3, ema=0.995),
-            "joint": Recipe(steps=1300, batch_size=16, lr=8e-4, ema=0.995),
+            "gpt": Recipe(steps=1400, batch_size=32, lr=4e-3, ema=0.99),
+            "ldm": Recipe(steps=2500, batch_size=8, lr=2e-3, ema=0.995),
+            "joint": Recipe(steps=4400, batch_size=16, lr=1.5e-3, ema=0.998),
             "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
         },
     ),
@@ -196,9 +198,9 @@ def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> T
 
 def cached_soundworld(run: Run, cache: Path, seed: int) -> Corpus:
     """The training clips of SoundWorld, rendered once and kept on disk. Chapter 16."""
-    path = cache / f"soundworld-{run.n_clips}-{run.seconds}-{seed}"
+    path = cache / f"soundworld-{run.n_clips}-{run.seconds}-{run.pairs}-{seed}"
     if not path.is_dir():
-        world = SoundWorld("train", seed=seed, seconds=run.seconds)
+        world = SoundWorld("train", seed=seed, seconds=run.seconds, pairs=run.pairs)
         Corpus.from_soundworld(world, run.n_clips, workers=os.cpu_count() or 1).save(path)
     return Corpus.load(path)
 

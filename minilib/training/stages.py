@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 from tqdm.auto import tqdm
 
 from minilib import audio
-from minilib.audioldm2 import MAX_TOKENS
+from minilib.audioldm2 import MAX_TOKENS, PAD_TO
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
 from minilib.data import Corpus
@@ -124,7 +125,7 @@ class Stage(ABC):
 
     def encode(self, captions: list[str]) -> dict[str, Tensor]:
         """Conditions of captions by the frozen encoders, as the losses name them. Chapter 16."""
-        ids, mask = self.data.tokenizer.encode(captions, MAX_TOKENS)
+        ids, mask = self.data.tokenizer.encode(captions, MAX_TOKENS, pad_to=PAD_TO)
         with torch.no_grad():
             clap, text = self.parts["clap"].embed_text(ids, mask)[:, None], self.parts["text"](ids, mask)
         return {"clap": clap, "clap_mask": mask.new_ones(len(ids), 1), "text": text, "text_mask": mask}
@@ -232,7 +233,7 @@ class TextStage(Stage):
 
 
 class GPTStage(Stage):
-    """GPT-2 on true LOA, teacher-forced; a tenth of the captions emptied. Chapter 16."""
+    """GPT-2 on true LOA, teacher-forced, some of it hidden; a tenth of the captions emptied. Chapter 16."""
 
     name, makes, needs = "gpt", ("gpt",), ("audiomae", "clap", "text")
 
@@ -245,7 +246,9 @@ class GPTStage(Stage):
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, captions = self.data.pairs(self.recipe.batch_size, generator)
-        return {"loa": self.loa[indices], **self.encode(emptied(captions, generator))}
+        loa = self.loa[indices]
+        keep = torch.rand(loa.shape[:2], generator=generator) < torch.rand(len(loa), 1, generator=generator)
+        return {"loa": loa, "keep": keep, **self.encode(emptied(captions, generator))}
 
 
 class LDMStage(Stage):
@@ -287,10 +290,13 @@ class Joint(nn.Module):
         self.gpt, self.unet = gpt, unet
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Noise loss on true or predicted LOA, as `true_loa` (B,) says, plus the regression's own (2308.05734 §3.4)."""
+        """Noise loss on true or predicted LOA, as `true_loa` (B,) says, plus the regression's own (2308.05734 §3.4).
+
+        The regression is scored on the vectors that it wrote without teacher, since these are what the U-Net gets.
+        """
         predicted = self.gpt.generate(named(batch))
         loa = torch.where(batch["true_loa"][:, None, None], batch["loa"], predicted)
-        noise, regression = self.unet.loss({**batch, "loa": loa}), self.gpt.loss(batch)
+        noise, regression = self.unet.loss({**batch, "loa": loa}), F.mse_loss(predicted, batch["loa"])
         return {"loss": noise + regression, "noise": noise.detach(), "loa": regression.detach()}
 
 

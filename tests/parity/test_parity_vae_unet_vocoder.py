@@ -1,11 +1,13 @@
 """VAE and U-Net are diffusers', HiFi-GAN and the AudioMAE encoder transformers', key by key and number by number."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
 from minilib.audiomae import AudioMAE, AudioMAEConfig, sincos_positions
-from minilib.unet import UNet, UNetConfig
+from minilib.unet import LOAMap, UNet, UNetConfig
 from minilib.vae import VAE, VAEConfig, standardise
 from minilib.vocoder import HiFiGAN, HiFiGANConfig
 
@@ -105,6 +107,41 @@ def test_unet_equals_audioldm2unet_forward_and_backward(dims, padded):
     got.square().mean().backward()
     expected.square().mean().backward()
     assert gradient_error(ours, theirs) < 1e-4
+
+
+def test_unet_with_the_loa_beside_its_latent_is_theirs_with_more_input_channels():
+    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
+
+    theirs = AudioLDM2UNet2DConditionModel(
+        sample_size=16, in_channels=4 + 3, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4, cross_attention_dim=[[None, 12, 20]] * 2, attention_head_dim=4,
+    )  # fmt: skip
+    config = UNetConfig(4, (16, 32), (False, True), 1, 4, (None, 12, 20), 1, 4)
+    ours = UNet(replace(config, loa_channels=3, loa_grid=(4, 2), loa_patch=4))
+    randomise(ours)
+    theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("loa_map.")})
+    generator = torch.Generator().manual_seed(2)
+    z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
+    loa, text = torch.randn(2, 8, 12, generator=generator), torch.randn(2, 7, 20, generator=generator)
+    with torch.no_grad():
+        wide = torch.cat([z, ours.loa_map(loa, 16)], dim=1)
+        expected = theirs(wide, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text).sample
+        assert relative_error(ours(z, t, (loa, None), (text, None)), expected) < 1e-5
+
+
+def test_each_loa_vector_unfolds_into_its_own_patch_and_repeats_in_a_longer_latent():
+    loa_map = LOAMap(12, 3, grid=(4, 2), patch=4)
+    loa = torch.randn(1, 8, 12, generator=torch.Generator().manual_seed(0))
+    other = loa.clone()
+    other[0, 5] += 1.0  # the vector of row 2 in time, column 1 in frequency
+    with torch.no_grad():
+        plane = loa_map(loa, 16)
+        changed = (loa_map(other, 16) != plane)[0].all(dim=0)  # (16, 8)
+        assert plane.shape == (1, 3, 16, 8)
+        assert changed[8:12, 4:].all() and changed.sum() == 16
+        assert torch.equal(loa_map(loa, 40), torch.cat([plane, plane, plane[:, :, :8]], dim=2))
+        assert torch.equal(loa_map(loa, 6), plane[:, :, :6])
 
 
 def test_unet_sees_no_padding_of_the_text():
