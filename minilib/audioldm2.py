@@ -42,9 +42,7 @@ PARTS: dict[str, tuple[type[Model], ...]] = {  # the folders of a pipeline, and 
     "audiomae": (AudioMAE,),
 }
 MAX_TOKENS = 64  # of a caption that the encoders read
-PAD_TO = (
-    24  # tokens: GPT-2 counts padding as positions, so captions should have as much room alone as in a batch
-)
+PAD_TO = 24  # tokens: GPT-2 counts padding, so that a caption's LOA would depend on the longest beside it
 MAX_SECONDS = 60.0
 MAX_STEPS = 1000
 
@@ -320,6 +318,10 @@ def check_widths(parts: dict[str, Model], folder: Path) -> None:
             raise ValueError(
                 f"{folder} mixes configs: {giver} gives width {given}, but {taker} takes {taken}"
             )
+    if unet.loa_channels and gpt.n_tokens != math.prod(unet.loa_grid):
+        raise ValueError(
+            f"{folder} mixes configs: gpt writes {gpt.n_tokens} LOA vectors, but unet lays out {unet.loa_grid}"
+        )
 
 
 def check_captions(

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import minilib
 from minilib.audioldm2 import PARTS, AudioLDM2, Profile
+from minilib.cli import shipped_weights
 
 CAPTIONS = ["a dog barks", "rain falls, then a bell rings"]
 FAST = {"steps": 3, "progress": False}
@@ -230,6 +232,13 @@ def mixed(folder: Path) -> None:
     CLAP(replace(config, dim=24)).save_pretrained(folder / "clap")
 
 
+def of_another_loa(folder: Path) -> None:
+    """A U-Net that is whole, but lays out another number of LOA vectors than GPT-2 writes."""
+    path = folder / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "loa_grid": [3, 2]}))
+
+
 DAMAGE = {
     "no pipeline.json": (lambda f: (f / "pipeline.json").unlink(), "pipeline.json is missing"),
     "empty pipeline.json": (lambda f: (f / "pipeline.json").write_text("{}"), "it must tell the `seconds`"),
@@ -245,6 +254,7 @@ DAMAGE = {
     "another config": (of_another_size, "clap are not those of its config"),
     "another model": (swapped, "text.config.json is not the config of a T5Encoder"),
     "mixed": (mixed, "clap gives width 24, but gpt takes 16"),
+    "another LOA": (of_another_loa, "gpt writes 4 LOA vectors, but unet lays out"),
 }
 
 
@@ -259,3 +269,12 @@ def test_a_damaged_folder_is_refused_in_one_sentence_that_names_the_file(copied,
 
 def test_every_part_has_its_folder(tiny_pipe_folder):
     assert {path.name for path in tiny_pipe_folder.iterdir() if path.is_dir()} == set(PARTS)
+
+
+def test_the_weights_that_ship_are_in_half_precision():
+    paths = sorted(shipped_weights().parent.glob("*/*/model.safetensors"))
+    assert {path.parent.name for path in paths} == {*PARTS, "judge"}
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no dictionary)
+        assert kinds <= {"F16", "I64"}, path
