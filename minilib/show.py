@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import soundfile
 import torch
 from torch import Tensor
 
@@ -366,8 +367,19 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def _audio(wave: Tensor, label: str, sample_rate: int, attributes: str = 'style="display:block;') -> str:
-    sound = _uri("audio/mpeg", audio.encode(wave, "mp3", sample_rate))
+    sound = _uri("audio/mpeg", _mp3(wave, sample_rate))
     return f'<audio controls preload="metadata" aria-label="{label}" {attributes}width:100%" src="{sound}"></audio>'
+
+
+def _mp3(wave: Tensor, sample_rate: int) -> bytes:
+    """A wave as MP3, where MP3 would overshoot 1 (as with loud noise) so much quieter that a player clips nothing."""
+    wave, level = torch.as_tensor(wave).clamp(-1, 1), 1.0
+    while True:
+        sound = audio.encode(wave * level, "mp3", sample_rate)
+        samples, _ = soundfile.read(io.BytesIO(sound))
+        if abs(samples).max() <= 1:
+            return sound
+        level *= 0.9
 
 
 def _img(picture: Any, alt: str, attributes: str = 'style="display:block;') -> str:

@@ -158,6 +158,17 @@ def test_a_player_holds_its_sound_and_its_label():
     assert np.corrcoef(heard, tone(n=3 * N))[0, 1] > 0.99
 
 
+def test_a_player_clips_no_loud_sound_and_leaves_the_level_of_others():
+    def peak(wave):
+        (player,) = Page(show.player(wave, "a sound")).all("audio")
+        return abs(soundfile.read(content(player["src"]))[0]).max()
+
+    noise = torch.randn(N, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    overshot, _ = soundfile.read(io.BytesIO(audio.encode(noise, "mp3")))
+    assert abs(overshot).max() > 1.2 and 0.8 < peak(noise) <= 1
+    assert peak(tone()) == pytest.approx(0.5, abs=0.03)
+
+
 def test_a_sound_shows_player_picture_and_both_in_words():
     block = show.sound(tone(1000.0), "a whistle")
     page = Page(block)
