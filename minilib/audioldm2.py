@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +80,12 @@ class AudioLDM2:
     """The pipeline: encoders, LOA regressor, latent diffusion, VAE and vocoder (2308.05734 Fig. 1). Chapter 16."""
 
     def __init__(
-        self, tokenizer: Tokenizer, parts: dict[str, Model], seconds: float, vocabulary: dict | None = None
+        self,
+        tokenizer: Tokenizer,
+        parts: dict[str, Model],
+        seconds: float,
+        vocabulary: dict | None = None,
+        rescale: float = 0.0,
     ):
         self.tokenizer = tokenizer
         self.text, self.clap, self.gpt = parts["text"], parts["clap"], parts["gpt"]
@@ -88,6 +93,9 @@ class AudioLDM2:
         self.audiomae = parts.get("audiomae")  # needed for training only
         self.seconds = seconds  # the length the weights were trained on
         self.vocabulary = vocabulary or {}
+        self.rescale = (
+            rescale  # of guided predictions, see `guidance.rescale_guided`; 0 with the released weights
+        )
         self.profile = Profile()
 
     @classmethod
@@ -113,9 +121,8 @@ class AudioLDM2:
             parts["audiomae"] = load_part(folder, "audiomae", dtype)
         vocabulary = read_json(folder / "vocabulary.json") if (folder / "vocabulary.json").is_file() else {}
         check_widths(parts, folder)
-        if not isinstance(description.get("seconds"), int | float):
-            raise ValueError(f"{folder / 'pipeline.json'} is damaged: it must tell the `seconds` of a sound")
-        pipe = cls(tokenizer, parts, description["seconds"], vocabulary)
+        check_description(description, folder / "pipeline.json")
+        pipe = cls(tokenizer, parts, description["seconds"], vocabulary, description.get("rescale", 0.0))
         return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def to(self, device: str | torch.device) -> AudioLDM2:
@@ -228,12 +235,26 @@ class AudioLDM2:
         if latents is None:
             shape = self.latent_shape(len(loa), self.n_samples(None))
             latents = torch.randn(shape, generator=generator)
+        model = self.noise_predictor(loa, conditions, guidance, unconditional)
+        return ddim_sample(model, self.unet.schedule, latents.to(self.device), steps, progress=progress)
+
+    def noise_predictor(
+        self,
+        loa: Tensor,
+        conditions: Conditions,
+        guidance: float = 3.5,
+        unconditional: Conditions | None = None,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """All that a sampler asks of the U-Net: (zt (B, C, T/r, F/r), t (B,)) -> eps_hat, guided. As `sample`.
+
+        Chapter 16.
+        """
         empty = None
         if guidance != 1.0:
             unconditional = unconditional or self.encode([""] * len(loa))
             empty = [(self.loa(unconditional), None), unconditional.text]
-        model = guided(self.unet.predict_eps, [(loa, None), conditions.text], empty, guidance)
-        return ddim_sample(model, self.unet.schedule, latents.to(self.device), steps, progress=progress)
+        predict = guided(self.unet, [(loa, None), conditions.text], empty, guidance, self.rescale)
+        return lambda zt, t: self.unet.as_eps(zt, t, predict(zt, t))
 
     def decode(self, z0: Tensor, n_samples: int) -> Tensor:
         """From latents (B, C, T/r, F/r) to mels by the VAE, to waveforms (B, N) by the vocoder. Chapter 16."""
@@ -280,26 +301,41 @@ class AudioLDM2:
         for name in PARTS:
             if (model := getattr(self, name)) is not None:
                 model.save_pretrained(folder / name, dtype=dtype)
-        save_description(folder, self.tokenizer, self.seconds, self.vocabulary)
+        save_description(folder, self.tokenizer, self.seconds, self.vocabulary, self.rescale)
 
 
 def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> Model:
     """Load one part of a pipeline's folder, by the class that its config names. Chapter 16."""
     config = read_json(folder / name / "config.json")
-    classes = [c for c in PARTS[name] if set(config) == {f.name for f in dataclasses.fields(c.config_class)}]
+    known = lambda c: {field.name for field in dataclasses.fields(c.config_class)}
+    classes = [
+        c for c in PARTS[name] if config and set(config) <= known(c)
+    ]  # an older one may lack new fields
     if not classes:
         expected = " or ".join(c.__name__ for c in PARTS[name])
         raise ValueError(f"{folder / name / 'config.json'} is not the config of a {expected}")
     return classes[0].from_pretrained(folder / name, dtype=dtype)
 
 
-def save_description(folder: Path, tokenizer: Tokenizer, seconds: float, vocabulary: dict[str, Any]) -> None:
+def save_description(
+    folder: Path, tokenizer: Tokenizer, seconds: float, vocabulary: dict[str, Any], rescale: float = 0.0
+) -> None:
     """Write what a pipeline needs beside its parts: `pipeline.json`, tokenizer and vocabulary. Chapter 16."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer.json")
-    for name, values in (("pipeline.json", {"seconds": seconds}), ("vocabulary.json", vocabulary)):
+    description = {"seconds": seconds, "rescale": rescale}
+    for name, values in (("pipeline.json", description), ("vocabulary.json", vocabulary)):
         with replacing(folder / name) as path:
             path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def check_description(description: dict[str, Any], path: Path) -> None:
+    """Raise ValueError where a `pipeline.json` does not tell what the pipeline must know. Chapter 16."""
+    if not isinstance(description.get("seconds"), int | float):
+        raise ValueError(f"{path} is damaged: it must tell the `seconds` of a sound")
+    rescale = description.get("rescale", 0.0)
+    if not isinstance(rescale, int | float) or not 0.0 <= rescale <= 1.0:
+        raise ValueError(f"{path} is damaged: `rescale` must lie between 0 and 1, not {rescale!r}")
 
 
 def check_widths(parts: dict[str, Model], folder: Path) -> None:

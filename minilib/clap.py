@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minilib import audio
 from minilib.model import Model
 
 CLS = 2  # id of <cls> in text.Tokenizer; the text tower puts it before the caption
@@ -213,6 +214,10 @@ class CLAP(Model):
     def embed_audio(self, log_mel: Tensor) -> Tensor:
         """Embed sounds: log_mel (B, 1, T, F) -> (B, dim), of unit length."""
         return self.audio_projection(self.audio(log_mel))
+
+    def embed_waves(self, waves: Tensor) -> Tensor:
+        """Embed sounds from their waveforms: (B, N) at 16 kHz -> (B, dim), of unit length."""
+        return self.embed_audio(audio.log_mel(waves))
 
     @staticmethod
     def similarity(text: Tensor, audio: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Classifier-free guidance: away from the unconditional prediction, past the conditional one.
 
 Ho and Salimans (arXiv 2207.12598). Conditions are contexts `(sequence (B, S, D), mask (B, S) or None)`; in training
-some are emptied, so that one network learns both predictions. Chapter 15 builds this module.
+some are emptied, so that one network learns both predictions. A prediction may be of the noise, of the velocity or of
+x0: each is a line in the others, so that guidance is the same in all three. Chapter 15 builds this module.
 """
 
 from __future__ import annotations
@@ -17,20 +18,40 @@ Context = tuple[
 ]  # sequence (B, S, D); mask (B, S), true where it counts, None for everywhere
 
 
-def guide(eps_uncond: Tensor, eps_cond: Tensor, guidance: float) -> Tensor:
-    """The guided noise: eps_uncond + guidance (eps_cond - eps_uncond) (Ho and Salimans, Eq. 6).
+def guide(uncond: Tensor, cond: Tensor, guidance: float) -> Tensor:
+    """The guided prediction: uncond + guidance (cond - uncond) (Ho and Salimans, Eq. 6).
 
     `guidance` 0 forgets the condition, 1 is the conditional prediction, more goes past it. Ho and Salimans count
     from the conditional prediction: their w is `guidance - 1`.
 
     Args:
-        eps_uncond, eps_cond: (B, ...) predictions without and with the condition.
+        uncond, cond: (B, ...) predictions without and with the condition.
     Returns:
         (B, ...).
 
     Chapter 15.
     """
-    return eps_uncond + guidance * (eps_cond - eps_uncond)
+    return uncond + guidance * (cond - uncond)
+
+
+def rescale_guided(prediction: Tensor, cond: Tensor, rescale: float) -> Tensor:
+    """Take a guided prediction back to the spread that the conditional one has (Lin et al., 2305.08891, Eqs. 15, 16).
+
+    What goes past the conditional prediction also grows: a guided sound comes out too loud, its contrasts too strong.
+    Only where the network predicts the velocity does this tell of x0 at the high noise levels; a predicted noise is
+    of the same spread with guidance and without, and its rescaling does little.
+
+    Args:
+        prediction, cond: (B, ...) guided, conditional; rescale: the share of it that is rescaled, 0 to 1.
+    Returns:
+        (B, ...).
+
+    Chapter 15.
+    """
+    spread = (cond.flatten(1).std(dim=1) / prediction.flatten(1).std(dim=1)).view(
+        -1, *[1] * (cond.ndim - 1)
+    )  # (B, 1, ...)
+    return (rescale * spread + 1 - rescale) * prediction
 
 
 def join(first: Context, second: Context) -> Context:
@@ -59,15 +80,17 @@ def guided(
     conditional: Sequence[Context],
     unconditional: Sequence[Context] | None,
     guidance: float,
+    rescale: float = 0.0,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A noise predictor for the samplers: both predictions in one call of the model, and `guide` between them.
+    """The model, guided: both predictions in one call of it, and `guide` between them.
 
     Args:
         model: called as `model(xt, t, *contexts)`.
         conditional, unconditional: contexts of B items, in the model's order; unconditional ones may be shorter.
         guidance: the scale; at 1 the unconditional prediction is not made, and its contexts may be None.
+        rescale: for `rescale_guided`; 0 leaves the guided prediction as it is.
     Returns:
-        a callable (xt (B, ...), t (B,)) -> eps (B, ...).
+        a callable (xt (B, ...), t (B,)) -> the guided prediction (B, ...), of what the model predicts.
     Raises:
         ValueError: `guidance` is not 1, but `unconditional` is None.
 
@@ -82,8 +105,9 @@ def guided(
     both = [join(*pair) for pair in zip(unconditional, conditional, strict=True)]  # (2 B, S, D) each
 
     def predict(xt: Tensor, t: Tensor) -> Tensor:
-        eps_uncond, eps_cond = model(torch.cat([xt, xt]), torch.cat([t, t]), *both).chunk(2)
-        return guide(eps_uncond, eps_cond, guidance)
+        uncond, cond = model(torch.cat([xt, xt]), torch.cat([t, t]), *both).chunk(2)
+        prediction = guide(uncond, cond, guidance)
+        return rescale_guided(prediction, cond, rescale) if rescale else prediction
 
     return predict
 

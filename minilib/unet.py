@@ -34,7 +34,10 @@ class UNetConfig:
         1024,
     )  # entries 0, 1: LOA; from 2: text; None: itself
     transformer_layers: int = 1
-    n_head: int = 8  # at every level, as diffusers runs the released weights
+    n_head: int | tuple[int, ...] = (
+        8  # at every level, as diffusers runs the released weights; or level by level:
+    )
+    # (4, 8, 12, 20), heads of width 32, are what they were trained with
     n_steps: int = 1000  # T
     beta_1: float = 0.0015
     beta_T: float = 0.0195
@@ -42,6 +45,10 @@ class UNetConfig:
     loa_channels: int = 0  # channels beside the latent that hold the LOA (LOAMap); none when released
     loa_grid: tuple[int, int] = (8, 2)  # vectors of the LOA along time and along frequency ...
     loa_patch: int = 4  # ... each standing for so many positions of the latent, both ways
+
+    def heads(self, level: int) -> int:
+        """Attention heads at a level, 0 being the finest and -1 the coarsest. Chapter 14."""
+        return self.n_head if isinstance(self.n_head, int) else self.n_head[level]
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -189,13 +196,13 @@ class LOAMap(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, the first `attended` of them each followed by its transformers. Chapter 14."""
 
-    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], attended: int):
+    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], attended: int, n_head: int):
         super().__init__()
         groups, time_dim = config.norm_num_groups, 4 * config.block_out_channels[0]
         self.dims = config.cross_attention_dim
         self.resnets = nn.ModuleList(ResBlock(n_in, n_out, groups, 1e-5, time_dim) for n_in, n_out in widths)
         self.attentions = nn.ModuleList(
-            SpatialTransformer(n_out, dim, config.transformer_layers, config.n_head, groups)
+            SpatialTransformer(n_out, dim, config.transformer_layers, n_head, groups)
             for _, n_out in widths[:attended]
             for dim in self.dims
         )
@@ -213,9 +220,8 @@ def down_levels(config: UNetConfig) -> nn.ModuleList:
     levels = nn.ModuleList()
     for i, width in enumerate(widths):
         n_in = widths[max(i - 1, 0)]
-        level = Level(
-            config, [(n_in if j == 0 else width, width) for j in range(n)], attended=n * config.attention[i]
-        )
+        pairs = [(n_in if j == 0 else width, width) for j in range(n)]
+        level = Level(config, pairs, attended=n * config.attention[i], n_head=config.heads(i))
         level.downsamplers = nn.ModuleList([Downsample(width, padding=1)] if i < len(widths) - 1 else [])
         levels.append(level)
     return levels
@@ -229,7 +235,8 @@ def up_levels(config: UNetConfig) -> nn.ModuleList:
     for i in reversed(range(len(widths))):
         width, skips = widths[i], [widths[i]] * n + [widths[max(i - 1, 0)]]
         ins = [(below if j == 0 else width) + skip for j, skip in enumerate(skips)]
-        level = Level(config, [(n_in, width) for n_in in ins], attended=(n + 1) * config.attention[i])
+        pairs = [(n_in, width) for n_in in ins]
+        level = Level(config, pairs, attended=(n + 1) * config.attention[i], n_head=config.heads(i))
         level.upsamplers = nn.ModuleList([Upsample(width)] if i > 0 else [])
         levels.append(level)
         below = width
@@ -252,7 +259,7 @@ class UNet(Model):
             self.loa_map = LOAMap(loa_dim, config.loa_channels, config.loa_grid, config.loa_patch)
         self.time_embedding = TimeEmbedding(widths[0])
         self.down_blocks = down_levels(config)
-        self.mid_block = Level(config, [(widths[-1], widths[-1])] * 2, attended=1)
+        self.mid_block = Level(config, [(widths[-1], widths[-1])] * 2, attended=1, n_head=config.heads(-1))
         self.up_blocks = up_levels(config)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
@@ -296,7 +303,10 @@ class UNet(Model):
 
     def predict_eps(self, zt: Tensor, t: Tensor, loa: Context, text: Context) -> Tensor:
         """The predicted noise, whatever the output means: what the samplers ask for. As `forward`. Chapter 14."""
-        out = self(zt, t, loa, text)
+        return self.as_eps(zt, t, self(zt, t, loa, text))
+
+    def as_eps(self, zt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """The noise in zt (B, C, T/r, F/r) at level t (B,) that an output of `forward` means. Chapter 14."""
         return out if self.config.prediction == "eps" else eps_from_velocity(self.schedule, zt, t, out)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:

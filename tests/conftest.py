@@ -71,7 +71,8 @@ def tiny_pipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = sorted({word for caption in captions for word in caption.split()})
     vocabulary = {"words": words, "classes": sorted(CLASSES), "captions": captions}
     tokenizer = Tokenizer.train(captions, VOCABULARY)
-    AudioLDM2(tokenizer, small_parts(), SECONDS, vocabulary).save_pretrained(folder, torch.float16)
+    pipe = AudioLDM2(tokenizer, small_parts(), SECONDS, vocabulary, rescale=0.6)
+    pipe.save_pretrained(folder, torch.float16)
     return folder
 
 

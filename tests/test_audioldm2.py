@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from safetensors import safe_open
 import minilib
 from minilib.audioldm2 import PARTS, AudioLDM2, Profile
 from minilib.cli import shipped_weights
+from minilib.diffusion import eps_from_velocity
+from minilib.guidance import guide, rescale_guided
 
 CAPTIONS = ["a dog barks", "rain falls, then a bell rings"]
 FAST = {"steps": 3, "progress": False}
@@ -82,6 +85,24 @@ def test_guidance_1_ignores_the_negative_and_others_do_not(tiny_pipe):
     # guided away from itself: what is added is nothing
     same = tiny_pipe(CAPTIONS, guidance=4.0, negative=CAPTIONS, seed=0, **FAST)
     torch.testing.assert_close(same, without, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_the_sampler_gets_the_guided_noise_at_the_spread_that_the_weights_ask_for(
+    tiny_pipe, monkeypatch, prediction
+):
+    """`noise_predictor` against the formulas: guide and rescale what the network predicts, then turn it to noise."""
+    monkeypatch.setattr(tiny_pipe.unet, "config", replace(tiny_pipe.unet.config, prediction=prediction))
+    zt, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([700])
+    with torch.no_grad():
+        wanted, empty = tiny_pipe.encode(["a dog barks"]), tiny_pipe.encode([""])
+        eps = tiny_pipe.noise_predictor(tiny_pipe.loa(wanted), wanted, guidance=3.0)(zt, t)
+        cond, uncond = (tiny_pipe.unet(zt, t, (tiny_pipe.loa(c), None), c.text) for c in (wanted, empty))
+    out = rescale_guided(guide(uncond, cond, 3.0), cond, 0.6)
+    schedule = tiny_pipe.unet.schedule
+    torch.testing.assert_close(
+        eps, out if prediction == "eps" else eps_from_velocity(schedule, zt, t, out), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.333, 0.64, 1.5])
@@ -183,7 +204,8 @@ def test_saved_and_loaded_pipelines_make_the_same_sounds(tiny_pipe, tmp_path):
     tiny_pipe.save_pretrained(tmp_path / "again")
     again = minilib.AudioLDM2.from_pretrained(tmp_path / "again", device="cpu")
     assert torch.equal(tiny_pipe(CAPTIONS, seed=0, **FAST), again(CAPTIONS, seed=0, **FAST))
-    assert again.vocabulary == tiny_pipe.vocabulary and again.seconds == tiny_pipe.seconds
+    for name in ("vocabulary", "seconds", "rescale"):
+        assert getattr(again, name) == getattr(tiny_pipe, name)
     assert [m.config for m in again.models()] == [m.config for m in tiny_pipe.models()]
 
 
@@ -242,6 +264,10 @@ def of_another_loa(folder: Path) -> None:
 DAMAGE = {
     "no pipeline.json": (lambda f: (f / "pipeline.json").unlink(), "pipeline.json is missing"),
     "empty pipeline.json": (lambda f: (f / "pipeline.json").write_text("{}"), "it must tell the `seconds`"),
+    "strange pipeline.json": (
+        lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "rescale": 2}'),
+        "pipeline.json is damaged: `rescale` must lie between 0 and 1, not 2",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
     "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json"),
     "damaged vocabulary": (lambda f: (f / "vocabulary.json").write_text("["), "vocabulary.json is damaged"),

@@ -1,9 +1,9 @@
-"""Classifier-free guidance: the formula, one batched call that equals two, and emptied conditions."""
+"""Classifier-free guidance: the formula, one batched call that equals two, the spread, and emptied conditions."""
 
 import pytest
 import torch
 
-from minilib.guidance import drop, guide, guided, join
+from minilib.guidance import drop, guide, guided, join, rescale_guided
 
 
 def randn(*shape, seed=0):
@@ -41,6 +41,27 @@ def test_one_batched_call_equals_two(guidance):
     xt, t = randn(B, 4, seed=5), torch.tensor([3, 500, 1000])
     eps = guided(model, conditional, unconditional, guidance)(xt, t)
     torch.testing.assert_close(eps, guide(model(xt, t, *unconditional), model(xt, t, *conditional), guidance))
+
+
+def test_rescaled_predictions_have_the_spread_of_the_conditional_one_item_by_item():
+    cond, guided_ = randn(3, 4, 5), 4 * randn(3, 4, 5, seed=1) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    whole, half = rescale_guided(guided_, cond, 1.0), rescale_guided(guided_, cond, 0.5)
+    torch.testing.assert_close(whole.flatten(1).std(dim=1), cond.flatten(1).std(dim=1))
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(whole, guided_, dim=2), torch.ones(3, 4))
+    torch.testing.assert_close(half, (whole + guided_) / 2)  # Eq. 16
+    assert torch.equal(rescale_guided(guided_, cond, 0.0), guided_)
+
+
+def test_guided_rescales_against_the_conditional_prediction():
+    conditional, unconditional = (
+        (context(2, 5), context(2, 7)),
+        (context(2, 5, seed=3), context(2, 7, seed=4)),
+    )
+    xt, t = randn(2, 4, seed=5), torch.tensor([3, 500])
+    cond, uncond = model(xt, t, *conditional), model(xt, t, *unconditional)
+    wanted = rescale_guided(guide(uncond, cond, 3.5), cond, 0.7)
+    torch.testing.assert_close(guided(model, conditional, unconditional, 3.5, rescale=0.7)(xt, t), wanted)
+    torch.testing.assert_close(guided(model, conditional, None, 1.0, rescale=0.7)(xt, t), cond)
 
 
 def test_guided_calls_the_model_once_and_at_guidance_1_with_half_the_batch():

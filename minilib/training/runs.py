@@ -31,6 +31,7 @@ class Run:
     seconds: float
     recipes: dict[str, Recipe]
     pairs: float = 0.5  # share of clips with two events
+    rescale: float = 0.0  # of guided predictions, when the pipeline samples
 
 
 RUNS = {
@@ -38,6 +39,7 @@ RUNS = {
         n_clips=8000,
         seconds=2.56,
         pairs=0.25,
+        rescale=1.0,
         recipes={
             "vae": Recipe(steps=8000, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
             "vocoder": Recipe(steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
@@ -192,7 +194,7 @@ def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> T
             "captions": sorted(set(corpus.captions))[:200],
         }
     tokenizer = Tokenizer.train(corpus.captions)
-    save_description(out, tokenizer, run.seconds, words)
+    save_description(out, tokenizer, run.seconds, words, run.rescale)
     return TrainingData(corpus, tokenizer, recordings(run.seconds) if folder is None else [])
 
 

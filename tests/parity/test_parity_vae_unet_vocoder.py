@@ -109,6 +109,28 @@ def test_unet_equals_audioldm2unet_forward_and_backward(dims, padded):
     assert gradient_error(ours, theirs) < 1e-4
 
 
+def test_heads_level_by_level_are_theirs():
+    """Heads of one width, as the original code trained the released weights: other numbers, the same keys."""
+    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
+
+    theirs = AudioLDM2UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        norm_num_groups=4, cross_attention_dim=[[None, 12, 20]] * 2, attention_head_dim=(2, 4),
+    )  # fmt: skip
+    ours = UNet(UNetConfig(4, (16, 32), (True, True), 1, 4, (None, 12, 20), 1, (2, 4)))
+    ours.load_state_dict(randomise(theirs).state_dict())
+    generator = torch.Generator().manual_seed(2)
+    z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
+    loa, text = torch.randn(2, 5, 12, generator=generator), torch.randn(2, 7, 20, generator=generator)
+    with torch.no_grad():
+        expected = theirs(z, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text).sample
+        assert relative_error(ours(z, t, (loa, None), (text, None)), expected) < 1e-5
+        same_everywhere = UNet(replace(ours.config, n_head=4))
+        same_everywhere.load_state_dict(ours.state_dict())
+        assert relative_error(same_everywhere(z, t, (loa, None), (text, None)), expected) > 1e-3
+
+
 def test_unet_with_the_loa_beside_its_latent_is_theirs_with_more_input_channels():
     from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 
