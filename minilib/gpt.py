@@ -35,6 +35,7 @@ class GPTConfig:
     n_head: int = 12
     n_positions: int = 1024  # conditions, their four marks and LOA together
     n_tokens: int = 8  # LOA vectors that are generated
+    learned_positions: int = 0  # of the last condition, added before its projection; 310 phonemes for speech
     vocab_size: int = 50257  # of a table that the released file holds and nothing reads
     layer_norm_epsilon: float = 1e-5
 
@@ -57,12 +58,17 @@ class Projection(nn.Module):
             self.add_module(f"projection{suffix}", nn.Linear(dim, config.n_embd))
             self.register_parameter(f"sos_embed{suffix}", nn.Parameter(torch.randn(config.n_embd)))
             self.register_parameter(f"eos_embed{suffix}", nn.Parameter(torch.randn(config.n_embd)))
+        if config.learned_positions:
+            positions = torch.zeros(1, config.condition_dims[-1], config.learned_positions)
+            self.learnable_positional_embedding = nn.Parameter(positions)  # (1, D, S), as released
 
     def forward(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         """Conditions, by name or in order -> sequence (B, S, n_embd) and mask (B, S) bool. Chapter 13."""
         sequences, masks = [], []
         for i, (x, mask) in enumerate(self.in_order(conditions)):
             suffix = f"_{i}" if i else ""
+            if i == len(self.names) - 1 and hasattr(self, "learnable_positional_embedding"):
+                x = x + self.learnable_positional_embedding[:, :, : x.shape[1]].transpose(1, 2)
             projected = getattr(self, f"projection{suffix}")(x)  # (B, S_i, D_i) -> (B, S_i, n_embd)
             sos, eos = (getattr(self, f"{end}_embed{suffix}").expand(len(x), 1, -1) for end in ("sos", "eos"))
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask.bool()

@@ -235,3 +235,17 @@ def test_bad_conditions_and_sizes_get_one_sentence():
         model.gpt2(torch.randn(1, 4, 32), torch.ones(1, 3))
     with pytest.raises(ValueError, match="must pair up"):
         LOARegressor(dataclasses.replace(CONFIG, condition_dims=(12,)))
+
+
+@torch.no_grad()
+def test_learned_positions_join_the_last_condition_before_its_projection():
+    from minilib.gpt import GPTConfig, Projection
+
+    torch.manual_seed(0)
+    projection = Projection(GPTConfig(condition_dims=(4, 6), n_embd=8, learned_positions=5))
+    projection.learnable_positional_embedding.normal_()
+    clap, phonemes = torch.randn(2, 1, 4), torch.randn(2, 3, 6)
+    moved = phonemes + projection.learnable_positional_embedding[0, :, :3].T
+    sequence, _ = projection([(clap, None), (phonemes, None)])
+    torch.testing.assert_close(sequence[:, 1:2], projection.projection(clap))
+    torch.testing.assert_close(sequence[:, 4:7], projection.projection_1(moved))

@@ -1,0 +1,191 @@
+"""Folders of diffusers and transformers become this package's models and go back, without a bit changed."""
+
+import json
+
+import pytest
+import torch
+
+import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
+from minilib import pretrained
+
+
+def vae():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        norm_num_groups=2, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+        scaling_factor=0.4,
+    )  # fmt: skip
+
+
+def unet():
+    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
+
+    return AudioLDM2UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4, cross_attention_dim=[[None, 12, 20]] * 2, attention_head_dim=4,
+    )  # fmt: skip
+
+
+def projection(**speech):
+    from diffusers.pipelines.audioldm2 import AudioLDM2ProjectionModel
+
+    return AudioLDM2ProjectionModel(6, 20, 12, **speech)
+
+
+def gpt2(headed: bool = True):
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+    config = GPT2Config(n_embd=12, n_layer=2, n_head=3, n_positions=64, vocab_size=30, max_new_tokens=5)
+    return (GPT2LMHeadModel if headed else GPT2Model)(config)
+
+
+def t5():
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=40,
+            d_model=20,
+            d_kv=8,
+            d_ff=24,
+            num_layers=2,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def vocoder():
+    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+    config = SpeechT5HifiGanConfig(
+        model_in_dim=8, upsample_initial_channel=16, upsample_rates=[5, 4], upsample_kernel_sizes=[16, 8],
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], normalize_before=False,
+    )  # fmt: skip
+    return SpeechT5HifiGan(config)
+
+
+SCHEDULE = {"n_steps": 1000, "beta_1": 0.0015, "beta_T": 0.0195, "prediction": "eps"}
+MODELS = {  # what is saved, how it is read, how it goes back
+    "vae": (vae, pretrained.read_vae, pretrained.vae_out),
+    "unet": (unet, lambda folder: pretrained.read_unet(folder, SCHEDULE), pretrained.unet_out),
+    "t5": (t5, pretrained.read_t5, pretrained.t5_out),
+    "vocoder": (vocoder, pretrained.read_vocoder, pretrained.vocoder_out),
+}
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """The same names, the same bits."""
+    a, b = first.state_dict(), second.state_dict()
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_and_out_is_bit_equal(name, tmp_path):
+    make, read, write = MODELS[name]
+    torch.manual_seed(0)
+    theirs = make()
+    theirs.save_pretrained(tmp_path / "in")
+    ours = read(tmp_path / "in")
+    assert not any(p.is_meta for p in ours.state_dict().values()) and not ours.training
+    back = write(ours)
+    assert type(back) is type(theirs) and same(back, theirs)
+    back.save_pretrained(tmp_path / "again")
+    assert same(read(tmp_path / "again"), ours)
+    assert read(tmp_path / "again").config == ours.config
+
+
+@pytest.mark.parametrize("headed", [True, False])
+@pytest.mark.parametrize("speech", [{}, {"use_learned_position_embedding": True, "max_seq_length": 9}])
+def test_gpt2_and_its_projections_go_in_and_out(headed, speech, tmp_path):
+    torch.manual_seed(0)
+    language_model, projections = gpt2(headed), projection(**speech)
+    language_model.save_pretrained(tmp_path / "language_model")
+    projections.save_pretrained(tmp_path / "projection_model")
+    ours = pretrained.read_gpt(tmp_path / "language_model", tmp_path / "projection_model")
+    assert (ours.config.n_tokens, ours.config.learned_positions) == (5, speech.get("max_seq_length", 0))
+    back_projections, back = pretrained.gpt_out(ours)
+    assert same(back_projections, projections)
+    bare = language_model.transformer if headed else language_model
+    assert same(back.transformer, bare) and back.config.max_new_tokens == 5
+    x = torch.randn(2, 4, 12)
+    with torch.no_grad():
+        expected = bare.eval()(inputs_embeds=x).last_hidden_state
+        torch.testing.assert_close(ours.gpt2(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_phoneme_encoder_comes_out_of_a_whole_vits(tmp_path):
+    from transformers import VitsConfig, VitsModel
+
+    torch.manual_seed(0)
+    config = VitsConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, ffn_dim=24, flow_size=8, spectrogram_bins=9,
+        upsample_initial_channel=16, upsample_rates=[2, 2], upsample_kernel_sizes=[4, 4],
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]], prior_encoder_num_flows=1,
+        posterior_encoder_num_wavenet_layers=1, prior_encoder_num_wavenet_layers=1,
+        duration_predictor_num_flows=1, depth_separable_num_layers=1,
+    )  # fmt: skip
+    theirs = VitsModel(config)
+    theirs.save_pretrained(tmp_path)
+    assert same(pretrained.read_phonemes(tmp_path), theirs.text_encoder)
+
+
+def spoil(key: str, value: object):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+    return change
+
+
+def as_pickle(folder):
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"code": pytest.raises}, folder / "diffusion_pytorch_model.bin")
+
+
+def cut(folder):
+    path = folder / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "said"),
+    [
+        (spoil("act_fn", "gelu"), ValueError, "act_fn must be 'silu' for minilib, not 'gelu'"),
+        (spoil("latent_channels", 8), ValueError, "are not those of its config"),
+        (as_pickle, ValueError, "holds more than tensors: reading it would run its code"),
+        (cut, ValueError, "damaged or half-copied"),
+        (
+            lambda f: (f / "diffusion_pytorch_model.safetensors").unlink(),
+            FileNotFoundError,
+            "holds no weights",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named(damage, error, said, tmp_path):
+    vae().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(error, match=said) as caught:
+        pretrained.read_vae(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bin_file_of_tensors_reads_as_safetensors_does(tmp_path):
+    theirs = vae()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(theirs.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    assert same(pretrained.read_vae(tmp_path), theirs)
+
+
+def test_the_schedule_is_read_or_refused(tmp_path):
+    scheduler = pretrained.scheduler_out(pretrained.UNet.preset("tiny"))
+    scheduler.save_config(tmp_path)
+    assert pretrained.read_schedule(tmp_path) == {**SCHEDULE, "prediction": "v"}
+    scheduler.register_to_config(beta_schedule="linear")
+    scheduler.save_config(tmp_path)
+    with pytest.raises(ValueError, match="beta_schedule must be 'scaled_linear' for minilib, not 'linear'"):
+        pretrained.read_schedule(tmp_path)
