@@ -93,9 +93,7 @@ class AudioLDM2:
         self.audiomae = parts.get("audiomae")  # needed for training only
         self.seconds = seconds  # the length the weights were trained on
         self.vocabulary = vocabulary or {}
-        self.rescale = (
-            rescale  # of guided predictions, see `guidance.rescale_guided`; 0 with the released weights
-        )
+        self.rescale = rescale  # the share of `guidance.rescale_guided`; 0 with the released weights
         self.profile = Profile()
 
     @classmethod
@@ -268,7 +266,7 @@ class AudioLDM2:
 
     def embed_waves(self, waves: Tensor) -> Tensor:
         """CLAP embeddings (B, D), of unit length, of waveforms (B, N). Chapter 17."""
-        return self.clap.embed_audio(audio.log_mel(waves))
+        return self.clap.embed_waves(waves)
 
     def reconstruct(self, mel: Tensor) -> Tensor:
         """A log-mel (B, 1, T, F) through the VAE and back, T any length. Chapter 07."""
@@ -308,9 +306,8 @@ def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> Mode
     """Load one part of a pipeline's folder, by the class that its config names. Chapter 16."""
     config = read_json(folder / name / "config.json")
     known = lambda c: {field.name for field in dataclasses.fields(c.config_class)}
-    classes = [
-        c for c in PARTS[name] if config and set(config) <= known(c)
-    ]  # an older one may lack new fields
+    # the config of an older save may lack a field that was added since: it takes the default
+    classes = [c for c in PARTS[name] if config and set(config) <= known(c)]
     if not classes:
         expected = " or ".join(c.__name__ for c in PARTS[name])
         raise ValueError(f"{folder / name / 'config.json'} is not the config of a {expected}")

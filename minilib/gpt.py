@@ -52,7 +52,7 @@ class Projection(nn.Module):
             raise ValueError(
                 f"conditions {config.conditions} and condition_dims {config.condition_dims} must pair up"
             )
-        self.names = config.conditions
+        self.names, self.n_positions = config.conditions, config.learned_positions
         for i, dim in enumerate(config.condition_dims):
             suffix = f"_{i}" if i else ""  # the released names: the first has none
             self.add_module(f"projection{suffix}", nn.Linear(dim, config.n_embd))
@@ -67,7 +67,7 @@ class Projection(nn.Module):
         sequences, masks = [], []
         for i, (x, mask) in enumerate(self.in_order(conditions)):
             suffix = f"_{i}" if i else ""
-            if i == len(self.names) - 1 and hasattr(self, "learnable_positional_embedding"):
+            if self.n_positions and i == len(self.names) - 1:
                 x = x + self.learnable_positional_embedding[:, :, : x.shape[1]].transpose(1, 2)
             projected = getattr(self, f"projection{suffix}")(x)  # (B, S_i, D_i) -> (B, S_i, n_embd)
             sos, eos = (getattr(self, f"{end}_embed{suffix}").expand(len(x), 1, -1) for end in ("sos", "eos"))
@@ -97,6 +97,11 @@ class Projection(nn.Module):
                 raise ValueError(
                     f"the mask of condition {name} must be {tuple(x.shape[:2])}, not {tuple(mask.shape)}"
                 )
+        if self.n_positions and conditions[-1][0].shape[1] > self.n_positions:
+            raise ValueError(
+                f"condition {self.names[-1]} must have at most {self.n_positions} positions, "
+                f"not {conditions[-1][0].shape[1]}"
+            )
         return list(conditions)
 
 

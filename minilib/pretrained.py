@@ -169,6 +169,42 @@ SIZES = {
         },
         {"normalize_before": False, "sampling_rate": 16000},
     ),
+    "scheduler": Sizes(
+        "DDIMScheduler",
+        {
+            "num_train_timesteps": "n_steps",
+            "beta_start": "beta_1",
+            "beta_end": "beta_T",
+            "prediction_type": "prediction",
+        },
+        {
+            "beta_schedule": "scaled_linear",
+            "trained_betas": None,
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+        },
+    ),
+    "projection": Sizes(
+        "AudioLDM2ProjectionModel",
+        {"text_encoder_dim": "first", "text_encoder_1_dim": "second", "langauge_model_dim": "n_embd"},
+        {},
+    ),
+}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+DDIM_DEFAULTS = {  # of diffusers' DDIMScheduler: what a file means that does not say
+    "beta_schedule": "linear",
+    "clip_sample": True,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "prediction_type": "epsilon",
+}
+CONFIGS = {  # the classes of transformers that know what a file leaves out
+    "language_model": "GPT2Config",
+    "t5": "T5Config",
+    "vits": "VitsConfig",
+    "vocoder": "SpeechT5HifiGanConfig",
 }
 
 
@@ -179,13 +215,13 @@ def read_sizes(kind: str, folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
-    if "model_type" in config:
+    if kind in CONFIGS:
         import transformers
 
-        config_class = {"language_model": "GPT2Config", "t5": "T5Config", "vits": "VitsConfig"}.get(
-            kind, "SpeechT5HifiGanConfig"
-        )
-        config = {**getattr(transformers, config_class)().to_dict(), **config}
+        defaults = getattr(transformers, CONFIGS[kind])().to_dict()
+        if config.get("model_type") != defaults["model_type"]:
+            raise ValueError(f"{path} is not the config of a {SIZES[kind].peer}")
+        config = {**defaults, **config}
     return SIZES[kind].read(config, path)
 
 
@@ -253,7 +289,7 @@ def made(model_class: type[Model], config: Any) -> Model:
 
 def read_vae(folder: Path, dtype: torch.dtype | None = None) -> VAE:
     """The VAE from an AutoencoderKL's folder. Chapter 18."""
-    config = as_dataclass(VAEConfig, {**read_sizes("vae", folder), "kl_weight": VAEConfig.kl_weight})
+    config = as_dataclass(VAEConfig, read_sizes("vae", folder))
     return fill(made(VAE, config), read_state(folder), folder, dtype)
 
 
@@ -276,25 +312,12 @@ def read_unet(folder: Path, schedule: Mapping[str, Any], dtype: torch.dtype | No
 def read_schedule(folder: Path) -> dict[str, Any]:
     """The noise levels that a scheduler's folder names, as fields of a UNetConfig. Chapter 18."""
     path = folder / "scheduler_config.json"
-    config = read_json(path)
-    meanings = {"epsilon": "eps", "v_prediction": "v"}
-    allowed = {
-        "beta_schedule": ["scaled_linear"],
-        "prediction_type": list(meanings),
-        "trained_betas": [None],
-        "steps_offset": [1],
-        "set_alpha_to_one": [False],
-        "timestep_spacing": ["leading"],
-    }
-    for name, values in allowed.items():
-        if name in config and config[name] not in values:
-            raise ValueError(f"{path}: {name} must be {values[0]!r} for minilib, not {config[name]!r}")
-    return {
-        "n_steps": config["num_train_timesteps"],
-        "beta_1": config["beta_start"],
-        "beta_T": config["beta_end"],
-        "prediction": meanings[config.get("prediction_type", "epsilon")],
-    }
+    sizes = SIZES["scheduler"].read({**DDIM_DEFAULTS, **read_json(path)}, path)
+    if sizes["prediction"] not in PREDICTIONS:
+        raise ValueError(
+            f"{path}: prediction_type must be one of {', '.join(PREDICTIONS)} for minilib, not {sizes['prediction']!r}"
+        )
+    return {**sizes, "prediction": PREDICTIONS[sizes["prediction"]]}
 
 
 def read_gpt(
@@ -306,19 +329,17 @@ def read_gpt(
     """The LOA regressor from the folders of a GPT2Model (or GPT2LMHeadModel) and its projections. Chapter 18."""
     path = projection / "config.json"
     theirs = read_json(path)
+    widths = SIZES["projection"].read(theirs, path)
     sizes = read_sizes("language_model", language_model)
-    if theirs["langauge_model_dim"] != sizes["n_embd"]:
-        raise ValueError(
-            f"{path}: it projects to {theirs['langauge_model_dim']}, but GPT-2 reads {sizes['n_embd']}"
-        )
+    if widths["n_embd"] != sizes["n_embd"]:
+        raise ValueError(f"{path}: it projects to {widths['n_embd']}, but GPT-2 reads {sizes['n_embd']}")
+    learned = theirs.get("use_learned_position_embedding")
     config = GPTConfig(
         **sizes,
         conditions=names,
-        condition_dims=(theirs["text_encoder_dim"], theirs["text_encoder_1_dim"]),
+        condition_dims=(widths["first"], widths["second"]),
         n_tokens=read_json(language_model / "config.json").get("max_new_tokens", 8),
-        learned_positions=theirs.get("max_seq_length") or 0
-        if theirs.get("use_learned_position_embedding")
-        else 0,
+        learned_positions=theirs["max_seq_length"] if learned is not None else 0,
     )
     state = {f"projection.{name}": tensor for name, tensor in read_state(projection).items()}
     state |= {f"gpt2.{name}": tensor for name, tensor in gpt2_in(read_state(language_model)).items()}
@@ -374,9 +395,6 @@ def read_phonemes(folder: Path, dtype: torch.dtype | None = None) -> PhonemeEnco
 def read_vocoder(folder: Path, dtype: torch.dtype | None = None) -> HiFiGAN:
     """The vocoder from a SpeechT5HifiGan's folder. Chapter 18."""
     config = as_dataclass(HiFiGANConfig, read_sizes("vocoder", folder))
-    config = HiFiGANConfig(
-        **{**config.__dict__, "resblock_dilation_sizes": tuple(map(tuple, config.resblock_dilation_sizes))}
-    )
     return fill(made(HiFiGAN, config), read_state(folder), folder, dtype)
 
 
@@ -428,16 +446,8 @@ def scheduler_out(unet: UNet) -> Any:
     """The noise levels that the U-Net is trained for, as the released DDIMScheduler. Chapter 18."""
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(
-        num_train_timesteps=unet.config.n_steps,
-        beta_start=unet.config.beta_1,
-        beta_end=unet.config.beta_T,
-        beta_schedule="scaled_linear",
-        prediction_type={"eps": "epsilon", "v": "v_prediction"}[unet.config.prediction],
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    theirs = {ours: name for name, ours in PREDICTIONS.items()}[unet.config.prediction]
+    return DDIMScheduler(**SIZES["scheduler"].write(unet.config, prediction_type=theirs))
 
 
 def gpt_out(gpt: LOARegressor) -> tuple[torch.nn.Module, torch.nn.Module]:

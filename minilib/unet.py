@@ -34,10 +34,9 @@ class UNetConfig:
         1024,
     )  # entries 0, 1: LOA; from 2: text; None: itself
     transformer_layers: int = 1
-    n_head: int | tuple[int, ...] = (
-        8  # at every level, as diffusers runs the released weights; or level by level:
-    )
-    # (4, 8, 12, 20), heads of width 32, are what they were trained with
+    # At every level, as diffusers runs the released weights, or level by level: trained they were with (4, 8, 12, 20),
+    # heads of width 32.
+    n_head: int | tuple[int, ...] = 8
     n_steps: int = 1000  # T
     beta_1: float = 0.0015
     beta_T: float = 0.0195
@@ -253,6 +252,10 @@ class UNet(Model):
         if config.prediction not in ("eps", "v"):
             raise ValueError(f'prediction must be "eps" or "v", not {config.prediction!r}')
         widths = config.block_out_channels
+        if not isinstance(config.n_head, int) and len(config.n_head) != len(widths):
+            raise ValueError(
+                f"n_head must be one number or one for each of {len(widths)} levels, not {config.n_head}"
+            )
         self.conv_in = nn.Conv2d(config.in_channels + config.loa_channels, widths[0], 3, padding=1)
         if config.loa_channels:
             loa_dim = next(dim for dim in config.cross_attention_dim[:2] if dim is not None)

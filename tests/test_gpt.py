@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minilib.gpt import GPTConfig, LOARegressor
+from minilib.gpt import GPTConfig, LOARegressor, Projection
 
 CONFIG = GPTConfig(
     condition_dims=(12, 20), n_embd=32, n_layer=2, n_head=4, n_positions=40, n_tokens=5, vocab_size=1
@@ -239,8 +239,6 @@ def test_bad_conditions_and_sizes_get_one_sentence():
 
 @torch.no_grad()
 def test_learned_positions_join_the_last_condition_before_its_projection():
-    from minilib.gpt import GPTConfig, Projection
-
     torch.manual_seed(0)
     projection = Projection(GPTConfig(condition_dims=(4, 6), n_embd=8, learned_positions=5))
     projection.learnable_positional_embedding.normal_()
@@ -249,3 +247,5 @@ def test_learned_positions_join_the_last_condition_before_its_projection():
     sequence, _ = projection([(clap, None), (phonemes, None)])
     torch.testing.assert_close(sequence[:, 1:2], projection.projection(clap))
     torch.testing.assert_close(sequence[:, 4:7], projection.projection_1(moved))
+    with pytest.raises(ValueError, match="condition text must have at most 5 positions, not 6"):
+        projection([(clap, None), (torch.randn(2, 6, 6), None)])

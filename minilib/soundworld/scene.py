@@ -24,9 +24,7 @@ SPEEDS = ("slow", "normal", "fast")
 LOUDNESSES = ("quiet", "normal", "loud")
 PEAKS = {"quiet": 0.18, "normal": 0.5, "loud": 0.9}  # of the event's waveform
 ONSET = (0.05, 0.12)  # seconds of silence before a single event, least and most
-LEEWAY = (
-    0.03  # octaves up or down by which f0, rate and the time between strokes vary: what a caption leaves open
-)
+LEEWAY = 0.03  # octaves up or down by which f0, rate and interval vary: what a caption leaves open
 HELD_OUT = 0.12  # the share of combinations and of pairs that only the test hears
 DEFAULT_SECONDS = 2.56
 # How often each value is drawn; pairs say less of each event, or their captions become lists.
@@ -213,9 +211,8 @@ def draw_event(combination: Combination, onset: float, room: float, rng: np.rand
 def _draw_single(split: str, seconds: float, rng: np.random.Generator) -> tuple[Event, ...]:
     scale = min(1.0, seconds / DEFAULT_SECONDS)
     onset = rng.uniform(*ONSET) * scale
-    room = (
-        seconds - (ONSET[1] + 0.02) * scale
-    )  # the least that any onset leaves, so that the choice doesn't hang on it
+    # the least that any onset leaves, so that the choice doesn't hang on it
+    room = seconds - (ONSET[1] + 0.02) * scale
     names = _names(split == "test", room)
     name = names[rng.integers(len(names))]
     fits, chances = _choices(name, split == "test", room, False)

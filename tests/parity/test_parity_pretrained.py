@@ -7,6 +7,7 @@ import torch
 
 import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
 from minilib import pretrained
+from minilib.vocoder import Vocos
 
 
 def vae():
@@ -187,5 +188,31 @@ def test_the_schedule_is_read_or_refused(tmp_path):
     assert pretrained.read_schedule(tmp_path) == {**SCHEDULE, "prediction": "v"}
     scheduler.register_to_config(beta_schedule="linear")
     scheduler.save_config(tmp_path)
+    with pytest.raises(ValueError, match="beta_schedule must be 'scaled_linear' for minilib, not 'linear'"):
+        pretrained.read_schedule(tmp_path)
+
+
+def test_what_has_no_counterpart_is_named():
+    tiny = lambda model: model.preset("tiny")
+    for write, model, said in (
+        (pretrained.vae_out, tiny(pretrained.VAE), "a VAE that packs 2 x 2 latents has no counterpart"),
+        (pretrained.unet_out, tiny(pretrained.UNet), "a U-Net that lays the LOA beside the latent has no"),
+        (pretrained.vocoder_out, tiny(Vocos), "the vocoder Vocos has no counterpart"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            write(model)
+
+
+def test_configs_of_other_modules_are_refused(tmp_path):
+    t5().save_pretrained(tmp_path / "t5")
+    vae().save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="is not the config of a GPT2Model"):
+        pretrained.read_sizes("language_model", tmp_path / "t5")
+    gpt2().save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(
+        ValueError, match="is not the config of a AudioLDM2ProjectionModel: it lacks text_enc"
+    ):
+        pretrained.read_gpt(tmp_path / "gpt2", tmp_path / "vae")
+    (tmp_path / "scheduler_config.json").write_text("{}")  # diffusers would count from 0 to 1, linearly
     with pytest.raises(ValueError, match="beta_schedule must be 'scaled_linear' for minilib, not 'linear'"):
         pretrained.read_schedule(tmp_path)

@@ -129,6 +129,10 @@ def test_heads_level_by_level_are_theirs():
         same_everywhere = UNet(replace(ours.config, n_head=4))
         same_everywhere.load_state_dict(ours.state_dict())
         assert relative_error(same_everywhere(z, t, (loa, None), (text, None)), expected) > 1e-3
+    with pytest.raises(
+        ValueError, match=r"n_head must be one number or one for each of 2 levels, not \(2, 4, 8\)"
+    ):
+        UNet(replace(ours.config, n_head=(2, 4, 8)))
 
 
 def test_unet_with_the_loa_beside_its_latent_is_theirs_with_more_input_channels():
