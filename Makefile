@@ -1,5 +1,6 @@
 # make        set-up in .venv, the book in _build/html, and one sound from a caption
 # make test   the same set-up, then lint, unit and parity tests, every chapter, and a strict build of the book
+# make bench  how fast and how lean minilib is beside diffusers and transformers (some 10 minutes; no test needs it)
 # make clean  removes what the two have made, but for .venv
 
 SHELL := bash
@@ -19,7 +20,7 @@ PARTS := 1
 stop = { echo "$(1)" >&2; exit 1; }
 stop_with = { tail -n 15 $(1) >&2; echo "$(2)" >&2; exit 1; }
 
-.PHONY: all test clean setup
+.PHONY: all test bench clean setup
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -59,6 +60,9 @@ test: setup
 		|| $(call stop_with,$(BOOK_LOG),The book has warnings or errors: see the last lines of $(BOOK_LOG) above.)
 	@touch $(BOOK)
 	@echo "All is well."
+
+bench: setup
+	@$(PY) tests/bench.py
 
 clean:
 	@rm -rf _build first_sound.wav first_sound.png .pytest_cache .ruff_cache

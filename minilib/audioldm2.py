@@ -20,29 +20,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minilib import audio
+from minilib import audio, released
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
-from minilib.diffusion import ddim_sample
+from minilib.diffusion import ddim_sample, dpm_solver_sample
 from minilib.gpt import LOARegressor
 from minilib.guidance import guided
-from minilib.model import Model, local_folder, read_json, replacing
+from minilib.model import Model, read_json, replacing
+from minilib.phonemes import PhonemeEncoder
+from minilib.released import ReleasedCLAP, ReleasedTokenizer
 from minilib.text import T5Encoder, Tokenizer, split_words
 from minilib.unet import UNet
 from minilib.vae import VAE
-from minilib.vocoder import HiFiGAN, Vocos
+from minilib.vocoder import HiFiGAN, Vocos, vocode
 
-PARTS: dict[str, tuple[type[Model], ...]] = {  # the folders of a pipeline, and the classes each may hold
-    "text": (T5Encoder,),
-    "clap": (CLAP,),
+PARTS: dict[str, tuple[type, ...]] = {  # the folders of a pipeline, and the classes each may hold
+    "text": (T5Encoder, PhonemeEncoder),
+    "clap": (CLAP, ReleasedCLAP),
     "gpt": (LOARegressor,),
     "unet": (UNet,),
     "vae": (VAE,),
     "vocoder": (Vocos, HiFiGAN),
     "audiomae": (AudioMAE,),
 }
-MAX_TOKENS = 64  # of a caption that the encoders read
-PAD_TO = 24  # tokens: GPT-2 counts padding, so that a caption's LOA would depend on the longest beside it
+VOCODERS = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}  # of each preset
 MAX_SECONDS = 60.0
 MAX_STEPS = 1000
 
@@ -52,14 +53,52 @@ class Conditions:
     """What the captions became: for each encoder a sequence (B, S, D) and its mask (B, S). Chapter 16."""
 
     clap: tuple[Tensor, Tensor]  # one global vector, S = 1
-    text: tuple[Tensor, Tensor]  # one state for each token
+    text: tuple[Tensor, Tensor]  # one state for each token, or phoneme
+    loa: Tensor | None = None  # (B, L, D), where it has been predicted
 
     def repeat(self, n: int) -> Conditions:
         """Each condition n times, the copies side by side."""
-        return Conditions(*((x.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)) for x, mask in self))
+        pairs = ((x.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)) for x, mask in self)
+        return Conditions(*pairs, loa=None if self.loa is None else self.loa.repeat_interleave(n, 0))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter((self.clap, self.text))
+
+
+AnyTokenizer = Tokenizer | ReleasedTokenizer
+
+
+def encode_captions(
+    captions: Sequence[str],
+    tokenizer: AnyTokenizer,
+    clap_tokenizer: AnyTokenizer,
+    clap: CLAP | ReleasedCLAP,
+    text: T5Encoder | PhonemeEncoder,
+    transcriptions: Sequence[str] | None = None,
+    pad_to: int = 0,
+) -> Conditions:
+    """Encode captions by CLAP's text tower and by the T5 encoder. Chapter 16.
+
+    Args:
+        captions: B sentences.
+        tokenizer, clap_tokenizer: of the T5 encoder and of CLAP; where both are the same, so are the tokens.
+        transcriptions: B sentences to be spoken, which the phoneme encoder reads instead of the captions.
+        pad_to: tokens that T5 gets at least, for GPT-2 counts padding as positions.
+    """
+    device = next(text.parameters()).device
+    read = captions if transcriptions is None else transcriptions
+    ids, mask = tokenizer.encode(list(read), pad_to=max(pad_to, tokenizer.pad_to))
+    ids, mask = ids.to(device), mask.to(device)
+    return Conditions(clap=clap_condition(captions, clap_tokenizer, clap), text=(text(ids, mask), mask))
+
+
+def clap_condition(
+    captions: Sequence[str], tokenizer: AnyTokenizer, clap: CLAP | ReleasedCLAP
+) -> tuple[Tensor, Tensor]:
+    """CLAP's one vector for each caption, (B, 1, D), and its mask (B, 1). Chapter 16."""
+    device = next(clap.parameters()).device
+    ids, mask = (x.to(device) for x in tokenizer.encode(list(captions), pad_to=tokenizer.pad_to))
+    return clap.embed_text(ids, mask)[:, None], mask.new_ones(len(ids), 1)
 
 
 @dataclass
@@ -81,47 +120,156 @@ class AudioLDM2:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        parts: dict[str, Model],
+        tokenizer: AnyTokenizer,
+        parts: dict[str, Any],
         seconds: float,
         vocabulary: dict | None = None,
         rescale: float = 0.0,
+        clap_tokenizer: AnyTokenizer | None = None,
+        unconditional_loa: str = "gpt",
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.clap_tokenizer = tokenizer, clap_tokenizer or tokenizer
         self.text, self.clap, self.gpt = parts["text"], parts["clap"], parts["gpt"]
         self.unet, self.vae, self.vocoder = parts["unet"], parts["vae"], parts["vocoder"]
         self.audiomae = parts.get("audiomae")  # needed for training only
         self.seconds = seconds  # the length the weights were trained on
         self.vocabulary = vocabulary or {}
+        self.unconditional_loa = check_unconditional(unconditional_loa)
         self.rescale = rescale  # the share of `guidance.rescale_guided`; 0 with the released weights
         self.profile = Profile()
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = torch.float32,
     ) -> AudioLDM2:
         """Load a pipeline from a folder of parts, or from the hub. Chapter 16.
 
         Args:
-            folder: holds `pipeline.json`, `tokenizer.json` and a folder for each part.
+            folder: holds `pipeline.json`, tokenizers and a folder for each part; or a folder of diffusers, which
+                `from_diffusers` reads.
             device: where to put it; a GPU if there is one, else the CPU.
-            dtype: floating-point type of the loaded weights, whatever is stored.
+            dtype: floating-point type of the loaded weights, whatever is stored; None keeps what is stored.
 
         Raises:
             FileNotFoundError: the folder or a file in it is missing.
             ValueError: a file is damaged, or weights and configs do not belong together.
         """
-        folder = local_folder(folder)
+        folder = released.fetch(folder)
+        if released.is_released(folder):
+            return cls.from_diffusers(folder, device, dtype)
         description = read_json(folder / "pipeline.json")
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        check_description(description, folder / "pipeline.json")
         parts = {name: load_part(folder, name, dtype) for name in PARTS if name != "audiomae"}
         if (folder / "audiomae").is_dir():
             parts["audiomae"] = load_part(folder, "audiomae", dtype)
         vocabulary = read_json(folder / "vocabulary.json") if (folder / "vocabulary.json").is_file() else {}
         check_widths(parts, folder)
-        check_description(description, folder / "pipeline.json")
-        pipe = cls(tokenizer, parts, description["seconds"], vocabulary, description.get("rescale", 0.0))
+        tokenizer, clap_tokenizer = load_tokenizers(folder, parts["gpt"])
+        pipe = cls(
+            tokenizer,
+            parts,
+            description["seconds"],
+            vocabulary,
+            description.get("rescale", 0.0),
+            clap_tokenizer,
+            description.get("unconditional_loa", "gpt"),
+        )
         return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = torch.float32,
+        head_width: int | None = None,
+        unconditional_loa: str = "gpt",
+        n_tokens: int | None = None,
+    ) -> AudioLDM2:
+        """Load the released AudioLDM 2: base, large, music or speech. Chapter 18.
+
+        The released code and diffusers' pipeline differ in three places; the defaults are diffusers', and what the
+        weights were trained with is head_width=32, unconditional_loa="zeros" and, when called, eta=1.
+
+        Args:
+            folder: a folder as diffusers writes it, or a hub id, e.g. "cvssp/audioldm2".
+            device: where to put it; a GPU if there is one, else the CPU.
+            dtype: floating-point type of the loaded weights, whatever is stored; None keeps what is stored.
+            head_width: of the U-Net's attention heads; None for 8 heads at every level.
+            unconditional_loa: what guidance leads away from: "gpt", the LOA of the negative caption, or "zeros".
+            n_tokens: LOA vectors that GPT-2 writes; None for those that its config names, and 512 for speech.
+
+        Raises:
+            FileNotFoundError: the folder or a module in it is missing, or the hub can't be reached.
+            ValueError: it is not an AudioLDM 2, a file is damaged, or reading it would run the code in a pickle.
+        """
+        folder = released.fetch(folder)
+        tokenizer, clap_tokenizer, parts, seconds = released.read(folder, dtype, head_width, n_tokens)
+        check_widths(parts, folder)
+        pipe = cls(
+            tokenizer,
+            parts,
+            seconds,
+            clap_tokenizer=clap_tokenizer,
+            unconditional_loa=unconditional_loa,
+        )
+        return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def from_original(
+        cls,
+        path: str | Path,
+        like: str | Path = "cvssp/audioldm2",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = torch.float32,
+        head_width: int | None = 32,
+        unconditional_loa: str = "zeros",
+        n_tokens: int | None = None,
+    ) -> AudioLDM2:
+        """Load a checkpoint as the authors published it: a `.pth` with all parts in it. Chapter 18.
+
+        The defaults are those of the authors' code. The arguments are as in `from_diffusers`, but for
+
+        Args:
+            path: the file.
+            like: a folder or hub id of the same model in diffusers' form, from which configs and tokenizers are taken.
+
+        Raises:
+            FileNotFoundError: the file or the folder is missing, or the hub can't be reached.
+            ValueError: a tensor is missing, misshapen or unknown, or reading the file would run the code in it.
+        """
+        folder = released.fetch(like)
+        tokenizer, clap_tokenizer, parts, seconds = released.read_original(
+            Path(path), folder, dtype, head_width, n_tokens
+        )
+        check_widths(parts, Path(path))
+        pipe = cls(
+            tokenizer,
+            parts,
+            seconds,
+            clap_tokenizer=clap_tokenizer,
+            unconditional_loa=unconditional_loa,
+        )
+        return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def to_diffusers(self, folder: str | Path) -> None:
+        """Write a folder that diffusers' AudioLDM2Pipeline loads, and that gives the same sounds. Chapter 18.
+
+        Raises:
+            ValueError: a part has no counterpart there; the sentence names it, and nothing is written.
+            FileExistsError: the folder holds something else.
+        """
+        parts = {name: part for name in PARTS if (part := getattr(self, name)) is not None}
+        pipeline = released.as_diffusers(self.tokenizer, self.clap_tokenizer, parts, self.seconds)
+        released.write(pipeline, Path(folder))
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this pipeline reads a transcription, and speaks it."""
+        return isinstance(self.text, PhonemeEncoder)
 
     def to(self, device: str | torch.device) -> AudioLDM2:
         """Move every part to a device."""
@@ -129,7 +277,7 @@ class AudioLDM2:
             model.to(device)
         return self
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[torch.nn.Module]:
         """The networks of the pipeline, in the order in which data passes them."""
         named = (self.text, self.clap, self.gpt, self.unet, self.vae, self.vocoder, self.audiomae)
         return [model for model in named if model is not None]
@@ -151,12 +299,15 @@ class AudioLDM2:
         negative: str | Sequence[str] | None = None,
         candidates: int = 1,
         progress: bool = True,
+        transcription: str | Sequence[str] | None = None,
+        eta: float = 0.0,
+        sampler: str = "ddim",
     ) -> Tensor:
         """Generate one sound for each caption. Chapter 16.
 
         Args:
             captions: B sentences (or one).
-            steps: DDIM steps, 1 to 1000.
+            steps: of the sampler, 1 to 1000.
             guidance: strength w of classifier-free guidance, 0 or more; 1 switches it off.
             seconds: length of the sounds; None for the length of the training clips.
             seed: same seed, same machine: same sounds. None draws one.
@@ -164,6 +315,9 @@ class AudioLDM2:
             negative: what to be guided away from, one for all or one each; None for the empty caption.
             candidates: sounds made for each caption, of which CLAP picks the one most like it.
             progress: show a bar over the steps.
+            transcription: what is spoken, one for all or one each; speech models need it, others have no use for it.
+            eta: share of new noise in each DDIM step, 0 to 1.
+            sampler: "ddim", or "dpm" for DPM-Solver++, which needs fewer steps.
 
         Returns:
             Waveforms (B, N), float32 in [-1, 1], N = 16000 * seconds, on the CPU.
@@ -172,14 +326,20 @@ class AudioLDM2:
             ValueError, TypeError: an argument is not as described; the sentence names it.
         """
         captions, negatives = check_captions(captions, negative)
-        check_numbers(steps, guidance, candidates)
+        check_numbers(steps, guidance, candidates, eta)
+        check_sampler(sampler, eta)
+        transcriptions = self.check_transcription(transcription, len(captions))
         n_samples = self.n_samples(seconds)
         self.profile = Profile()
         with self.profile.measure("encode"):
-            conditions = self.encode(captions).repeat(candidates)
-            unconditional = self.encode(negatives).repeat(candidates) if guidance != 1.0 else None
+            conditions = self.encode(captions, transcriptions)
+            unconditional = self.encode_negative(negatives, conditions) if guidance != 1.0 else None
         with self.profile.measure("loa"):
-            loa = self.loa(conditions)
+            loa = self.loa(conditions).repeat_interleave(candidates, dim=0)
+            if unconditional is not None:
+                unconditional.loa = self.loa_of_negative(unconditional)
+                unconditional = unconditional.repeat(candidates)
+            conditions = conditions.repeat(candidates)
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         shape = self.latent_shape(len(loa), n_samples)
         if latents is None:
@@ -187,7 +347,9 @@ class AudioLDM2:
         if latents.shape != shape:
             raise ValueError(f"latents must be of shape {shape}, not {tuple(latents.shape)}")
         with self.profile.measure("sample"):
-            z0 = self.sample(loa, conditions, steps, guidance, generator, latents, unconditional, progress)
+            z0 = self.sample(
+                loa, conditions, steps, guidance, generator, latents, unconditional, progress, eta, sampler
+            )
         with self.profile.measure("decode"):
             waves = self.decode(z0, n_samples)
         if candidates > 1:
@@ -195,20 +357,37 @@ class AudioLDM2:
                 waves = self.best(waves, conditions, candidates)
         return waves.float().cpu()
 
-    def encode(self, captions: Sequence[str]) -> Conditions:
-        """Encode captions by CLAP's text tower and by the T5 encoder. Chapter 16."""
-        ids, mask = (
-            x.to(self.device) for x in self.tokenizer.encode(list(captions), MAX_TOKENS, pad_to=PAD_TO)
-        )
-        clap = self.clap.embed_text(ids, mask)[:, None]  # (B, 1, D)
-        return Conditions(clap=(clap, mask.new_ones(len(clap), 1)), text=(self.text(ids, mask), mask))
+    def encode(
+        self, captions: Sequence[str], transcriptions: Sequence[str] | None = None, pad_to: int = 0
+    ) -> Conditions:
+        """Encode captions by CLAP and T5, or by CLAP and phonemes; as `encode_captions`. Chapter 16."""
+        encoders = self.tokenizer, self.clap_tokenizer, self.clap, self.text
+        return encode_captions(captions, *encoders, transcriptions, pad_to)
+
+    def encode_negative(self, captions: Sequence[str], conditions: Conditions) -> Conditions:
+        """Encode what `conditions` are to be guided away from, padded alike, for GPT-2 counts padding. Chapter 16.
+
+        Nothing is spoken there: phonemes are zeros, none of which is read.
+        """
+        states, mask = conditions.text
+        if not self.speaks:
+            return self.encode(captions, pad_to=mask.shape[1])
+        clap = clap_condition(captions, self.clap_tokenizer, self.clap)
+        return Conditions(clap=clap, text=(torch.zeros_like(states), torch.zeros_like(mask)))
 
     def loa(self, conditions: Conditions, generator: torch.Generator | None = None) -> Tensor:
         """M: C -> Y', predict the Language of Audio (B, L, D) (2308.05734 §3.2). Chapter 16.
 
         The regression draws nothing; `generator` is here for regressors that sample.
         """
-        return self.gpt.generate({"clap": conditions.clap, "text": conditions.text})
+        return self.gpt.generate(list(conditions))
+
+    def loa_of_negative(self, unconditional: Conditions) -> Tensor:
+        """The LOA (B, L, D) to be guided away from: GPT-2's own, or zeros, as `unconditional_loa` says. Chapter 16."""
+        if self.unconditional_loa == "gpt":
+            return self.loa(unconditional)
+        states, config = unconditional.clap[0], self.gpt.config
+        return states.new_zeros(len(states), config.n_tokens, config.n_embd)
 
     def sample(
         self,
@@ -220,12 +399,16 @@ class AudioLDM2:
         latents: Tensor | None = None,
         unconditional: Conditions | None = None,
         progress: bool = False,
+        eta: float = 0.0,
+        sampler: str = "ddim",
     ) -> Tensor:
-        """G: Y' -> z0, latent diffusion by DDIM with classifier-free guidance (2308.05734 §3.3). Chapter 16.
+        """G: Y' -> z0, latent diffusion with classifier-free guidance (2308.05734 §3.3). Chapter 16.
 
         Args:
             loa: (B, L, D), predicted by `loa` or true, from `AudioMAE.loa`.
             unconditional: conditions to be guided away from; None for those of the empty caption.
+            eta: share of new noise in each DDIM step, 0 to 1, drawn from `generator`.
+            sampler: "ddim" or "dpm".
 
         Returns:
             z0 (B, C, T/r, F/r).
@@ -234,7 +417,10 @@ class AudioLDM2:
             shape = self.latent_shape(len(loa), self.n_samples(None))
             latents = torch.randn(shape, generator=generator)
         model = self.noise_predictor(loa, conditions, guidance, unconditional)
-        return ddim_sample(model, self.unet.schedule, latents.to(self.device), steps, progress=progress)
+        latents = latents.to(self.device, torch.float32)
+        if sampler == "dpm":
+            return dpm_solver_sample(model, self.unet.schedule, latents, steps, progress=progress)
+        return ddim_sample(model, self.unet.schedule, latents, steps, eta, generator, progress=progress)
 
     def noise_predictor(
         self,
@@ -249,14 +435,18 @@ class AudioLDM2:
         """
         empty = None
         if guidance != 1.0:
-            unconditional = unconditional or self.encode([""] * len(loa))
-            empty = [(self.loa(unconditional), None), unconditional.text]
+            unconditional = unconditional or self.encode_negative([""] * len(loa), conditions)
+            if unconditional.loa is None:
+                unconditional = dataclasses.replace(unconditional, loa=self.loa_of_negative(unconditional))
+            empty = [(unconditional.loa, None), unconditional.text]
         predict = guided(self.unet, [(loa, None), conditions.text], empty, guidance, self.rescale)
-        return lambda zt, t: self.unet.as_eps(zt, t, predict(zt, t))
+        dtype = next(self.unet.parameters()).dtype
+        return lambda zt, t: self.unet.as_eps(zt, t, predict(zt.to(dtype), t).to(zt.dtype))
 
     def decode(self, z0: Tensor, n_samples: int) -> Tensor:
         """From latents (B, C, T/r, F/r) to mels by the VAE, to waveforms (B, N) by the vocoder. Chapter 16."""
-        return self.vocoder(self.vae.decode(z0))[:, :n_samples]
+        z0 = z0.to(next(self.vae.parameters()).dtype)
+        return vocode(self.vocoder, self.vae.decode(z0))[:, :n_samples]
 
     def best(self, waves: Tensor, conditions: Conditions, candidates: int) -> Tensor:
         """Of each caption's own candidates (B * candidates, N), the one that CLAP finds most like it. Chapter 17."""
@@ -276,10 +466,7 @@ class AudioLDM2:
 
     def n_samples(self, seconds: float | None) -> int:
         """Samples of a sound of this length; raises ValueError unless it lies in 0.1 to 60 s. Chapter 16."""
-        seconds = self.seconds if seconds is None else seconds
-        if not 0.1 <= seconds <= MAX_SECONDS:  # false for nan as well
-            raise ValueError(f"seconds must lie between 0.1 and {MAX_SECONDS:g}, not {seconds}")
-        return round(seconds * audio.SAMPLE_RATE)
+        return round(check_seconds(self.seconds if seconds is None else seconds) * audio.SAMPLE_RATE)
 
     def latent_shape(self, n: int, n_samples: int) -> tuple[int, int, int, int]:
         """Shape of the latents of n sounds: frames rounded up to what VAE and U-Net can halve. Chapter 16."""
@@ -299,28 +486,70 @@ class AudioLDM2:
         for name in PARTS:
             if (model := getattr(self, name)) is not None:
                 model.save_pretrained(folder / name, dtype=dtype)
-        save_description(folder, self.tokenizer, self.seconds, self.vocabulary, self.rescale)
+        save_tokenizers(folder, self.tokenizer, self.clap_tokenizer)
+        save_description(folder, self.seconds, self.vocabulary, self.rescale, self.unconditional_loa)
+
+    def check_transcription(self, transcription: str | Sequence[str] | None, n: int) -> list[str] | None:
+        """What is to be spoken, as a list of n; a sentence where it is missing or has no place. Chapter 16."""
+        if transcription is None:
+            if self.speaks:
+                raise ValueError("these weights speak: give the words as transcription")
+            return None
+        if not self.speaks:
+            raise ValueError("these weights do not speak: transcription must be None")
+        given = [transcription] if isinstance(transcription, str) else list(transcription)
+        if any(not isinstance(words, str) or not words.strip() for words in given):
+            raise ValueError("a transcription is empty or no string: write the words to be spoken")
+        given = given * n if len(given) == 1 else given
+        if len(given) != n:
+            raise ValueError(f"transcription must be one for all or one for each of {n}, not {len(given)}")
+        return given
 
 
 def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> Model:
     """Load one part of a pipeline's folder, by the class that its config names. Chapter 16."""
     config = read_json(folder / name / "config.json")
+    if name == "clap" and config.get("model_type") == "clap":  # transformers' own
+        return ReleasedCLAP.from_pretrained(folder / name, dtype=dtype)
     known = lambda c: {field.name for field in dataclasses.fields(c.config_class)}
     # the config of an older save may lack a field that was added since: it takes the default
-    classes = [c for c in PARTS[name] if config and set(config) <= known(c)]
+    models = [c for c in PARTS[name] if issubclass(c, Model)]
+    classes = [c for c in models if config and set(config) <= known(c)]
     if not classes:
-        expected = " or ".join(c.__name__ for c in PARTS[name])
+        expected = " or ".join(c.__name__ for c in models)
         raise ValueError(f"{folder / name / 'config.json'} is not the config of a {expected}")
     return classes[0].from_pretrained(folder / name, dtype=dtype)
 
 
-def save_description(
-    folder: Path, tokenizer: Tokenizer, seconds: float, vocabulary: dict[str, Any], rescale: float = 0.0
-) -> None:
-    """Write what a pipeline needs beside its parts: `pipeline.json`, tokenizer and vocabulary. Chapter 16."""
+def load_tokenizers(folder: Path, gpt: LOARegressor) -> tuple[AnyTokenizer, AnyTokenizer]:
+    """The tokenizers of a pipeline's folder: one file for both encoders, or transformers' own two. Chapter 16."""
+    if (folder / "clap_tokenizer").is_dir():
+        tokenizer = released.load_tokenizer(folder / "tokenizer", gpt)
+        return tokenizer, ReleasedTokenizer.load(folder / "clap_tokenizer")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    return tokenizer, tokenizer
+
+
+def save_tokenizers(folder: Path, tokenizer: AnyTokenizer, clap_tokenizer: AnyTokenizer) -> None:
+    """Write what `load_tokenizers` reads. Chapter 16."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder / "tokenizer.json")
-    description = {"seconds": seconds, "rescale": rescale}
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.save(folder / "tokenizer.json")
+    else:
+        tokenizer.save(folder / "tokenizer")
+        clap_tokenizer.save(folder / "clap_tokenizer")
+
+
+def save_description(
+    folder: Path,
+    seconds: float,
+    vocabulary: dict[str, Any],
+    rescale: float = 0.0,
+    unconditional_loa: str = "gpt",
+) -> None:
+    """Write what a pipeline needs beside parts and tokenizers: `pipeline.json` and the vocabulary. Chapter 16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"seconds": seconds, "rescale": rescale, "unconditional_loa": unconditional_loa}
     for name, values in (("pipeline.json", description), ("vocabulary.json", vocabulary)):
         with replacing(folder / name) as path:
             path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -333,18 +562,30 @@ def check_description(description: dict[str, Any], path: Path) -> None:
     rescale = description.get("rescale", 0.0)
     if not isinstance(rescale, int | float) or not 0.0 <= rescale <= 1.0:
         raise ValueError(f"{path} is damaged: `rescale` must lie between 0 and 1, not {rescale!r}")
+    try:
+        check_unconditional(description.get("unconditional_loa", "gpt"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def check_widths(parts: dict[str, Model], folder: Path) -> None:
+def check_unconditional(name: str) -> str:
+    """The name itself; ValueError where it names no LOA to be guided away from. Chapter 16."""
+    if name not in ("gpt", "zeros"):
+        raise ValueError(f'unconditional_loa must be "gpt" or "zeros", not {name!r}')
+    return name
+
+
+def check_widths(parts: dict[str, Any], folder: Path) -> None:
     """Raise ValueError where one part's output does not fit the next one's input. Chapter 16."""
-    text, clap, gpt, unet, vae = (parts[name].config for name in ("text", "clap", "gpt", "unet", "vae"))
+    gpt, unet, vae = (parts[name].config for name in ("gpt", "unet", "vae"))
+    clap, text = parts["clap"].dim, parts["text"].dim
     loa_dims, text_dims = unet.cross_attention_dim[:2], unet.cross_attention_dim[2:]
     pairs = [
-        ("clap", clap.dim, "gpt", gpt.condition_dims[0]),
-        ("text", text.d_model, "gpt", gpt.condition_dims[-1]),
+        ("clap", clap, "gpt", gpt.condition_dims[0]),
+        ("text", text, "gpt", gpt.condition_dims[-1]),
         ("vae", vae.z_channels, "unet", unet.in_channels),
         *(("gpt", gpt.n_embd, "unet", dim) for dim in loa_dims if dim is not None),
-        *(("text", text.d_model, "unet", dim) for dim in text_dims if dim is not None),
+        *(("text", text, "unet", dim) for dim in text_dims if dim is not None),
     ]
     for giver, given, taker, taken in pairs:
         if given != taken:
@@ -379,7 +620,22 @@ def check_captions(
     return captions, negatives
 
 
-def check_numbers(steps: int, guidance: float, candidates: int) -> None:
+def check_sampler(sampler: str, eta: float) -> None:
+    """Raise ValueError for a sampler that there is not, or one that can't add noise and is asked to. Chapter 16."""
+    if sampler not in ("ddim", "dpm"):
+        raise ValueError(f'sampler must be "ddim" or "dpm", not {sampler!r}')
+    if sampler == "dpm" and eta:
+        raise ValueError(f'eta must be 0 with the sampler "dpm", which adds no noise, not {eta}')
+
+
+def check_seconds(seconds: float) -> float:
+    """The length itself; ValueError for one that no sound can have. Chapter 16."""
+    if not 0.1 <= seconds <= MAX_SECONDS:  # false for nan as well
+        raise ValueError(f"seconds must lie between 0.1 and {MAX_SECONDS:g}, not {seconds}")
+    return seconds
+
+
+def check_numbers(steps: int, guidance: float, candidates: int, eta: float = 0.0) -> None:
     """Raise ValueError for numbers that no sampler can use. Chapter 16."""
     if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, not {steps}")
@@ -387,3 +643,5 @@ def check_numbers(steps: int, guidance: float, candidates: int) -> None:
         raise ValueError(f"guidance must be a finite number, 0 or more, not {guidance}")
     if not isinstance(candidates, int) or not 1 <= candidates <= 64:
         raise ValueError(f"candidates must be a whole number from 1 to 64, not {candidates}")
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must lie between 0 and 1, not {eta}")

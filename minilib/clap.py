@@ -207,6 +207,11 @@ class CLAP(Model):
         self.audio_projection = ProjectionHead(config.channels[-1], config.dim, config.dropout)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
 
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self.config.dim
+
     def embed_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed captions: ids (B, S) of the tokenizer, mask (B, S) -> (B, dim), of unit length."""
         return self.text_projection(self.text(ids, mask))

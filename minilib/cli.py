@@ -1,4 +1,4 @@
-"""The command line: generate, train, reconstruct, evaluate, vocabulary.
+"""The command line: generate, train, reconstruct, evaluate, vocabulary, convert, info.
 
 Each command is a function that takes the parsed arguments; what is wrong with them is told in one sentence,
 with exit code 2, before anything is written. Libraries that take a second to import are imported inside.
@@ -83,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_reconstruct(commands)
     add_evaluate(commands)
     add_vocabulary(commands)
+    add_convert(commands)
+    add_info(commands)
     return parser
 
 
@@ -100,6 +102,8 @@ def add_output(add: Any, default: str, more: str = "") -> None:
 def add_sampler(add: Any) -> None:
     """Add --steps and --guidance."""
     add("--steps", type=int, default=25, help="of the sampler; more is finer and slower (default: 25)")
+    about = "ddim, or dpm (DPM-Solver++), which needs fewer steps (default: ddim)"
+    add("--sampler", choices=("ddim", "dpm"), default="ddim", help=about)
     about = "how strictly captions are followed; 1 switches guidance off (default: 3.5)"
     add("--guidance", type=float, default=3.5, metavar="W", help=about)
 
@@ -117,12 +121,44 @@ def add_generate(commands: Any) -> None:
     add_output(add, "sound.wav", "; several captions get -1, -2, ... before the suffix")
     add_sampler(add)
     add("--seconds", type=float, help="length of the sound (default: that of the training clips)")
+    about = "what is spoken; speech models need it, others have no use for it"
+    add("--transcription", metavar="WORDS", help=about)
     add("--seed", type=seed_number, help="the same seed makes the same sound (default: drawn anew)")
     about = "make N sounds for each caption, keep the one that CLAP finds most like it (default: 1)"
     add("--candidates", type=int, default=1, metavar="N", help=about)
     add_weights(add)
     add("--plot", type=Path, metavar="PNG", help="draw the mel spectrogram into this file")
     add("--profile", action="store_true", help="print the seconds that each stage took")
+
+
+def add_convert(commands: Any) -> None:
+    """Add the command `convert`."""
+    examples = """
+        minilib convert cvssp/audioldm2 weights/audioldm2    (from diffusers, here or on the hub, to this package)
+        minilib convert weights/audioldm2 out                (and back)
+        minilib convert audioldm2-full.pth weights/full      (from the file that the authors published)
+    """
+    add = command(
+        commands, convert, "bring the released weights in, or trained ones out", examples
+    ).add_argument
+    add("source", metavar="SRC", help="a folder of either kind, a hub id, or a .pth of the authors")
+    add("target", type=Path, metavar="DST", help="the folder to be written, of the other kind")
+    about = "for a .pth: the same model in diffusers' form, for its configs and tokenizers (default: cvssp/audioldm2)"
+    add("--like", default="cvssp/audioldm2", metavar="FOLDER", help=about)
+
+
+def add_info(commands: Any) -> None:
+    """Add the command `info`."""
+    examples = """
+        minilib info                    (the weights that ship)
+        minilib info full               (the sizes of the released model; also large, speech, colab, tiny)
+        minilib info cvssp/audioldm2 --seconds 10.24 --steps 200
+    """
+    add = command(commands, info, "say what a pipeline holds and what a sound takes", examples).add_argument
+    add("pipeline", nargs="?", metavar="FOLDER_OR_PRESET", help="default: the weights that ship")
+    add("--seconds", type=float, help="length of the sound (default: that of the training clips)")
+    add("--steps", type=int, default=25, help="of the sampler (default: 25)")
+    add("--json", type=Path, metavar="FILE", help="write the numbers into this file")
 
 
 def add_train(commands: Any) -> None:
@@ -224,8 +260,8 @@ def generate(args: argparse.Namespace) -> None:
     seed = random.randrange(2**32) if args.seed is None else args.seed
     for caption in args.captions:
         warn_of_unknown_words(pipe, caption)
-    numbers = {key: getattr(args, key) for key in ("steps", "guidance", "seconds", "candidates")}
-    waves = pipe(args.captions, seed=seed, **numbers)
+    numbers = {key: getattr(args, key) for key in ("steps", "sampler", "guidance", "seconds", "candidates")}
+    waves = pipe(args.captions, seed=seed, transcription=args.transcription, **numbers)
     profile.seconds.update(pipe.profile.seconds)
     with profile.measure("write"):
         for path, wave in zip(sounds, waves):
@@ -286,7 +322,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
     judge = metrics.Judge.from_pretrained(shipped_judge(), dtype=torch.float32)
     pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
-    results = metrics.evaluate(pipe, judge.to(pipe.device), args.n, args.seed, args.steps, args.guidance)
+    options = {key: getattr(args, key) for key in ("n", "seed", "steps", "guidance", "sampler")}
+    results = metrics.evaluate(pipe, judge.to(pipe.device), **options)
     print(metrics.report(results))
     if output:
         with replacing(output) as path:
@@ -295,15 +332,77 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def vocabulary(args: argparse.Namespace) -> None:
     """Print the words and classes that the weights know, and a few captions."""
-    from minilib.model import local_folder, read_json
+    from minilib import released
+    from minilib.model import read_json
 
-    known = read_json(local_folder(args.weights or shipped_weights()) / "vocabulary.json")
+    folder = released.fetch(args.weights or shipped_weights())
+    if released.is_released(folder):
+        print("these weights are open to any words: their encoders were trained on far more than captions")
+        return
+    known = read_json(folder / "vocabulary.json")
     classes, words, captions = (known.get(key, []) for key in ("classes", "words", "captions"))
     if classes:
         print(f"{len(classes)} kinds of sound:\n{in_columns(classes)}\n")
     print(f"{len(words)} words:\n{in_columns(words)}\n")
     some = captions[:: max(1, len(captions) // 6)]
     print("captions such as:\n" + "\n".join(f"  {caption}" for caption in some))
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Read a pipeline and write it in the other layout: diffusers' or this package's."""
+    from minilib import released
+    from minilib.audioldm2 import AudioLDM2
+
+    if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
+        raise ValueError(f"DST must be a new or an empty folder, not {str(args.target)!r}")
+    own = False  # whether the source is laid out as this package does
+    if args.source.endswith(".pth"):
+        pipe = AudioLDM2.from_original(args.source, args.like, device="cpu", dtype=None)
+    else:
+        source = released.fetch(args.source)
+        own = not released.is_released(source)
+        pipe = AudioLDM2.from_pretrained(source, device="cpu", dtype=None)
+    if own:
+        pipe.to_diffusers(args.target)
+    else:
+        pipe.save_pretrained(args.target)
+    print(f"{args.target}: a folder of {'diffusers' if own else 'minilib'}, from {args.source}")
+
+
+def info(args: argparse.Namespace) -> None:
+    """Print what the parts of a pipeline hold, and the operations that a sound takes."""
+    output = output_files(args.json, 1, (".json",))[0] if args.json else None
+    from dataclasses import asdict
+
+    from minilib import costs, released
+    from minilib.audioldm2 import AudioLDM2, check_numbers, check_seconds
+    from minilib.model import replacing
+    from minilib.unet import UNet
+
+    check_numbers(args.steps, 1.0, 1)
+    if args.pipeline in UNet.presets:
+        folder, parts, seconds = (
+            None,
+            costs.preset_parts(args.pipeline),
+            2.56 if args.pipeline == "tiny" else 10.24,
+        )
+    else:
+        folder = released.fetch(args.pipeline or shipped_weights())
+        pipe = AudioLDM2.from_pretrained(folder, device="cpu", dtype=None)
+        parts, seconds = costs.pipeline_parts(pipe), pipe.seconds
+    seconds = check_seconds(seconds if args.seconds is None else args.seconds)
+    rows = costs.sizes(parts, folder)
+    flops = costs.operations(parts, seconds, args.steps)
+    print(costs.report(rows, flops, seconds, args.steps))
+    if output:
+        numbers = {
+            "parts": [asdict(row) for row in rows],
+            "flops": flops,
+            "seconds": seconds,
+            "steps": args.steps,
+        }
+        with replacing(output) as path:
+            path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -317,6 +317,7 @@ LOARegressor.presets = {
         condition_dims=(256, 256), n_embd=384, n_layer=6, n_head=6, n_positions=512, n_tokens=16, vocab_size=1
     ),
     "full": GPTConfig(),
+    "speech": GPTConfig(condition_dims=(512, 192), n_tokens=512, learned_positions=310),
 }
 
 

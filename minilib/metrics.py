@@ -290,13 +290,14 @@ def evaluate(
     steps: int = 25,
     guidance: float = 3.5,
     progress: bool = True,
+    sampler: str = "ddim",
 ) -> dict[str, float]:
     """Generate held-out scenes of one and of two events, and ask the judge and CLAP whether captions are followed.
 
     Args:
         pipe, judge: what is measured, and who measures.
         n: scenes of each kind, 2 or more; seed: of the scenes and of the noise.
-        steps, guidance: as for the pipeline.
+        steps, guidance, sampler: as for the pipeline.
         progress: show a bar over the sounds.
     Returns:
         a flat dictionary: for every question (`single.class`, `pair.first`, `pair.second`, `pair.both`,
@@ -315,7 +316,7 @@ def evaluate(
     with tqdm(total=2 * n, desc="evaluate", unit="sound", disable=not progress) as bar:
         for kind, n_events in (("single", 1), ("pair", 2)):
             scenes = held_out_scenes(judge, n, seed, pipe.seconds, n_events)
-            generated = generate(pipe, scenes.captions, seed, steps, guidance, bar)
+            generated = generate(pipe, scenes.captions, seed, bar, steps, guidance, sampler)
             rounds = {
                 "": scores(pipe, judge, generated, scenes),
                 "control.": scores(pipe, judge, generated, scenes.shuffled(seed)),
@@ -332,14 +333,22 @@ def evaluate(
 
 
 def generate(
-    pipe: AudioLDM2, captions: list[str], seed: int, steps: int, guidance: float, bar: Any
+    pipe: AudioLDM2,
+    captions: list[str],
+    seed: int,
+    bar: Any,
+    steps: int,
+    guidance: float,
+    sampler: str,
 ) -> Tensor:
     """Generate one sound for each caption, batch by batch: (n, N). Chapter 17."""
     generator, waves = torch.Generator().manual_seed(seed), []
     for start in range(0, len(captions), BATCH):
         some = captions[start : start + BATCH]
         latents = torch.randn(pipe.latent_shape(len(some), pipe.n_samples(None)), generator=generator)
-        waves.append(pipe(some, steps=steps, guidance=guidance, latents=latents, progress=False))
+        waves.append(
+            pipe(some, steps=steps, guidance=guidance, latents=latents, progress=False, sampler=sampler)
+        )
         bar.update(len(some))
     return torch.cat(waves)
 

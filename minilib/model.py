@@ -44,7 +44,7 @@ class Model(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def preset(cls, name: str) -> Model:
-        """Build the model at one of its named sizes (`tiny`, `colab`, `full`), with random weights. Chapter 02."""
+        """Build the model at one of its named sizes (`tiny`, `colab`, `full`, ...), with random weights. Chapter 02."""
         if name not in cls.presets:
             raise ValueError(
                 f"preset must be one of {', '.join(cls.presets)} for {cls.__name__}, not {name!r}"
@@ -125,9 +125,9 @@ def local_folder(folder: str | Path, **hub: Any) -> Path:
         raise FileNotFoundError(f"weights folder {folder} does not exist")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt"]
+    hub = {"allow_patterns": ["*.json", "*.safetensors", "*.txt"], **hub}
     try:
-        return Path(snapshot_download(str(folder), allow_patterns=patterns, **hub))
+        return Path(snapshot_download(str(folder), **hub))
     except Exception as error:  # the hub raises many kinds: offline, unknown, private, rate-limited
         raise FileNotFoundError(
             f"{folder} is neither a folder here nor to be had from the Hugging Face hub ({type(error).__name__})"

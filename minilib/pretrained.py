@@ -289,12 +289,30 @@ def made(model_class: type[Model], config: Any) -> Model:
 
 def read_vae(folder: Path, dtype: torch.dtype | None = None) -> VAE:
     """The VAE from an AutoencoderKL's folder. Chapter 18."""
-    config = as_dataclass(VAEConfig, read_sizes("vae", folder))
-    return fill(made(VAE, config), read_state(folder), folder, dtype)
+    return fill(made(VAE, vae_config(folder)), read_state(folder), folder, dtype)
 
 
-def read_unet(folder: Path, schedule: Mapping[str, Any], dtype: torch.dtype | None = None) -> UNet:
-    """The U-Net from an AudioLDM2UNet2DConditionModel's folder, for the noise levels of `read_schedule`. Chapter 18."""
+def vae_config(folder: Path) -> VAEConfig:
+    """The config of a VAE from an AutoencoderKL's folder. Chapter 18."""
+    return as_dataclass(VAEConfig, read_sizes("vae", folder))
+
+
+def read_unet(
+    folder: Path,
+    schedule: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    head_width: int | None = None,
+) -> UNet:
+    """The U-Net from an AudioLDM2UNet2DConditionModel's folder, for the noise levels of `read_schedule`.
+
+    Its config names 8 heads at every level, as diffusers runs it; `head_width` 32 is how the weights were trained.
+    Chapter 18.
+    """
+    return fill(made(UNet, unet_config(folder, schedule, head_width)), read_state(folder), folder, dtype)
+
+
+def unet_config(folder: Path, schedule: Mapping[str, Any], head_width: int | None = None) -> UNetConfig:
+    """The config of a U-Net, as `read_unet`. Chapter 18."""
     path = folder / "config.json"
     config = read_json(path)
     dims = config.get("cross_attention_dim")
@@ -306,7 +324,11 @@ def read_unet(folder: Path, schedule: Mapping[str, Any], dtype: torch.dtype | No
     attention = tuple("CrossAttn" in name for name in config.get("down_block_types", ()))
     sizes = {**read_sizes("unet", folder), **schedule}
     sizes |= {"cross_attention_dim": tuple(levels), "attention": attention}
-    return fill(made(UNet, as_dataclass(UNetConfig, sizes)), read_state(folder), folder, dtype)
+    if head_width is not None:
+        if head_width < 1 or any(width % head_width for width in sizes["block_out_channels"]):
+            raise ValueError(f"head_width must divide {sizes['block_out_channels']}, not {head_width}")
+        sizes["n_head"] = tuple(width // head_width for width in sizes["block_out_channels"])
+    return as_dataclass(UNetConfig, sizes)
 
 
 def read_schedule(folder: Path) -> dict[str, Any]:
@@ -323,10 +345,20 @@ def read_schedule(folder: Path) -> dict[str, Any]:
 def read_gpt(
     language_model: Path,
     projection: Path,
-    names: tuple[str, str] = ("clap", "text"),
+    n_tokens: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> LOARegressor:
-    """The LOA regressor from the folders of a GPT2Model (or GPT2LMHeadModel) and its projections. Chapter 18."""
+    """The LOA regressor from the folders of a GPT2Model (or GPT2LMHeadModel) and its projections.
+
+    `n_tokens` is the number of LOA vectors; None for the config's `max_new_tokens`, or 8. Chapter 18.
+    """
+    config = gpt_config(language_model, projection, n_tokens)
+    state = gpt_in(read_state(projection), read_state(language_model))
+    return fill(made(LOARegressor, config), state, language_model, dtype)
+
+
+def gpt_config(language_model: Path, projection: Path, n_tokens: int | None = None) -> GPTConfig:
+    """The config of an LOA regressor, as `read_gpt`. Chapter 18."""
     path = projection / "config.json"
     theirs = read_json(path)
     widths = SIZES["projection"].read(theirs, path)
@@ -334,16 +366,18 @@ def read_gpt(
     if widths["n_embd"] != sizes["n_embd"]:
         raise ValueError(f"{path}: it projects to {widths['n_embd']}, but GPT-2 reads {sizes['n_embd']}")
     learned = theirs.get("use_learned_position_embedding")
-    config = GPTConfig(
+    return GPTConfig(
         **sizes,
-        conditions=names,
         condition_dims=(widths["first"], widths["second"]),
-        n_tokens=read_json(language_model / "config.json").get("max_new_tokens", 8),
+        n_tokens=n_tokens or read_json(language_model / "config.json").get("max_new_tokens", 8),
         learned_positions=theirs["max_seq_length"] if learned is not None else 0,
     )
-    state = {f"projection.{name}": tensor for name, tensor in read_state(projection).items()}
-    state |= {f"gpt2.{name}": tensor for name, tensor in gpt2_in(read_state(language_model)).items()}
-    return fill(made(LOARegressor, config), state, language_model, dtype)
+
+
+def gpt_in(projection: State, language_model: State) -> State:
+    """The tensors of the LOA regressor from those of its projections and of GPT-2. Chapter 18."""
+    state = {f"projection.{name}": tensor for name, tensor in projection.items()}
+    return state | {f"gpt2.{name}": tensor for name, tensor in gpt2_in(language_model).items()}
 
 
 def gpt2_in(state: State) -> State:
@@ -373,11 +407,16 @@ def turned(name: str) -> bool:
 def read_t5(folder: Path, dtype: torch.dtype | None = None) -> T5Encoder:
     """The T5 encoder from a T5EncoderModel's folder. Chapter 18."""
     config = T5Config(**read_sizes("t5", folder))
-    state = read_state(folder)
+    return fill(made(T5Encoder, config), t5_in(read_state(folder)), folder, dtype)
+
+
+def t5_in(state: State) -> State:
+    """T5's tensors without the second name that its table of tokens may have. Chapter 18."""
+    state = dict(state)
     table = state.pop("encoder.embed_tokens.weight", None)  # the same table under a second name
     if table is not None:
         state.setdefault("shared.weight", table)
-    return fill(made(T5Encoder, config), state, folder, dtype)
+    return state
 
 
 def read_phonemes(folder: Path, dtype: torch.dtype | None = None) -> PhonemeEncoder:
@@ -394,8 +433,12 @@ def read_phonemes(folder: Path, dtype: torch.dtype | None = None) -> PhonemeEnco
 
 def read_vocoder(folder: Path, dtype: torch.dtype | None = None) -> HiFiGAN:
     """The vocoder from a SpeechT5HifiGan's folder. Chapter 18."""
-    config = as_dataclass(HiFiGANConfig, read_sizes("vocoder", folder))
-    return fill(made(HiFiGAN, config), read_state(folder), folder, dtype)
+    return fill(made(HiFiGAN, vocoder_config(folder)), read_state(folder), folder, dtype)
+
+
+def vocoder_config(folder: Path) -> HiFiGANConfig:
+    """The config of a vocoder from a SpeechT5HifiGan's folder. Chapter 18."""
+    return as_dataclass(HiFiGANConfig, read_sizes("vocoder", folder))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -421,8 +464,8 @@ def vae_out(vae: VAE) -> torch.nn.Module:
     return filled(AutoencoderKL, settings, vae.state_dict())
 
 
-def unet_out(unet: UNet) -> torch.nn.Module:
-    """The U-Net as an AudioLDM2UNet2DConditionModel. Chapter 18."""
+def unet_out(unet: UNet, sample_size: int | None = None) -> torch.nn.Module:
+    """The U-Net as an AudioLDM2UNet2DConditionModel, for latents of `sample_size` frames by default. Chapter 18."""
     from diffusers import AudioLDM2UNet2DConditionModel
 
     config = unet.config
@@ -434,6 +477,7 @@ def unet_out(unet: UNet) -> torch.nn.Module:
     levels, attended = len(config.block_out_channels), config.attention
     settings = SIZES["unet"].write(
         config,
+        sample_size=sample_size,
         out_channels=config.in_channels,
         down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended],
         up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)],
@@ -481,6 +525,29 @@ def t5_out(text: T5Encoder) -> torch.nn.Module:
     state = text.state_dict()
     tied = {"encoder.embed_tokens.weight": state["shared.weight"]}
     return filled(T5EncoderModel, {"config": Config(**SIZES["t5"].write(text.config))}, {**state, **tied})
+
+
+def phonemes_out(phonemes: PhonemeEncoder) -> torch.nn.Module:
+    """The phoneme encoder in a VitsModel; the rest of VITS, which nothing reads, is small and untrained. Chapter 18."""
+    from transformers import VitsConfig, VitsModel
+
+    unread = {
+        "spectrogram_bins": 3,
+        "upsample_initial_channel": 4,
+        "upsample_rates": [2],
+        "upsample_kernel_sizes": [4],
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1]],
+        "prior_encoder_num_flows": 1,
+        "prior_encoder_num_wavenet_layers": 1,
+        "posterior_encoder_num_wavenet_layers": 1,
+        "duration_predictor_num_flows": 1,
+        "depth_separable_num_layers": 1,
+    }
+    with torch.random.fork_rng(devices=[]):
+        model = VitsModel(VitsConfig(**SIZES["vits"].write(phonemes.config), **unread))
+    model.text_encoder.load_state_dict(phonemes.state_dict())
+    return model.to(phonemes.embed_tokens.weight.dtype).eval()
 
 
 def vocoder_out(vocoder: Model) -> torch.nn.Module:

@@ -35,6 +35,9 @@ class Tokenizer:
     Chapter 11.
     """
 
+    max_tokens = 64  # of a caption that the encoders read, </s> included
+    pad_to = 24  # GPT-2 counts padding, so that a caption's LOA would depend on the longest beside it
+
     def __init__(self, backend: Any):
         self.backend = backend  # a tokenizers.Tokenizer
         self.backend.encode_special_tokens = True  # "<pad>" in a caption is five letters, not padding
@@ -85,13 +88,13 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(
-        self, captions: list[str], max_length: int = 64, truncate: bool = False, pad_to: int = 0
+        self, captions: list[str], max_length: int | None = None, truncate: bool = False, pad_to: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Turn captions into ids, each closed by </s>, the shorter ones padded. Chapter 11.
 
         Args:
             captions: B sentences; an empty one becomes </s> alone.
-            max_length: how many tokens are read, </s> included.
+            max_length: how many tokens are read, </s> included; None for `max_tokens`.
             truncate: cut a longer caption instead of refusing it.
             pad_to: tokens to pad to, where the longest caption has fewer.
 
@@ -103,14 +106,11 @@ class Tokenizer:
             ValueError: `captions` is empty, or a caption is longer than `max_length` tokens.
         """
         rows = [row.ids + [EOS] for row in self.backend.encode_batch(check_captions(captions))]
+        max_length = self.max_tokens if max_length is None else max_length
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, not {max_length}")
-        for caption, row in zip(captions, rows, strict=True):
-            if len(row) > max_length and not truncate:
-                text = caption if len(caption) <= 40 else caption[:37] + "..."
-                raise ValueError(
-                    f"the caption {text!r} has {len(row)} tokens, but at most {max_length} are read"
-                )
+        if not truncate:
+            check_lengths(captions, rows, max_length)
         rows = [row if len(row) <= max_length else row[: max_length - 1] + [EOS] for row in rows]
         S = max(pad_to, *(len(row) for row in rows))
         ids = torch.tensor([row + [PAD] * (S - len(row)) for row in rows])  # (B, S)
@@ -120,6 +120,14 @@ class Tokenizer:
         """Turn ids (B, S) back into text; padding and </s> are left out, sentinels are shown. Chapter 11."""
         rows = [[i for i in row if i not in (PAD, EOS, CLS)] for row in ids.tolist()]
         return [self.backend.decode(row, skip_special_tokens=False).strip() for row in rows]
+
+
+def check_lengths(captions: list[str], rows: list[list[int]], max_length: int) -> None:
+    """Raise ValueError for a caption of more tokens than are read. Chapter 11."""
+    for caption, row in zip(captions, rows, strict=True):
+        if len(row) > max_length:
+            text = caption if len(caption) <= 40 else caption[:37] + "..."
+            raise ValueError(f"the caption {text!r} has {len(row)} tokens, but at most {max_length} are read")
 
 
 def untrained_backend() -> Any:
@@ -365,6 +373,11 @@ class T5Encoder(Model):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config)
         self.apply(initialise)
+
+    @property
+    def dim(self) -> int:
+        """Width of the states."""
+        return self.config.d_model
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode tokens: ids (B, S) long, mask (B, S), True for tokens (None: all) -> states (B, S, d_model).

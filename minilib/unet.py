@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minilib.diffusion import Schedule, eps_from_velocity, eps_loss, sqrt_linear_schedule, v_loss
 from minilib.layers import Downsample, ResBlock, Upsample
@@ -195,6 +196,8 @@ class LOAMap(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, the first `attended` of them each followed by its transformers. Chapter 14."""
 
+    recompute = False  # activations for the gradient, instead of keeping them
+
     def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], attended: int, n_head: int):
         super().__init__()
         groups, time_dim = config.norm_num_groups, 4 * config.block_out_channels[0]
@@ -208,6 +211,12 @@ class Level(nn.Module):
 
     def layer(self, i: int, x: Tensor, time: Tensor, loa: Context, text: Context) -> Tensor:
         """Residual block i and its transformers: (B, n_in, T, F) -> (B, n_out, T, F)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, i, x, time, loa, text, use_reentrant=False)
+        return self.compute(i, x, time, loa, text)
+
+    def compute(self, i: int, x: Tensor, time: Tensor, loa: Context, text: Context) -> Tensor:
+        """What `layer` says, its activations kept for the gradient."""
         x = self.resnets[i](x, time)
         transformers = self.attentions[i * len(self.dims) : (i + 1) * len(self.dims)]
         return attend(transformers, x, self.dims, loa, text) if len(transformers) else x
@@ -266,6 +275,15 @@ class UNet(Model):
         self.up_blocks = up_levels(config)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+
+    def recompute_activations(self, on: bool = True) -> None:
+        """Keep no activations inside the levels: training takes less memory, and a third more time.
+
+        Known as gradient checkpointing (Chen et al., 1604.06174). Chapter 18.
+        """
+        for module in self.modules():
+            if isinstance(module, Level):
+                module.recompute = on
 
     @property
     def schedule(self) -> Schedule:
@@ -345,4 +363,6 @@ UNet.presets = {
         n_head=6,
     ),
     "full": UNetConfig(),
+    "large": UNetConfig(cross_attention_dim=(None, 768, 1024, None), transformer_layers=2),
+    "speech": UNetConfig(cross_attention_dim=(None, 768)),
 }

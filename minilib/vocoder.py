@@ -7,6 +7,7 @@ times faster on a CPU, so the `tiny` pipeline uses it. Chapter 08 builds both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from minilib import audio
 from minilib.model import Model
+
+# Of a log-mel: the loudest bands of SoundWorld's clips reach it, and those of a tone at full scale.
+LOUDEST = 2.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,18 @@ class HiFiGAN(Model):
             "mean", torch.zeros(config.model_in_dim)
         )  # kept by the released weights, not used
         self.register_buffer("scale", torch.ones(config.model_in_dim))
+
+    @property
+    def context(self) -> int:
+        """Frames to either side that a sample depends on."""
+        config, rate = self.config, 1
+        reach = 3.0  # of conv_pre, in frames
+        for step, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+            reach += kernel / step / rate
+            rate *= step
+            pairs = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+            reach += max(sum((d + 1) * (size - 1) / 2 for d in dilations) for size, dilations in pairs) / rate
+        return math.ceil(reach + 3 / rate)
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """Turn a log-mel (B, 1, T, F) into a waveform (B, N), N = 160 T (and 32 more, as released). Chapter 08."""
@@ -138,12 +154,21 @@ class Vocos(Model):
             config.dim, 3 * K
         )  # log-magnitude correction, real and imaginary part of the phase
 
+    @property
+    def context(self) -> int:
+        """Frames to either side that a sample depends on."""
+        return 3 + 3 * len(self.convnext) + math.ceil(self.config.n_fft / 2 / audio.HOP)
+
     def forward(self, log_mel: Tensor) -> Tensor:
         """Turn a log-mel (B, 1, T, F) into a waveform (B, 160 T) in [-1, 1]. Chapter 08."""
         return soft_limit(self.unlimited(log_mel))
 
     def unlimited(self, log_mel: Tensor) -> Tensor:
         """The waveform (B, 160 T) before it is limited: the loss must see what is too loud. Chapter 08."""
+        return audio.istft(self.spectrum(log_mel), log_mel.shape[2] * audio.HOP)
+
+    def spectrum(self, log_mel: Tensor) -> Tensor:
+        """The complex STFT (B, T, K) that the network gives for a log-mel (B, 1, T, F). Chapter 08."""
         x = (log_mel[:, 0] + 7.0) / 3.0  # (B, T, F), about unit variance
         h = self.norm(self.embed(x.transpose(1, 2)).transpose(1, 2))  # (B, T, dim)
         for block in self.convnext:
@@ -153,12 +178,30 @@ class Vocos(Model):
         scale = (
             magnitude * (real**2 + imaginary**2 + 1e-8).rsqrt()
         )  # the two parts give the phase, never its length
-        spectrum = torch.complex(scale * real, scale * imaginary)
-        return audio.istft(spectrum, log_mel.shape[2] * audio.HOP)
+        return torch.complex(scale * real, scale * imaginary)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Spectral distance to `wave` (B, 160 T) from its `mel` (B, 1, T, F), without a discriminator. Chapter 08."""
         return spectral_loss(self.unlimited(batch["mel"]), batch["wave"], batch["mel"])
+
+
+def vocode(vocoder: HiFiGAN | Vocos, log_mel: Tensor, frames: int = 1024) -> Tensor:
+    """What the vocoder makes of a log-mel (B, 1, T, F) that a network wrote, `frames` at a time: in less memory.
+
+    Each piece is given the surroundings that it depends on. Guidance may ask for more than a wave can hold: with Vocos,
+    no band gets louder than any clip's, and a sound that would leave [-1, 1] is turned down as a whole, where bending
+    its peaks would be heard as clicks. (HiFi-GAN ends in a tanh.) Chapter 08.
+    """
+    T, context, pieces = log_mel.shape[2], vocoder.context, []
+    bounded = isinstance(vocoder, HiFiGAN)
+    speak = vocoder if bounded else lambda x: vocoder.unlimited(x.clamp(max=LOUDEST))
+    for start in range(0, T, frames):
+        before = min(start, context)
+        wave = speak(log_mel[:, :, start - before : start + frames + context])
+        last = start + frames >= T
+        pieces.append(wave[:, before * audio.HOP : None if last else (before + frames) * audio.HOP])
+    wave = torch.cat(pieces, dim=1)
+    return wave if bounded else wave / wave.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
 
 
 def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:

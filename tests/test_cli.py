@@ -146,9 +146,10 @@ def test_generate_takes_weights_from_a_folder_and_options_from_the_line(capsys, 
     monkeypatch.setattr(
         AudioLDM2, "__call__", lambda self, captions, **given: taken.update(given) or torch.zeros(1, 1600)
     )
-    line = "--steps 7 --guidance 2 --seconds 1.5 --seed 4 --candidates 3"
+    line = "--steps 7 --sampler dpm --guidance 2 --seconds 1.5 --seed 4 --candidates 3 --transcription yes"
     assert run(capsys, "generate", "a dog barks", "--weights", weights, *line.split())[0] == 0
-    assert taken == {"steps": 7, "guidance": 2.0, "seconds": 1.5, "seed": 4, "candidates": 3}
+    numbers = {"steps": 7, "guidance": 2.0, "seconds": 1.5, "seed": 4, "candidates": 3}
+    assert taken == {**numbers, "sampler": "dpm", "transcription": "yes"}
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(capsys, here, weights, monkeypatch):

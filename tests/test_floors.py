@@ -15,7 +15,7 @@ FLOORS = {
     "2 models": [
         "vae", "vocoder", "audiomae", "clap", "text", "phonemes", "bind", "gpt", "unet",
     ],
-    "3 assembly": ["pretrained", "audioldm2", "metrics", "training", "peers"],
+    "3 assembly": ["pretrained", "original", "released", "audioldm2", "costs", "metrics", "training", "peers"],
     "4 faces": ["show", "cli", "__main__"],
 }  # fmt: skip
 SHARED = {"0 ground"}

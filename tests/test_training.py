@@ -118,9 +118,34 @@ def test_joint_training_sends_the_noise_loss_into_gpt(data, parts):
     stage = make("joint", data, parts)
     batch = stage.batch(training.step_generator(0, "joint", 0))
     batch["true_loa"] = torch.zeros_like(batch["true_loa"])
-    predicted = stage.model.gpt.generate(stages.named(batch))
-    stage.model.unet.loss({**batch, "loa": predicted}).backward()
-    assert stage.model.gpt.gpt2.h[0].attn.c_attn.weight.grad.abs().sum() > 0
+    with (
+        torch.no_grad()
+    ):  # where the regression has nothing to learn, only the noise loss is left to teach it
+        batch["loa"] = stage.model.gpt.generate(stages.named(batch))
+    losses = stage.model.loss(batch)
+    losses["loss"].backward()
+    assert losses["loa"] < 1e-9
+    assert stage.model.gpt.gpt2.h[0].attn.c_attn.weight.grad.abs().sum() > 1e-6
+
+
+def test_joint_shows_each_clip_at_several_levels_and_beside_its_own_loa(data, parts):
+    stage = make("joint", data, parts, replace(small("joint"), batch_size=4, levels=2))
+    batch = stage.batch(training.step_generator(0, "joint", 0))
+    assert batch["t"].shape == batch["true_loa"].shape == (4, 2) and batch["z0"].shape[:2] == (4, 2)
+    assert torch.equal(batch["z0"][:, 0], batch["z0"][:, 1])
+    assert not torch.equal(batch["eps"][:, 0], batch["eps"][:, 1])
+    assert ((batch["t"][:, 0] - batch["t"][:, 1]).abs() - 500).abs().max() <= 1
+    batch["true_loa"] = torch.tensor([[True, False]] * 4)
+    given = {}
+    stage.model.unet.loss = lambda shown: given.update(shown) or torch.zeros(())
+    stage.model.loss(batch)
+    with torch.no_grad():
+        written = stage.model.gpt.generate(stages.named(batch))
+    for i in range(4):
+        assert torch.equal(given["z0"][2 * i], batch["z0"][i, 0]) and given["t"][2 * i] == batch["t"][i, 0]
+        assert torch.equal(given["loa"][2 * i], batch["loa"][i])
+        torch.testing.assert_close(given["loa"][2 * i + 1], written[i])
+        assert torch.equal(given["text"][2 * i + 1], batch["text"][i])
 
 
 def test_shares_of_true_loa_and_of_empty_captions_are_the_papers(data, parts):

@@ -1,9 +1,10 @@
 """The vocoders' own ways. HiFi-GAN's equality with transformers' is tested in parity/."""
 
+import pytest
 import torch
 
 from minilib import audio
-from minilib.vocoder import Vocos, VocosConfig, soft_limit
+from minilib.vocoder import LOUDEST, HiFiGAN, Vocos, VocosConfig, soft_limit, vocode
 
 
 def small() -> Vocos:
@@ -36,3 +37,40 @@ def test_the_loss_sees_by_how_much_a_sound_is_too_loud():
         loss = vocoder.loss({"mel": mel, "wave": torch.zeros(1, 20 * audio.HOP)})["mel_l1"]
         torch.testing.assert_close(loss, error(vocoder.unlimited(mel)))
         assert (error(vocoder(mel)) - loss).abs() > 0.5
+
+
+@pytest.mark.parametrize("model", [HiFiGAN, Vocos])
+@pytest.mark.parametrize("n_frames", [40, 250, 300])
+def test_pieces_make_the_waveform_of_the_whole(model, n_frames):
+    torch.manual_seed(0)
+    vocoder = model.preset("tiny").eval()
+    for parameter in vocoder.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)  # else all it says is silence
+    log_mel = torch.randn(2, 1, n_frames, 64) - 8
+    with torch.no_grad():
+        whole, pieces = vocode(vocoder, log_mel, frames=10**9), vocode(vocoder, log_mel, frames=100)
+        assert whole.std() > 1e-4 and pieces.shape == whole.shape
+        torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+        if model is HiFiGAN:
+            assert torch.equal(whole, vocoder(log_mel))
+        if n_frames > 200:  # with too little of the surroundings it is no longer the same
+            model_context, model.context = model.context, 3
+            short = vocode(vocoder, log_mel, frames=100)
+            model.context = model_context
+            assert (short - whole).abs().max() > 1e-4 * whole.abs().max()
+
+
+def test_a_sound_that_is_too_loud_is_turned_down_and_not_bent():
+    torch.manual_seed(0)
+    vocoder = Vocos.preset("tiny").eval()
+    n = torch.arange(32000) / audio.SAMPLE_RATE
+    tone = audio.log_mel(torch.tensor([[0.2], [1.0]]) * torch.sin(2 * torch.pi * 1000 * n)) + 0.5
+    tone[1, :, 80:120, 40:] = 7.0  # no wave within [-1, 1] has this
+    with torch.no_grad():
+        whole = vocoder.unlimited(tone.clamp(max=LOUDEST))
+        quiet, loud = vocode(vocoder, tone)
+    peak = whole.abs().amax(dim=1)
+    assert peak[0] < 1 < peak[1]
+    assert torch.equal(quiet, whole[0])
+    torch.testing.assert_close(loud, whole[1] / peak[1])

@@ -36,10 +36,11 @@ class Recipe:
     clip: float = 1.0  # norm of the gradient at most
     ema: float = 0.0  # decay of the moving average of the weights that is saved
     accumulate: int = 1  # micro-batches per step
-    precision: str = "no"  # "bf16" and "fp16" on GPUs
+    precision: str = "no"  # or "bf16" where the hardware has it, or "fp16" on GPUs
     checkpoint_every: int = 100  # steps between checkpoints
     crop: int = 0  # frames of each clip that a batch takes; 0 takes all
     recorded: float = 0.0  # share of recordings in a batch, where there are recordings
+    levels: int = 1  # noise levels at which joint shows each latent to the U-Net
     narrow: float = 0.0  # share of the recordings that are heard without their high frequencies
 
 
@@ -129,14 +130,16 @@ class Progress:
         return "  ".join(f"{name} {value:.4f}" for name, value in (self.losses or {}).items())
 
 
-def train(stage: Trainable, out: Path, resume: bool = False, progress: bool = True) -> nn.Module:
+def train(
+    stage: Trainable, out: Path, resume: bool = False, progress: bool = True, row: int = 0
+) -> nn.Module:
     """Train one stage to its last step and return its model, weights averaged, in evaluation mode. Chapter 16.
 
     Args:
         stage: model, batches and recipe.
         out: folder for `checkpoints/` and `train.log`.
         resume: go on from the stage's checkpoint, if there is one, to the very result of an unbroken run.
-        progress: show a bar with loss and time left.
+        progress: show a bar with loss and time left, in this `row` of those on the screen.
     """
     recipe = stage.recipe
     accelerator = make_accelerator(recipe)
@@ -146,7 +149,14 @@ def train(stage: Trainable, out: Path, resume: bool = False, progress: bool = Tr
     path = out / "checkpoints" / f"{stage.name}.pt"
     if resume and path.is_file():
         load_checkpoint(path, model, optimizer, ema, state)
-    bar = tqdm(total=recipe.steps, initial=state.step, desc=stage.name, disable=not progress, unit="step")
+    bar = tqdm(
+        total=recipe.steps,
+        initial=state.step,
+        desc=stage.name,
+        disable=not progress,
+        unit="step",
+        position=row,
+    )
     began, before = time.monotonic(), state.seconds
     while state.step < recipe.steps:
         losses = training_step(stage, state.step, accelerator, wrapped, optimizer)
@@ -193,13 +203,22 @@ def split(batch: dict[str, Tensor], n_parts: int, accelerator: Any) -> Iterator[
 def make_accelerator(recipe: Recipe) -> Any:
     """The devices of this run. Without a GPU the CPU is named, or processes would not find each other. Chapter 16."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # else a process keeps its first precision for good, but stages differ in theirs
     cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else recipe.precision)
+    exact = cpu and not (recipe.precision == "bf16" and has_bf16())
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if exact else recipe.precision)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != accelerator.num_processes:
         raise ValueError(f"{world} processes were started, but accelerate sees {accelerator.num_processes}")
     return accelerator
+
+
+def has_bf16() -> bool:
+    """Whether the CPU multiplies in bfloat16; one that only imitates it is slower than in float32. Chapter 16."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

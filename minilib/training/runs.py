@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from minilib.audioldm2 import load_part, save_description
+from minilib.audioldm2 import load_part, load_tokenizers, save_description, save_tokenizers
 from minilib.data import OPEN_LICENCES, AudioFolder, Corpus
 from minilib.model import read_json, replacing
 from minilib.soundworld import CLASSES, SoundWorld, plain, vocabulary
 from minilib.text import Tokenizer, split_words
+from minilib.training.beside import Beside
 from minilib.training.loop import Recipe, log, train
 from minilib.training.stages import ALL_STAGES, STAGES, TrainingData
 
@@ -41,14 +42,14 @@ RUNS = {
         pairs=0.25,
         rescale=1.0,
         recipes={
-            "vae": Recipe(steps=8000, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
+            "vae": Recipe(steps=8200, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
             "vocoder": Recipe(steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
             "audiomae": Recipe(steps=320, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99),
             "clap": Recipe(steps=220, batch_size=64, lr=1e-3, ema=0.99),
             "text": Recipe(steps=400, batch_size=64, lr=2e-3),
             "gpt": Recipe(steps=1400, batch_size=32, lr=4e-3, ema=0.99),
-            "ldm": Recipe(steps=2500, batch_size=8, lr=2e-3, ema=0.995),
-            "joint": Recipe(steps=4400, batch_size=16, lr=1.5e-3, ema=0.998),
+            "ldm": Recipe(steps=2000, batch_size=16, lr=2e-3, ema=0.995, precision="bf16"),
+            "joint": Recipe(steps=2400, batch_size=16, levels=2, lr=1.5e-3, ema=0.998, precision="bf16"),
             "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
         },
     ),
@@ -102,36 +103,46 @@ def train_stages(
     names = list(ALL_STAGES) if stages == "all" else [stages] if isinstance(stages, str) else list(stages)
     check_run(names, preset, steps)
     out, run = Path(out), RUNS[preset]
-    finished = read_json(out / "finished.json") if resume and (out / "finished.json").is_file() else {}
-    training_data = None
+    todo = []
     for name in names:
-        if name in finished:
-            print(f"{name}: finished before, {finished[name]['steps']} steps")
-            continue
-        check_needs(out, name)
-        if training_data is None:
-            training_data = prepare_data(run, out, data, seed)
-            log(out, opening_line(preset, seed, training_data))
-        recipe = replace(run.recipes[name], steps=steps) if steps else run.recipes[name]
-        run_stage(name, preset, recipe, training_data, out, seed, resume, progress)
+        if resume and (record := finished(out, name)):
+            print(f"{name}: finished before, {record['steps']} steps")
+        else:
+            todo.append(name)
+    if not todo:
+        return out
+    check_released(out, todo)
+    check_needs(out, todo[0])
+    training_data = prepare_data(run, out, data, seed)
+    log(out, opening_line(preset, seed, training_data))
+    recipes = {name: replace(run.recipes[name], steps=steps or run.recipes[name].steps) for name in todo}
+    order = {"preset": preset, "out": out, "seed": seed, "resume": resume, "progress": progress}
+    first, others = in_parallel(todo)
+    with Beside(run_beside, first, recipe=recipes.get(first), run=run, folder=data, **order) as beside:
+        for name in others:
+            beside.check(wait=first in STAGES[name].needs)
+            check_needs(out, name)
+            run_stage(name, recipes[name], training_data, **order)
+        beside.check(wait=True)
     return out
 
 
 def run_stage(
     name: str,
-    preset: str,
     recipe: Recipe,
     data: TrainingData,
+    preset: str,
     out: Path,
     seed: int,
     resume: bool,
     progress: bool,
+    row: int = 0,
 ) -> None:
     """Train one stage, save what it makes, and note that it is finished. Chapter 16."""
     began = time.monotonic()
     parts = {part: load_part(out, part, torch.float32) for part in STAGES[name].needs}
     stage = STAGES[name](preset, recipe, data, parts, seed)
-    train(stage, out, resume, progress)
+    train(stage, out, resume, progress, row)
     for part, model in stage.finish().items():
         model.save_pretrained(out / part, dtype=torch.float16)
         data.features.pop(part, None)
@@ -139,6 +150,26 @@ def run_stage(
     note_finished(out, name, {"steps": recipe.steps, "seconds": round(seconds), "recipe": asdict(recipe)})
     log(out, f"{name:9s} finished: {recipe.steps} steps in {seconds:.0f} s, caches included")
     (out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+
+
+def run_beside(name: str, run: Run, folder: str | Path | None, **order: Any) -> None:
+    """Train one stage in a process of its own, whose bar stands below the other's. Chapter 16."""
+    data = prepare_data(run, order["out"], folder, order["seed"])
+    run_stage(name, data=data, row=1, **order)
+
+
+def in_parallel(names: list[str]) -> tuple[str | None, list[str]]:
+    """The stage to train in a process beside the others, if any, and the others in turn. Chapter 16.
+
+    Small models leave a CPU's second core half idle, and nothing before ldm needs the VAE, which takes as long as all
+    other stages before ldm together: two processes of half the threads each are sooner done than one of all. A GPU, or
+    a run of several processes, works on one stage at a time.
+    """
+    alone = torch.cuda.is_available() or torch.backends.mps.is_available() or "WORLD_SIZE" in os.environ
+    independent = [name for name in names if name != "vae" and "vae" not in STAGES[name].needs]
+    if alone or "vae" not in names or not independent or torch.get_num_threads() < 2:
+        return None, names
+    return "vae", [name for name in names if name != "vae"]
 
 
 def opening_line(preset: str, seed: int, data: TrainingData) -> str:
@@ -152,11 +183,16 @@ def opening_line(preset: str, seed: int, data: TrainingData) -> str:
 
 
 def note_finished(out: Path, name: str, values: dict[str, Any]) -> None:
-    """Add a stage to the list of finished ones. Chapter 16."""
-    path = out / "finished.json"
-    finished = read_json(path) if path.is_file() else {}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**finished, name: values}, indent=1) + "\n")
+    """Write down that a stage is finished, and how. Chapter 16."""
+    (out / "finished").mkdir(parents=True, exist_ok=True)
+    with replacing(out / "finished" / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def finished(out: Path, name: str) -> dict[str, Any]:
+    """What was written down when a stage was finished; empty if it was not. Chapter 16."""
+    path = out / "finished" / f"{name}.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def check_run(names: list[str], preset: str, steps: int | None) -> None:
@@ -168,6 +204,16 @@ def check_run(names: list[str], preset: str, steps: int | None) -> None:
         raise ValueError(f"preset must be one of {', '.join(RUNS)}, not {preset!r}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be 1 or more, not {steps}")
+
+
+def check_released(out: Path, names: list[str]) -> None:
+    """Raise ValueError for a stage that would put a part of a preset among those of a released pipeline. Chapter 18."""
+    others = [name for name in names if name not in ("audiomae", "joint", "judge")]
+    if holds_released(out) and others:
+        raise ValueError(
+            f"{out} holds a released pipeline, which audiomae and joint tune further; {others[0]} would start anew: "
+            "give it another --out"
+        )
 
 
 def check_needs(out: Path, name: str) -> None:
@@ -193,9 +239,19 @@ def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> T
             "classes": [],
             "captions": sorted(set(corpus.captions))[:200],
         }
+    heard = recordings(run.seconds) if folder is None else []
+    if holds_released(out):
+        tokenizer, clap_tokenizer = load_tokenizers(out, load_part(out, "gpt"))
+        return TrainingData(corpus, tokenizer, heard, clap_tokenizer=clap_tokenizer)
     tokenizer = Tokenizer.train(corpus.captions)
-    save_description(out, tokenizer, run.seconds, words, run.rescale)
-    return TrainingData(corpus, tokenizer, recordings(run.seconds) if folder is None else [])
+    save_tokenizers(out, tokenizer, tokenizer)
+    save_description(out, run.seconds, words, run.rescale)
+    return TrainingData(corpus, tokenizer, heard)
+
+
+def holds_released(out: Path) -> bool:
+    """Whether a folder holds a released pipeline, converted, which brings its own tokenizers. Chapter 18."""
+    return (out / "clap_tokenizer").is_dir()
 
 
 def cached_soundworld(run: Run, cache: Path, seed: int) -> Corpus:

@@ -19,24 +19,23 @@ from torch.nn.functional import pixel_shuffle
 from tqdm.auto import tqdm
 
 from minilib import audio
-from minilib.audioldm2 import MAX_TOKENS, PAD_TO
+from minilib.audioldm2 import VOCODERS, encode_captions
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
 from minilib.data import Corpus
 from minilib.gpt import LOARegressor
 from minilib.metrics import Judge
 from minilib.model import Model
+from minilib.released import ReleasedTokenizer
 from minilib.soundworld import SoundWorld
 from minilib.text import T5, Tokenizer, noise_spans
 from minilib.training.loop import Recipe
 from minilib.unet import UNet
 from minilib.vae import VAE, centre, standardise
-from minilib.vocoder import HiFiGAN, Vocos
 
 P_EMPTY = 0.1  # share of the conditions that are emptied, for classifier-free guidance
 P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
 MEL_MEAN, MEL_STD = -7.0, 3.0  # about, of SoundWorld's log-mels and of recordings
-VOCODERS = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}
 
 
 @dataclass
@@ -49,6 +48,7 @@ class TrainingData:
     features: dict[str, Tensor] = field(
         default_factory=dict
     )  # LOA and latents of all clips, kept between stages
+    clap_tokenizer: ReleasedTokenizer | None = None  # CLAP's own, where it has one
 
     def waves(self, recipe: Recipe, generator: torch.Generator) -> Tensor:
         """Draw a batch of clips (B, N), some of them recordings where there are any: each a kind, a clip, a gain."""
@@ -125,10 +125,11 @@ class Stage(ABC):
 
     def encode(self, captions: list[str]) -> dict[str, Tensor]:
         """Conditions of captions by the frozen encoders, as the losses name them. Chapter 16."""
-        ids, mask = self.data.tokenizer.encode(captions, MAX_TOKENS, pad_to=PAD_TO)
+        tokenizers = self.data.tokenizer, self.data.clap_tokenizer or self.data.tokenizer
         with torch.no_grad():
-            clap, text = self.parts["clap"].embed_text(ids, mask)[:, None], self.parts["text"](ids, mask)
-        return {"clap": clap, "clap_mask": mask.new_ones(len(ids), 1), "text": text, "text_mask": mask}
+            given = encode_captions(captions, *tokenizers, self.parts["clap"], self.parts["text"])
+        (clap, clap_mask), (text, text_mask) = given
+        return {"clap": clap, "clap_mask": clap_mask, "text": text, "text_mask": text_mask}
 
 
 class VAEStage(Stage):
@@ -210,7 +211,7 @@ class CLAPStage(Stage):
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, captions = self.data.pairs(self.recipe.batch_size, generator)
-        ids, mask = self.data.tokenizer.encode(captions, MAX_TOKENS)
+        ids, mask = self.data.tokenizer.encode(captions)
         return {"ids": ids, "mask": mask, "log_mel": audio.log_mel(self.data.corpus.wave(indices))}
 
 
@@ -224,7 +225,7 @@ class TextStage(Stage):
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         _, captions = self.data.pairs(self.recipe.batch_size, generator)
-        ids, mask = self.data.tokenizer.encode(captions, MAX_TOKENS)
+        ids, mask = self.data.tokenizer.encode(captions)
         # captions are short: at T5's rate of 0.15 one token each would be hidden
         return {"ids": ids, "mask": mask, "noise": noise_spans(mask, generator, rate=0.3)}
 
@@ -290,13 +291,27 @@ class Joint(nn.Module):
         self.gpt, self.unet = gpt, unet
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Noise loss on true or predicted LOA, as `true_loa` (B,) says, plus the regression's own (2308.05734 §3.4).
+        """Noise loss on true or predicted LOA, as `true_loa` says, plus the regression's own (2308.05734 §3.4).
 
-        The regression is scored on the vectors that it wrote without teacher, since these are what the U-Net gets.
+        The regression is scored on what it makes of its own vectors, written without teacher, since these are what the
+        U-Net gets. One pass over all of them says the same as the writing did, vector by vector, and takes half the
+        time to differentiate: the gradient then holds each vector's own error, not what it does to those after it
+        (as in DAgger, Ross et al., 1011.0686).
+
+        Args:
+            batch: of B clips, `loa` (B, L, D) and the conditions; of each at K noise levels, `z0` and `eps`
+                (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
         """
-        predicted = self.gpt.generate(named(batch))
-        loa = torch.where(batch["true_loa"][:, None, None], batch["loa"], predicted)
-        noise, regression = self.unet.loss({**batch, "loa": loa}), F.mse_loss(predicted, batch["loa"])
+        conditions, levels = named(batch), batch["t"].shape[1]
+        with torch.no_grad():
+            own = self.gpt.generate(conditions)
+        predicted = self.gpt(conditions, own)
+        noisy = {name: batch[name].flatten(0, 1) for name in ("z0", "t", "eps", "true_loa")}
+        clips = {"predicted": predicted, **{name: batch[name] for name in ("loa", "text", "text_mask")}}
+        clips = {name: x.repeat_interleave(levels, dim=0) for name, x in clips.items()}
+        loa = torch.where(noisy["true_loa"][:, None, None], clips["loa"], clips["predicted"])
+        noise = self.unet.loss({**noisy, **clips, "loa": loa})
+        regression = F.mse_loss(predicted, batch["loa"])
         return {"loss": noise + regression, "noise": noise.detach(), "loa": regression.detach()}
 
 
@@ -310,10 +325,12 @@ class JointStage(LDMStage):
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, captions = self.data.pairs(self.recipe.batch_size, generator)
-        batch = noised(self.z0[indices], self.model.unet.config.n_steps, generator)
+        z0 = self.z0[indices].repeat(self.recipe.levels, 1, 1, 1)  # (K * B, C, T/r, F/r)
+        batch = noised(z0, self.model.unet.config.n_steps, generator)
+        batch = {name: x.unflatten(0, (-1, len(indices))).transpose(0, 1) for name, x in batch.items()}
         captions = emptied(captions, generator)
-        full = torch.tensor([bool(caption) for caption in captions])
-        batch["true_loa"] = full & (torch.rand(len(indices), generator=generator) < P_TRUE_LOA)
+        full = torch.tensor([bool(caption) for caption in captions])[:, None]  # (B, 1)
+        batch["true_loa"] = full & (torch.rand(batch["t"].shape, generator=generator) < P_TRUE_LOA)
         return {**batch, "loa": self.loa[indices], **self.encode(captions)}
 
     def finish(self) -> dict[str, Model]:
