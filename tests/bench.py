@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -146,30 +145,35 @@ def training_cases(theirs: Any, ours: AudioLDM2) -> dict[str, tuple[Work, Work, 
     return {"training step": (*steps, 0.98), "training step, recomputing": (*again, 0.98)}
 
 
-def decode(whose: str, seconds: float, folder: str) -> None:
-    """Decode a latent of so many seconds: what the memory of is measured."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        if whose == "ours":
-            pipe = AudioLDM2.from_diffusers(folder, device="cpu")
-            pipe.decode(torch.randn(pipe.latent_shape(1, round(seconds * audio.SAMPLE_RATE))), 10**9)
-        else:
-            from diffusers import AudioLDM2Pipeline
+def decoder(whose: str, folder: str) -> Callable[[torch.Tensor], Any]:
+    """What turns a latent into a wave, of one side or the other."""
+    if whose == "ours":
+        pipe = AudioLDM2.from_diffusers(folder, device="cpu")
+        return lambda z: pipe.decode(z, z.shape[2] * 640)
+    from diffusers import AudioLDM2Pipeline
 
-            pipe = AudioLDM2Pipeline.from_pretrained(folder)
-            if seconds:
-                pipe.vocoder(pipe.vae.decode(torch.randn(1, 4, round(seconds * 25), 16)).sample[:, 0])
+    theirs = AudioLDM2Pipeline.from_pretrained(folder)
+    return lambda z: theirs.vocoder(theirs.vae.decode(z).sample[:, 0])
+
+
+def resident(name: str) -> float:
+    """Memory of this process in MiB: VmRSS, what it has now, or VmHWM, the most it had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def measured(queue: Any, whose: str, seconds: float, folder: str) -> None:
-    """Peak memory and time of `decode` in this process."""
-    began = time.perf_counter()
-    decode(whose, seconds, folder)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - began))
+    """What a decode of so many seconds takes above what the process held before it. Linux only."""
+    decode = decoder(whose, folder)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    with torch.no_grad():
+        decode(torch.randn(1, 4, round(seconds * 25), 16))
+    queue.put(resident("VmHWM") - before)
 
 
-def in_a_fresh_process(whose: str, seconds: float, folder: Path) -> tuple[float, float]:
-    """Peak memory in MiB and seconds of `decode` in a process of its own."""
+def in_a_fresh_process(whose: str, seconds: float, folder: Path) -> float:
+    """`measured` in a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=measured, args=(queue, whose, seconds, str(folder)))
@@ -192,12 +196,8 @@ def main() -> None:
             table(cases(theirs, ours), args.seconds)
         table(training_cases(theirs, ours), args.seconds)
         print(f"\n{'peak memory of a decode, MiB':30}{'minilib':>10}{'peer':>10}{'ratio':>8}{'must be':>9}")
-        nothing = [in_a_fresh_process(whose, 0.1, folder / "peer")[0] for whose in ("ours", "theirs")]
         for seconds in (2.56, 10.24, 40.96):
-            peaks = [
-                in_a_fresh_process(whose, seconds, folder / "peer")[0] - base
-                for whose, base in zip(("ours", "theirs"), nothing, strict=True)
-            ]
+            peaks = [in_a_fresh_process(whose, seconds, folder / "peer") for whose in ("ours", "theirs")]
             must = f"{0.6:9.2f}" if seconds == 40.96 else ""
             print(
                 f"{f'{seconds} s':30}{peaks[0]:10.0f}{peaks[1]:10.0f}{peaks[0] / peaks[1]:8.2f}{must}",
