@@ -177,7 +177,7 @@ class AudioLDM2:
             clap_tokenizer,
             description.get("unconditional_loa", "gpt"),
         )
-        return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return pipe.to(device or default_device())
 
     @classmethod
     def from_diffusers(
@@ -207,16 +207,8 @@ class AudioLDM2:
             ValueError: it is not an AudioLDM 2, a file is damaged, or reading it would run the code in a pickle.
         """
         folder = released.fetch(folder)
-        tokenizer, clap_tokenizer, parts, seconds = released.read(folder, dtype, head_width, n_tokens)
-        check_widths(parts, folder)
-        pipe = cls(
-            tokenizer,
-            parts,
-            seconds,
-            clap_tokenizer=clap_tokenizer,
-            unconditional_loa=unconditional_loa,
-        )
-        return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        given = released.read(folder, dtype, head_width, n_tokens)
+        return cls.from_released(given, folder, device, unconditional_loa)
 
     @classmethod
     def from_original(
@@ -242,18 +234,27 @@ class AudioLDM2:
             ValueError: a tensor is missing, misshapen or unknown, or reading the file would run the code in it.
         """
         folder = released.fetch(like)
-        tokenizer, clap_tokenizer, parts, seconds = released.read_original(
-            Path(path), folder, dtype, head_width, n_tokens
-        )
-        check_widths(parts, Path(path))
+        given = released.read_original(Path(path), folder, dtype, head_width, n_tokens)
+        return cls.from_released(given, Path(path), device, unconditional_loa)
+
+    @classmethod
+    def from_released(
+        cls,
+        given: released.Released,
+        source: Path,
+        device: str | torch.device | None,
+        unconditional_loa: str,
+    ) -> AudioLDM2:
+        """The pipeline of what was read from `source`, whichever form it had. Chapter 18."""
+        check_widths(given.parts, source)
         pipe = cls(
-            tokenizer,
-            parts,
-            seconds,
-            clap_tokenizer=clap_tokenizer,
+            given.tokenizer,
+            given.parts,
+            given.seconds,
+            clap_tokenizer=given.clap_tokenizer,
             unconditional_loa=unconditional_loa,
         )
-        return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return pipe.to(device or default_device())
 
     def to_diffusers(self, folder: str | Path) -> None:
         """Write a folder that diffusers' AudioLDM2Pipeline loads, and that gives the same sounds. Chapter 18.
@@ -504,6 +505,11 @@ class AudioLDM2:
         if len(given) != n:
             raise ValueError(f"transcription must be one for all or one for each of {n}, not {len(given)}")
         return given
+
+
+def default_device() -> str:
+    """A GPU if there is one, else the CPU. Chapter 16."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> Model:

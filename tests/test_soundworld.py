@@ -146,7 +146,7 @@ def test_f0_is_a_peak_of_the_spectrum(name):
 
 def test_pitch_and_speed_levels_lie_far_apart():
     for levels in (values for sound in CLASSES.values() for values in (sound.pitch, sound.speed) if values):
-        assert all(high / low >= 1.55 for low, high in itertools.pairwise(levels))
+        assert all(high / low >= 1.6 for low, high in itertools.pairwise(levels))
 
 
 def test_what_a_caption_leaves_open_varies_and_not_much():

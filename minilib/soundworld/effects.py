@@ -652,7 +652,7 @@ CLASSES: dict[str, SoundClass] = {
     "frog": SoundClass(frog, (480, 850, 1500), None, COUNTS, 0.34, 0.47, 0.26),
     "glass": SoundClass(glass, (1400, 2300, 3700), length=1.2, shortest=0.4),
     "guitar": SoundClass(guitar, (110, 220, 440), None, COUNTS, 1.6, 0.41, 0.25),
-    "helicopter": SoundClass(helicopter, speed=(6, 9.5, 15), regular=True),
+    "helicopter": SoundClass(helicopter, speed=(5.9, 9.5, 15.25), regular=True),
     "horn": SoundClass(horn, (220, 370, 620), None, COUNTS, 0.5, 0.49, 0.28),
     "knock": SoundClass(knock, None, None, COUNTS, 0.18, 0.32, 0.2),
     "laser": SoundClass(laser, (1600, 2900, 5200), None, COUNTS, 0.34, 0.42, 0.25),
