@@ -1,4 +1,4 @@
-"""The command line: generate, train, reconstruct, evaluate, vocabulary, convert, info.
+"""The command line: generate, train, reconstruct, evaluate, vocabulary, convert, info, doctor.
 
 Each command is a function that takes the parsed arguments; what is wrong with them is told in one sentence,
 with exit code 2, before anything is written. Libraries that take a second to import are imported inside.
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_vocabulary(commands)
     add_convert(commands)
     add_info(commands)
+    add_doctor(commands)
     return parser
 
 
@@ -161,6 +162,16 @@ def add_info(commands: Any) -> None:
     add("--json", type=Path, metavar="FILE", help="write the numbers into this file")
 
 
+def add_doctor(commands: Any) -> None:
+    """Add the command `doctor`."""
+    examples = """
+        minilib doctor
+        minilib doctor --weights runs/tiny
+    """
+    add = command(commands, doctor, "check what minilib needs, and say how to mend what is wrong", examples)
+    add_weights(add.add_argument)
+
+
 def add_train(commands: Any) -> None:
     """Add the command `train`."""
     examples = """
@@ -220,17 +231,18 @@ def add_vocabulary(commands: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `minilib`; return 0, or 2 after one sentence on what was wrong, or 130 after Ctrl-C."""
+    """Run `minilib`; return 0 (`doctor`: or 1), or 2 after one sentence on what was wrong, or 130 after Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        code = args.run(args) or 0
         sys.stdout.flush()
-        return 0
+        return code
     except BrokenPipeError:  # whoever read the output has gone, as in `minilib vocabulary | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"minilib: {sentence(error)}", file=sys.stderr)
+        go_on = f"; {args.stopped}" if is_full(error) and hasattr(args, "stopped") else ""
+        print(f"minilib: {sentence(error)}{go_on}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nminilib: {getattr(args, 'stopped', 'stopped; nothing was written')}", file=sys.stderr)
@@ -242,6 +254,13 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk is full: what was written so far is kept, and can be gone on from."""
+    from minilib.files import FULL
+
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -283,9 +302,12 @@ def train(args: argparse.Namespace) -> None:
     line += [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
     args.stopped = f"stopped; go on with: {shlex.join(line)} --resume"
     from minilib.training import train_stages
+    from minilib.training.processes import is_main
 
     stages = "all" if args.stages == ["all"] else args.stages
-    print(f"trained: {train_stages(stages, out=out, resume=args.resume, **options)}")
+    train_stages(stages, out=out, resume=args.resume, **options)
+    if is_main():
+        print(f"trained: {out}")
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -318,7 +340,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from minilib import metrics
     from minilib.audioldm2 import AudioLDM2
-    from minilib.model import replacing
+    from minilib.files import replacing
 
     judge = metrics.Judge.from_pretrained(shipped_judge(), dtype=torch.float32)
     pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
@@ -352,6 +374,7 @@ def convert(args: argparse.Namespace) -> None:
     """Read a pipeline and write it in the other layout: diffusers' or this package's."""
     from minilib import released
     from minilib.audioldm2 import AudioLDM2
+    from minilib.files import replacing_folder
 
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
         raise ValueError(f"DST must be a new or an empty folder, not {str(args.target)!r}")
@@ -362,10 +385,11 @@ def convert(args: argparse.Namespace) -> None:
         source = released.fetch(args.source)
         own = not released.is_released(source)
         pipe = AudioLDM2.from_pretrained(source, device="cpu", dtype=None)
-    if own:
-        pipe.to_diffusers(args.target)
-    else:
-        pipe.save_pretrained(args.target)
+    with replacing_folder(args.target) as new:
+        if own:
+            pipe.to_diffusers(new)
+        else:
+            pipe.save_pretrained(new)
     print(f"{args.target}: a folder of {'diffusers' if own else 'minilib'}, from {args.source}")
 
 
@@ -376,7 +400,7 @@ def info(args: argparse.Namespace) -> None:
 
     from minilib import costs, released
     from minilib.audioldm2 import AudioLDM2, check_numbers, check_seconds
-    from minilib.model import replacing
+    from minilib.files import replacing
     from minilib.unet import UNet
 
     check_numbers(args.steps, 1.0, 1)
@@ -403,6 +427,22 @@ def info(args: argparse.Namespace) -> None:
         }
         with replacing(output) as path:
             path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print one line for each thing that minilib needs, and how to mend what is wrong; 1 if it can't work."""
+    from minilib.doctor import examine
+
+    sound = True
+    for name, check in examine(Path(args.weights) if args.weights else DATA / "weights" / "tiny"):
+        # the name before the check: a broken library may end the process as it is imported
+        print(f"{name:13}", end="", flush=True)
+        found = check()
+        print(found.found)
+        if found.wrong:
+            print(f"{'':13}{'warning' if found.works else 'WRONG'}: {found.wrong}")
+        sound = sound and found.works
+    return 0 if sound else 1
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -463,7 +503,7 @@ def plot(path: Path, wave: Tensor, caption: str) -> None:
     from matplotlib.figure import Figure
 
     from minilib import show
-    from minilib.model import replacing
+    from minilib.files import replacing
 
     with rc_context(show.look()):
         figure = Figure()

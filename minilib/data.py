@@ -12,8 +12,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from . import audio
+from .files import replacing_folder
 from .soundworld import SoundWorld
 from .soundworld.corpus import INT16, to_float
 
@@ -205,20 +204,11 @@ class Corpus:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write `waves.npy` and `captions.json` into `folder`, which is then whole or as it was before."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            (new := beside / "new").mkdir()
+        with replacing_folder(Path(folder)) as new:
             np.save(new / "waves.npy", self.waves)
             (new / "captions.json").write_text(
                 json.dumps(self.captions, ensure_ascii=False), encoding="utf-8"
             )
-            if folder.exists():
-                os.replace(folder, beside / "old")
-            os.replace(new, folder)
-        finally:
-            shutil.rmtree(beside)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Corpus:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +18,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from minilib.files import replacing
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -61,7 +60,7 @@ class Model(nn.Module, PyTorchModelHubMixin):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all. Chapter 02.
+        """Write `config.json` and `model.safetensors` into `folder`, both or neither. Chapter 02.
 
         Args:
             folder: made if it is missing; files of an older save are replaced.
@@ -70,10 +69,9 @@ class Model(nn.Module, PyTorchModelHubMixin):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: to_dtype(tensor, dtype).contiguous() for name, tensor in self.state_dict().items()}
-        with replacing(folder / WEIGHTS_FILE) as path:
-            save_file(tensors, path)
-        with replacing(folder / CONFIG_FILE) as path:
-            path.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        with replacing(folder / WEIGHTS_FILE) as weights, replacing(folder / CONFIG_FILE) as config:
+            save_file(tensors, weights)
+            config.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
         if hub.pop("push_to_hub", False):
             self.push_to_hub(hub.pop("repo_id", None) or folder.name, **hub)
 
@@ -98,17 +96,6 @@ class Model(nn.Module, PyTorchModelHubMixin):
         return model.eval()
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: the temporary name it yields becomes `path` on success only. Chapter 02."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def to_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Cast a floating-point tensor; leave integer and boolean ones as they are. Chapter 02."""
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
@@ -129,8 +116,9 @@ def local_folder(folder: str | Path, **hub: Any) -> Path:
     try:
         return Path(snapshot_download(str(folder), **hub))
     except Exception as error:  # the hub raises many kinds: offline, unknown, private, rate-limited
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise FileNotFoundError(
-            f"{folder} is neither a folder here nor to be had from the Hugging Face hub ({type(error).__name__})"
+            f"{folder} is neither a folder here nor to be had from the Hugging Face hub ({reason})"
         ) from error
 
 

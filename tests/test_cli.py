@@ -68,11 +68,14 @@ def refused(capsys, *argv) -> str:
 def test_help_is_quick_and_names_every_command():
     code = "import sys; from minilib.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert all(name in done.stdout for name in ("generate", "train", "reconstruct", "evaluate", "vocabulary"))
+    assert all(
+        name in done.stdout
+        for name in ("generate", "train", "reconstruct", "evaluate", "vocabulary", "doctor")
+    )
     assert "'minilib'" in done.stdout and not {"'torch'", "'numpy'"} & set(re.findall(r"'\w+'", done.stdout))
 
 
-@pytest.mark.parametrize("name", ["generate", "train", "reconstruct", "evaluate", "vocabulary"])
+@pytest.mark.parametrize("name", ["generate", "train", "reconstruct", "evaluate", "vocabulary", "doctor"])
 def test_the_help_of_a_command_has_examples_that_it_understands(capsys, name):
     code, out, _ = run(capsys, name, "--help")
     examples = re.findall(r"^  minilib (.*?)(?:   .*)?$", out.split("examples:")[1], re.M)

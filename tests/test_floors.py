@@ -10,13 +10,13 @@ PACKAGE = Path(__file__).parents[1] / "minilib"
 # From the ground up. A module may import what stands on the floors below its own. On the floors in SHARED, also its
 # neighbours; on those in ORDERED, also the neighbours named before it.
 FLOORS = {
-    "0 ground": ["torchaudio_guard", "audio", "soundworld", "data"],
+    "0 ground": ["torchaudio_guard", "files", "audio", "soundworld", "data", "detectors", "judges", "frechet"],
     "1 process and shared layers": ["diffusion", "guidance", "layers", "model"],
     "2 models": [
         "vae", "vocoder", "audiomae", "clap", "text", "phonemes", "bind", "gpt", "unet",
     ],
-    "3 assembly": ["pretrained", "original", "released", "audioldm2", "costs", "metrics", "training", "peers"],
-    "4 faces": ["show", "cli", "__main__"],
+    "3 assembly": ["pretrained", "original", "released", "lean", "audioldm2", "costs", "metrics", "training", "peers"],
+    "4 faces": ["show", "doctor", "cli", "__main__"],
 }  # fmt: skip
 SHARED = {"0 ground"}
 ORDERED = {"3 assembly", "4 faces"}

@@ -216,7 +216,7 @@ def test_a_save_that_fails_leaves_the_weights_that_were_there(folder, monkeypatc
     def disk_full(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr("minilib.model.os.replace", disk_full)
+    monkeypatch.setattr("os.replace", disk_full)
     with pytest.raises(OSError, match="no space"):
         other.save_pretrained(folder)
     assert state_equal(before, Toy.from_pretrained(folder))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numbers
 import os
-import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..files import replacing
 from .captions import describe
 from .effects import CLASSES
+from .music import play
 from .scene import DEFAULT_SECONDS, SPLITS, Clip, Event, Scene, draw_scene
+from .tunes import Tune, draw_music
 
 SAMPLE_RATE = 16000  # Hz
 NOISE_FLOOR = 1e-4  # no recording is silent, and log-mels of digital silence are a spike at their floor
@@ -24,15 +26,16 @@ INT16 = 32767
 class SoundWorld:
     """An endless corpus of parametric sounds with captions (Chapter 01).
 
-    The same (split, seed, index, seconds, pairs) is the same clip, in every process. Clips stand on the
-    16-bit grid, so a clip from the cache equals one just rendered.
+    The same (split, seed, index, seconds, pairs, music) is the same clip, in every process. Clips stand on
+    the 16-bit grid, so a clip from the cache equals one just rendered.
 
     Args:
         split: "train", "valid" (combinations as in train, other draws) or "test" (combinations of
             attributes and pairs of classes that train never has).
         seed: whole number >= 0; another seed is another corpus.
         seconds: length of a clip, above 0.5 and at most 60.
-        pairs: the share of scenes with two events, 0 to 1.
+        pairs: the share with two events among the scenes of effects, 0 to 1.
+        music: the share of scenes that are a tune, 0 to 1. All others are those of a world without music.
         cache: a folder that keeps rendered clips; None keeps none.
 
     Raises:
@@ -45,6 +48,7 @@ class SoundWorld:
         seed: int = 0,
         seconds: float = DEFAULT_SECONDS,
         pairs: float = 0.5,
+        music: float = 0.0,
         cache: str | os.PathLike | None = None,
     ) -> None:
         if split not in SPLITS:
@@ -53,11 +57,13 @@ class SoundWorld:
             raise ValueError(f"seed must be a whole number >= 0, not {seed!r}")
         if not isinstance(seconds, numbers.Real) or not 0.5 < seconds <= 60:
             raise ValueError(f"seconds must be a number above 0.5 and at most 60, not {seconds!r}")
-        if not isinstance(pairs, numbers.Real) or not 0 <= pairs <= 1:
-            raise ValueError(f"pairs must be a number from 0 to 1, not {pairs!r}")
+        for name, share in (("pairs", pairs), ("music", music)):
+            if not isinstance(share, numbers.Real) or not 0 <= share <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, not {share!r}")
         if cache is not None and Path(cache).exists() and not Path(cache).is_dir():
             raise ValueError(f"cache must be a folder, not the file {str(cache)!r}")
-        self.split, self.seed, self.seconds, self.pairs = split, int(seed), float(seconds), float(pairs)
+        self.split, self.seed, self.seconds = split, int(seed), float(seconds)
+        self.pairs, self.music = float(pairs), float(music)
         self.n_samples = round(self.seconds * SAMPLE_RATE)
         self.cache = None if cache is None else Path(cache)
 
@@ -74,6 +80,9 @@ class SoundWorld:
         if not isinstance(index, numbers.Integral) or index < 0:
             raise IndexError(f"the index of a clip must be a whole number >= 0, not {index!r}")
         entropy = [zlib.crc32(self.split.encode()), self.seed, int(index)]
+        lot = np.random.default_rng([*entropy, 1])  # its own, so that music leaves the effects as they are
+        if lot.random() < self.music:
+            return draw_music(self.split, self.seconds, lot)
         return draw_scene(self.split, self.seconds, self.pairs, np.random.default_rng(entropy))
 
     def caption(self, index: int) -> str:
@@ -102,6 +111,7 @@ class SoundWorld:
 
     def _cache_path(self, index: int) -> Path:
         world = f"v{VERSION}-{self.split}-seed{self.seed}-{self.seconds!r}s-pairs{self.pairs!r}"
+        world += f"-music{self.music!r}" if self.music else ""
         return self.cache / world / f"{index // 1000:06d}" / f"{index % 1000:03d}.i16"
 
 
@@ -117,15 +127,23 @@ def render(scene: Scene, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 def _level_and_fade(event: Event, sample_rate: int) -> np.ndarray:
-    sound_class = CLASSES[event.name]
-    wave = sound_class.synthesise(event, np.random.default_rng(event.seed), sample_rate)
-    unbroken = sound_class.length == 0 and not event.strokes  # strokes begin at once, rain comes up
-    fade_in = min(round((0.04 if unbroken else 0.001) * sample_rate), len(wave) // 4)
-    fade_out = min(round((0.2 if sound_class.length > 1 else 0.06) * sample_rate), len(wave) // 4)
+    rng = np.random.default_rng(event.seed)
+    if isinstance(event, Tune):
+        wave, fades = play(event, rng, sample_rate), (0.001, 0.06)
+    else:
+        wave, fades = CLASSES[event.name].synthesise(event, rng, sample_rate), _fades(event)
+    fade_in, fade_out = (min(round(seconds * sample_rate), len(wave) // 4) for seconds in fades)
     wave = wave.astype(np.float64)
     wave[:fade_in] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(fade_in) / fade_in)
     wave[len(wave) - fade_out :] *= 0.5 + 0.5 * np.cos(np.pi * np.arange(fade_out) / fade_out)
     return wave * (event.peak / np.abs(wave).max())
+
+
+def _fades(event: Event) -> tuple[float, float]:
+    """The seconds within which an effect comes up and goes."""
+    sound_class = CLASSES[event.name]
+    unbroken = sound_class.length == 0 and not event.strokes  # strokes begin at once, rain comes up
+    return 0.04 if unbroken else 0.001, 0.2 if sound_class.length > 1 else 0.06
 
 
 def to_float(samples: np.ndarray) -> np.ndarray:
@@ -137,10 +155,8 @@ def _write(path: Path, samples: np.ndarray) -> None:
     """Keep samples behind their checksum; whole or not at all, however many processes write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = samples.astype("<i2").tobytes()
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(zlib.crc32(content).to_bytes(4, "little") + content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(zlib.crc32(content).to_bytes(4, "little") + content)
 
 
 def _read(path: Path, n_samples: int) -> np.ndarray | None:

@@ -1,0 +1,341 @@
+"""What minilib needs of the machine it runs on: a finding for each thing, and how to mend what is wrong.
+
+`minilib doctor` prints them. Each check looks at the world itself and knows nothing of the others, so that one thing
+that is broken does not hide the next. Libraries are imported inside the checks: each may be what is broken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minilib.files import refusal
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+PYPROJECT = (
+    Path(__file__).resolve().parents[1] / "pyproject.toml"
+)  # of the checkout, where minilib isn't installed
+MEMINFO = Path("/proc/meminfo")
+MEMORY_LIMITS = (  # of the container, if this is one: control groups 2 and 1
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+MAKES_A_SOUND = 0.5e9  # bytes of memory: 0.43 GB were measured
+TRAINS = (
+    3.5e9  # bytes of memory: 2.9 GB were measured over 500 clips, and a run keeps LOA and latents of 8000
+)
+PIP = f"{sys.executable} -m pip"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found."""
+
+    found: str
+    wrong: str = ""  # a sentence: what is wrong, and how to mend it
+    works: bool = True  # False where minilib makes no sound before it is mended
+
+
+def examine(weights: Path) -> list[tuple[str, Callable[[], Finding]]]:
+    """The checks by name, each a function to be called in this order; `weights` is the folder of a pipeline."""
+    checks = {
+        "Python": python,
+        "torch": torch_itself,
+        "device": device,
+        "torchaudio": torchaudio,
+        "libraries": libraries,
+        "disk": disk,
+        "temp folder": temporary_folder,
+        "memory": memory,
+        "weights": partial(pipeline, weights),
+        "recordings": recordings,
+    }
+    return [(name, partial(finished, check)) for name, check in checks.items()]
+
+
+def finished(check: Callable[[], Finding]) -> Finding:
+    """What the check finds, also where it stumbles over a library that is broken."""
+    try:
+        return check()
+    except Exception as error:  # an import may fail in any way
+        reason = f"this could not be checked ({in_short(error)}): first mend what else is wrong"
+        return Finding("not checked", reason, works=False)
+
+
+def in_short(error: Exception) -> str:
+    """An error's kind and text on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def gigabytes(n: float) -> str:
+    """Bytes as gigabytes, one of a billion bytes."""
+    return f"{n / 1e9:.1f} GB"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Python and the libraries
+
+
+def declared() -> tuple[str, list[Requirement]]:
+    """The Python versions and the libraries that minilib asks for, extras left out: as installed, or in pyproject."""
+    from packaging.requirements import Requirement
+
+    try:
+        metadata = importlib.metadata.metadata("minilib")
+        versions, lines = metadata["Requires-Python"], metadata.get_all("Requires-Dist") or []
+    except importlib.metadata.PackageNotFoundError:
+        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        project = toml.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+        versions, lines = project["requires-python"], project["dependencies"]
+    needed = [Requirement(line) for line in lines]
+    return versions, [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def python() -> Finding:
+    """Whether this Python is one of those that minilib supports."""
+    from packaging.specifiers import SpecifierSet
+
+    version, (versions, _) = platform.python_version(), declared()
+    if SpecifierSet(versions).contains(version, prereleases=True):
+        return Finding(f"{version}, {sys.executable}")
+    mend = "make a new environment with one of these, as in: make PYTHON=python3.12"
+    return Finding(version, f"minilib runs on Python {versions}: {mend}", works=False)
+
+
+def misfit(requirement: Requirement) -> str:
+    """What is wrong with an installed library: that it is missing, of another version, or broken; "" for nothing."""
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{requirement.name} is missing"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{requirement.name} is {version}, not {requirement.specifier}"
+    try:
+        importlib.import_module(requirement.name.replace("-", "_"))
+    except Exception as error:  # of any kind: a missing system library, files of two versions, ...
+        return f"{requirement.name} {version} can't be imported ({in_short(error)})"
+    return ""
+
+
+def libraries() -> Finding:
+    """Whether all libraries but torch are there, in versions that fit, and can be imported."""
+    needed = [requirement for requirement in declared()[1] if requirement.name != "torch"]
+    wrong = {requirement: problem for requirement in needed if (problem := misfit(requirement))}
+    found = f"{len(needed) - len(wrong)} of {len(needed)} are as they should be"
+    if not wrong:
+        return Finding(found)
+    names, wanted = (" ".join(words) for words in zip(*((r.name, f'"{r}"') for r in wrong)))
+    mend = f"{PIP} uninstall -y {names} && {PIP} install {wanted}"
+    return Finding(found, f"{'; '.join(wrong.values())}: mend it with: {mend}", works=False)
+
+
+def torch_itself() -> Finding:
+    """Whether torch is there, in a version that fits, can be imported, and multiplies correctly on the CPU."""
+    (requirement,) = (requirement for requirement in declared()[1] if requirement.name == "torch")
+    if problem := misfit(requirement):
+        mend = f'{PIP} install "{requirement}" --index-url https://download.pytorch.org/whl/cpu'
+        return Finding("not to be used", f"{problem}: install it anew, for the CPU with: {mend}", works=False)
+    import torch
+
+    found = f"{torch.__version__}, {torch.get_num_threads()} threads"
+    if not multiplies("cpu"):
+        mend = "install torch anew, or try another version of it"
+        return Finding(found, f"torch multiplies two matrices wrongly on this CPU: {mend}", works=False)
+    return Finding(found)
+
+
+def multiplies(device: str) -> bool:
+    """Whether a product of float32 matrices is that of whole numbers, which float32 and TF32 hold exactly."""
+    import torch
+
+    whole = torch.arange(128 * 128).reshape(128, 128) % 7 - 3
+    product = whole.float().to(device) @ whole.float().to(device)
+    return torch.equal(product.cpu(), (whole @ whole).float())
+
+
+def device() -> Finding:
+    """What computes: a GPU that multiplies correctly, or the CPU; a warning where a GPU lies idle."""
+    import torch
+
+    if torch.cuda.is_available():
+        return gpu()
+    if torch.backends.mps.is_available():
+        return Finding("Apple GPU (MPS) for training; the CPU for all else")
+    found = "the CPU; there is no GPU that torch can use"
+    if shutil.which("nvidia-smi") is None:
+        return Finding(found)
+    cuda = torch.version.cuda
+    reason = (
+        f"is built for CUDA {cuda}, which the driver is too old for" if cuda else "is built for the CPU alone"
+    )
+    mend = "choose a build that fits what nvidia-smi says, at https://pytorch.org/get-started/locally"
+    return Finding(found, f"an NVIDIA driver is here, but torch {torch.__version__} {reason}: {mend}")
+
+
+def gpu() -> Finding:
+    """The first CUDA GPU, and whether it multiplies correctly: minilib takes it wherever there is one."""
+    import torch
+
+    found = f"{torch.cuda.get_device_name()}, {gigabytes(torch.cuda.get_device_properties(0).total_memory)}"
+    try:
+        problem = "" if multiplies("cuda") else "it multiplies two matrices wrongly"
+    except Exception as error:  # no kernels for this GPU, no memory left, ...
+        problem = in_short(error)
+    if not problem:
+        return Finding(found)
+    mend = "install a torch that is built for it, or leave it alone with: export CUDA_VISIBLE_DEVICES="
+    return Finding(found, f"the GPU does not work ({problem}): {mend}", works=False)
+
+
+def torchaudio() -> Finding:
+    """Whether torchaudio can be imported, if it is there at all; `torchaudio_guard` has mended what it can."""
+    if importlib.util.find_spec("torchaudio") is None:
+        return Finding("not installed; minilib does without")
+    try:
+        return Finding(importlib.import_module("torchaudio").__version__)
+    except Exception as error:
+        mend = "pip uninstall torchaudio, or install the one of your torch's release"
+        reason = (
+            f"transformers and diffusers, which the released models need, trip over it ({in_short(error)})"
+        )
+        return Finding("can't be imported beside this torch", f"{reason}: {mend}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Room
+
+
+def room_for_a_run() -> int:
+    """Bytes that `minilib train all --preset tiny` writes, at most: clips, weights, and two checkpoints at a time.
+
+    A checkpoint holds weights, their average and AdamW's two moments, in float32, and its successor is written before
+    it goes. No stage trains more than all parts.
+    """
+    from minilib.audio import SAMPLE_RATE
+    from minilib.audioldm2 import PARTS
+    from minilib.training.runs import RUNS
+
+    run = RUNS["tiny"]
+    clips = 2 * run.n_clips * round(run.seconds * SAMPLE_RATE)  # int16
+    n_parameters = sum(classes[0].preset("tiny").n_parameters() for classes in PARTS.values())
+    return clips + 2 * n_parameters + 2 * (4 * 4 * n_parameters)  # weights are kept in float16
+
+
+def disk() -> Finding:
+    """Whether the working folder can be written to, with room for a run of training."""
+    folder, needed = Path.cwd(), room_for_a_run()
+    free = shutil.disk_usage(folder).free
+    found = f"{gigabytes(free)} free in {folder}"
+    if reason := refusal(folder):
+        mend = "delete what you don't need there, or work in another folder"
+        return Finding(
+            found, f"not even a megabyte can be written here ({reason.strerror}): {mend}", works=False
+        )
+    if free < needed:
+        mend = "make room, or name a folder on another disk with --out"
+        return Finding(found, f"`minilib train all` writes up to {gigabytes(needed)}: {mend}")
+    return Finding(found)
+
+
+def temporary_folder() -> Finding:
+    """Whether the system's folder for temporary files takes any; minilib itself puts none there, libraries may."""
+    mend = "make room there, or name another folder in the environment variable TMPDIR"
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        return Finding("none", f"no temporary files can be written ({error.strerror}): {mend}")
+    found = f"{gigabytes(shutil.disk_usage(folder).free)} free in {folder}"
+    if reason := refusal(folder):
+        return Finding(found, f"not even a megabyte can be written there ({reason.strerror}): {mend}")
+    return Finding(found)
+
+
+def memory() -> Finding:
+    """Whether there is memory for a sound, and for training."""
+    available = available_memory()
+    if available is None:
+        return Finding("not checked: this system does not say how much there is")
+    found = f"{gigabytes(available)} available"
+    if available < MAKES_A_SOUND:
+        mend = "close other programs, or give the machine or the container more"
+        return Finding(found, f"a sound takes {gigabytes(MAKES_A_SOUND)}: {mend}", works=False)
+    if available < TRAINS:
+        mend = "close other programs, or train where there is more"
+        return Finding(found, f"`minilib train all` takes some {gigabytes(TRAINS)}: {mend}")
+    return Finding(found)
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can still be had, within the container's limit; all there is where the system tells no more.
+
+    None on systems that tell neither, as Windows.
+    """
+    if MEMINFO.is_file():
+        kilobytes = {words[0]: int(words[1]) for words in map(str.split, MEMINFO.read_text().splitlines())}
+        available = 1024 * kilobytes["MemAvailable:"]
+    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return None
+    limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
+    return min([available, *(int(limit) for limit in limits if limit.isdecimal())])  # "max": no limit
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Weights and recordings
+
+
+def pipeline(folder: Path) -> Finding:
+    """Whether every part of a pipeline loads, and all fit together."""
+    if not folder.is_dir():
+        mend = "give a folder with --weights, or train some with: minilib train all"
+        return Finding("none", f"there are no weights in {folder}: {mend}", works=False)
+    from minilib import released
+    from minilib.audioldm2 import PARTS, AudioLDM2, load_part
+
+    names = (
+        [] if released.is_released(folder) else [n for n in PARTS if n != "audiomae" or (folder / n).is_dir()]
+    )
+    problems = [problem for name in names if (problem := refused(load_part, folder, name))]
+    problems = problems or list(filter(None, [refused(AudioLDM2.from_pretrained, folder, "cpu")]))
+    if problems:
+        mend = "fetch them anew (in a checkout: git checkout data/weights) or train them (minilib train all)"
+        return Finding(f"damaged, in {folder}", f"{'; '.join(problems)}: {mend}", works=False)
+    return Finding(f"{', '.join(names) or 'a released pipeline'} in {folder}")
+
+
+def refused(load: Callable, *arguments: object) -> str:
+    """With which sentence a loading function refuses its arguments; "" if it does not."""
+    try:
+        load(*arguments)
+    except (ValueError, TypeError, OSError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def recordings() -> Finding:
+    """Whether MINILIB_REALAUDIO, if it is set, names a folder of recordings that training can hear."""
+    folder = os.environ.get("MINILIB_REALAUDIO")
+    if not folder:
+        return Finding("MINILIB_REALAUDIO is not set: training hears SoundWorld alone")
+    from minilib.data import OPEN_LICENCES, AudioFolder
+
+    try:
+        n = len(AudioFolder(folder, part="train", licences=OPEN_LICENCES, captions=False))
+    except (ValueError, OSError) as error:
+        mend = "name a folder of recordings with a manifest.csv, or: unset MINILIB_REALAUDIO"
+        return Finding(f"MINILIB_REALAUDIO is {folder}", f"training can't read it ({error}): {mend}")
+    return Finding(f"{n} to train on in {folder}")

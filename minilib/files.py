@@ -1,0 +1,97 @@
+"""Files and folders that are written whole or not at all: a full disk costs what was to be written, nothing else.
+
+What is written has a name of its own, beside the old, and takes the old one's place when it is whole (`os.replace`).
+Chapter 02 shows it at work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota or the longest file allowed is used up
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: the temporary name it yields becomes `path` on success only. Chapter 02.
+
+    Raises:
+        OSError: the file can't be written; it names `path`, and what stood there is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except Exception as error:
+        if unwritten := not_written(path, error):
+            raise unwritten from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all: the new folder it yields takes the place of `folder` on success only.
+
+    Raises:
+        OSError: the folder can't be written; it names `folder`, and what stood there is untouched.
+    """
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new, old = beside / "new", beside / "old"
+    try:
+        new.mkdir()
+        yield new
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except Exception as error:
+        if unwritten := not_written(folder, error):
+            raise unwritten from error
+        raise
+    finally:
+        if old.exists() and not folder.exists():  # stopped between the two steps
+            os.replace(old, folder)
+        shutil.rmtree(beside)
+        if not folder.exists():
+            with suppress(OSError):  # another process may have put something there
+                for parent in missing:
+                    parent.rmdir()
+
+
+def not_written(path: Path, error: Exception) -> OSError | None:
+    """The OSError that says why `path` can't be written; None if the error is of another kind.
+
+    safetensors and tokenizers hide the system's reason in a text; NumPy and torch.save say only how far they came.
+    """
+    hidden = re.search(r"\(os error (\d+)\)", str(error))
+    cut_short = re.search(r"\d+ requested and \d+ written|inline_container|PytorchStreamWriter", str(error))
+    if not (isinstance(error, OSError) or hidden or cut_short):
+        return None
+    number = int(hidden[1]) if hidden else getattr(error, "errno", None)
+    if number is None and cut_short and (reason := refusal(path.parent)):
+        number = reason.errno
+    if number is None:
+        return OSError(f"{path} can't be written: {error}")
+    return OSError(number, os.strerror(number), str(path))
+
+
+def refusal(folder: Path) -> OSError | None:
+    """Why a folder does not take another megabyte, or None: asks the disk itself, as permissions say too little."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**20))
+            file.flush()
+    except OSError as error:
+        return error
+    return None
