@@ -13,6 +13,7 @@ import torch
 
 from minilib.soundworld import (
     CLASSES,
+    Event,
     SoundWorld,
     describe,
     held_out_combinations,
@@ -173,6 +174,50 @@ def test_two_events_follow_each_other():
         first, second = scene.events
         assert first.end <= 1.25 and 1.25 <= second.onset <= 1.35 and second.end <= scene.seconds
         assert first.name != second.name
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the shipped weights have heard, and the chapters have printed: it may not change unnoticed
+
+
+def checksum(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def label(event: Event) -> str:
+    numbers = (event.onset, event.duration, event.peak, event.f0 or 0, event.rate or 0, *event.strokes)
+    return f"{event.combination} {event.seed} " + " ".join(f"{number:.6f}" for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("train", "d3d6081a8af40d72"), ("valid", "e38ae2dbedca7bd0"), ("test", "4eb7f5d06afc54bf")],
+)
+def test_captions_and_labels_of_the_effects_are_what_they_were(split, expected):
+    world = SoundWorld(split)
+    told = (world.caption(i) + label(event) for i in range(300) for event in world.scene(i).events)
+    assert checksum(*told) == expected
+
+
+def test_splits_and_vocabulary_of_the_effects_are_what_they_were():
+    assert checksum(*sorted(map(str, held_out_combinations()))) == "88f766511dc87f57"
+    assert checksum(*sorted(map(str, held_out_pairs()))) == "a69f906b6c02371e"
+    assert checksum(*vocabulary()) == "7578af74b5cf337e"
+
+
+SUMS = {  # of the samples of twelve clips, with random signs
+    "train": "-234140 157775 756408 139989 134284 3975 -297208 66766 -489884 35425 -42903 -376086",
+    "valid": "-153893 -371726 441032 -119087 -48540 1309472 378866 20450 270512 -208421 -301004 -79249",
+    "test": "-25983 -192729 54687 47367 -1436193 -222005 -41214 -2102391 68943 205767 327793 202242",
+}
+
+
+@pytest.mark.parametrize("split", SUMS)
+def test_waves_of_the_effects_are_what_they_were(split):
+    world, signs = SoundWorld(split), np.random.default_rng(0).choice([-1, 1], 40960)
+    sums = [int((world.samples(i).astype(int) * signs).sum()) for i in range(12)]
+    # Another processor may round some samples to the number beside.
+    assert np.abs(np.array(sums) - np.array(SUMS[split].split(), dtype=int)).max() <= 100
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The grammar of SoundWorld: from a scene to a sentence, in several phrasings (Chapter 01).
 
 An event is told as a clause ("a small dog barks loudly twice") or as a noun phrase ("two loud high dog
-barks"). What is said is true, and what is ordinary (medium pitch, normal speed and loudness) goes unsaid.
+barks"). What is said is true, and what is ordinary (medium pitch, normal speed and loudness) goes unsaid. A tune
+is told by its instrument and how it is played ("a fast rising piano melody in a minor key").
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from .music import INSTRUMENTS
 from .scene import Event, Scene
+from .tunes import Tune
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,19 @@ PAIRS = (
     "{phrase2} after {phrase1}",
     "the sound of {phrase1}, then {phrase2}",
 )
+TUNES = ("melody", "tune")
+MOVES = {"rising": "rises", "falling": "falls"}
+SCALED = {"major": "in a major key", "minor": "in a minor key", "pentatonic": "on a pentatonic scale"}
+MUSIC = (
+    "{phrase}",
+    "{phrase}",
+    "the sound of {phrase}",
+    "{player} plays {tune} {loudly}",
+    "someone plays {tune} on the {instrument} {loudly}",
+)
+# Of a tune that rises or falls, and of one that does neither and stays in the middle.
+MOVING = ("{moving} {moves}",) * 2
+PLAYING = ("{player} plays {manner}", "someone plays the {instrument} {manner}")
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -143,8 +159,32 @@ def _tellings(event: Event, rng: np.random.Generator, number: str) -> dict[str, 
     return told
 
 
+def _describe_tune(tune: Tune, rng: np.random.Generator) -> str:
+    """Caption a tune: "a fast rising piano melody in a minor key", "someone plays the violin quietly"."""
+    word, moves = _pick(TUNES, rng), MOVES.get(tune.contour, "")
+    contour, pitch = (tune.contour if moves else ""), _pitch_word(tune, ("low", "high"))
+    loud, speedy = tune.loudness.replace("normal", ""), _pick(SPEEDY[tune.speed], rng)
+    loudly = _pick(LOUDLY[tune.loudness], rng)
+    manner = " and ".join(m for m in (loudly, _pick(SPEEDILY[tune.speed], rng)) if m)
+    forms = MUSIC + (MOVING if moves else () if pitch else PLAYING)
+    told = _pick(forms, rng).format(
+        phrase=_with_article(_join(loud, speedy, pitch, contour, tune.name, word)),
+        tune=_with_article(_join(speedy, pitch, contour, word)),
+        moving=_with_article(_join(loud, speedy, pitch, tune.name, word)),
+        player=_with_article(tune.name),
+        manner=manner,
+        instrument=tune.name,
+        loudly=loudly,
+        moves=moves,
+    )
+    scale = SCALED[tune.scale] if tune.tells_scale and rng.random() < 0.5 else ""
+    return _join(*told.split(), scale)
+
+
 def describe(scene: Scene, rng: np.random.Generator) -> str:
     """Caption a scene in one of many phrasings (Chapter 01)."""
+    if isinstance(scene.events[0], Tune):
+        return _describe_tune(scene.events[0], rng)
     if len(scene.events) == 1:
         return _pick(SINGLES, rng).format(**_tellings(scene.events[0], rng, ""))
     template = _pick(PAIRS, rng)
@@ -152,7 +192,9 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def plain(name: str) -> str:
-    """The shortest caption of a class: "a dog barks" (Chapter 01)."""
+    """The shortest caption of a class or instrument: "a dog barks", "a piano plays" (Chapter 01)."""
+    if name in INSTRUMENTS:
+        return f"{_with_article(name)} plays"
     words = WORDS[name]
     subject = _with_article(words.subject) if words.subject_article else words.subject
     return f"{subject} {words.verb}"
@@ -170,11 +212,21 @@ def _strings() -> Iterator[str]:
         for options in table.values():
             yield from options
     yield from NUMBERS.values()
-    for template in SINGLES + PAIRS:
-        yield " ".join(word for word in template.replace(",", "").split() if "{" not in word)
+    yield from map(_frame, SINGLES + PAIRS)
     yield "a an and"
 
 
-def vocabulary() -> list[str]:
-    """All words that a caption can hold, sorted (Chapter 01)."""
-    return sorted({word for text in _strings() for word in text.split()})
+def _music_strings() -> Iterator[str]:
+    yield from (*INSTRUMENTS, *TUNES, *MOVES, *MOVES.values(), *SCALED.values())
+    yield from map(_frame, MUSIC + MOVING + PLAYING)
+
+
+def _frame(template: str) -> str:
+    """The words of a template itself."""
+    return " ".join(word for word in template.replace(",", "").split() if "{" not in word)
+
+
+def vocabulary(music: bool = False) -> list[str]:
+    """All words that a caption can hold, sorted; those of tunes only with `music` (Chapter 01)."""
+    texts = [*_strings(), *_music_strings()] if music else _strings()
+    return sorted({word for text in texts for word in text.split()})

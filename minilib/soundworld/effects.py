@@ -8,13 +8,26 @@ of sound at any level; the corpus sets the level and fades the ends. What the ca
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import signal
+
+from .materials import (
+    band,
+    glide,
+    noise,
+    partials,
+    resonate,
+    running_phase,
+    strike,
+    swell,
+    times,
+    tone,
+    voice,
+    wander,
+)
 
 if TYPE_CHECKING:
     from .scene import Event
@@ -41,121 +54,11 @@ class SoundClass:
 
 
 # ---------------------------------------------------------------------------------------------------
-# The materials: noise, curves, resonances, partials, voices
-
-
-def _seconds(n: int, sample_rate: int) -> np.ndarray:
-    return np.arange(n) / sample_rate
+# Events of many strokes, and of many grains
 
 
 def _length(event: Event, sample_rate: int) -> int:
     return max(1, round(event.duration * sample_rate))
-
-
-def _noise(rng: np.random.Generator, n: int) -> np.ndarray:
-    return rng.standard_normal(n, dtype=np.float32)
-
-
-def _wander(rng: np.random.Generator, n: int, rate: float, sample_rate: int) -> np.ndarray:
-    """A smooth random curve of about unit size that turns `rate` times a second."""
-    knots = rng.standard_normal(int(n * rate / sample_rate) + 3)
-    grid = np.arange(n) * (rate / sample_rate)
-    below = grid.astype(int)
-    mix = 0.5 - 0.5 * np.cos(np.pi * (grid - below))
-    return knots[below] * (1 - mix) + knots[below + 1] * mix
-
-
-@functools.lru_cache(maxsize=256)
-def _butterworth(low: float, high: float, sample_rate: int) -> np.ndarray:
-    if high >= sample_rate / 2:
-        return signal.butter(2, low, "highpass", fs=sample_rate, output="sos").astype(np.float32)
-    if low <= 0:
-        return signal.butter(2, high, "lowpass", fs=sample_rate, output="sos").astype(np.float32)
-    return signal.butter(2, [low, high], "bandpass", fs=sample_rate, output="sos").astype(np.float32)
-
-
-def _band(wave: np.ndarray, low: float, high: float, sample_rate: int) -> np.ndarray:
-    """Keep the band from `low` to `high` Hz (0 and half the sample rate leave that side open)."""
-    return signal.sosfilt(_butterworth(round(low), round(high), sample_rate), wave.astype(np.float32))
-
-
-def _resonate(wave: np.ndarray, frequency: float, bandwidth: float, sample_rate: int) -> np.ndarray:
-    """A two-pole resonance of unit gain at its peak, all in Hz."""
-    radius = np.exp(-np.pi * bandwidth / sample_rate)
-    angle = 2 * np.pi * frequency / sample_rate
-    gain = (1 - radius) * np.sqrt(1 - 2 * radius * np.cos(2 * angle) + radius**2)
-    return signal.lfilter([gain], [1, -2 * radius * np.cos(angle), radius**2], wave)
-
-
-def _phase(frequency: np.ndarray | float, n: int, sample_rate: int) -> np.ndarray:
-    """The running phase in radians, kept within one turn so that float32 sines stay exact."""
-    if np.ndim(frequency) == 0:
-        turns = np.arange(n) * (float(frequency) / sample_rate)
-    else:
-        turns = np.cumsum(frequency) / sample_rate
-    return (2 * np.pi * (turns % 1.0)).astype(np.float32)
-
-
-def _tone(frequency: np.ndarray | float, n: int, sample_rate: int) -> np.ndarray:
-    return np.sin(_phase(frequency, n, sample_rate))
-
-
-def _partials(
-    n: int, frequencies: np.ndarray, levels: np.ndarray, decays: np.ndarray, sample_rate: int
-) -> np.ndarray:
-    """Modal synthesis: a sum of sines, each dying away with its own time constant in seconds."""
-    t = _seconds(n, sample_rate).astype(np.float32)
-    wave = np.zeros(n, dtype=np.float32)
-    for frequency, level, decay in zip(frequencies, levels, decays):
-        if frequency < 0.47 * sample_rate:
-            m = min(n, round(9 * decay * sample_rate))  # after nine time constants, -78 dB
-            wave[:m] += (
-                np.float32(level) * np.exp(t[:m] / np.float32(-decay)) * _tone(frequency, m, sample_rate)
-            )
-    return wave
-
-
-def _voice(
-    f0: np.ndarray,
-    formants: list[tuple[np.ndarray | float, float, float]],
-    sample_rate: int,
-    top: float = 5000.0,
-) -> np.ndarray:
-    """The source-filter model of a throat: the harmonics of `f0` (n,) weighed by resonances.
-
-    Each formant is (frequency (n,) or constant in Hz, bandwidth in Hz, level).
-    """
-    n = len(f0)
-    phase = _phase(f0, n, sample_rate)
-    previous, current, twice_cos = np.zeros_like(phase), np.sin(phase), 2 * np.cos(phase)
-    wave = np.zeros(n, dtype=np.float32)
-    coarse = np.append(np.arange(0, n, 80), n - 1)  # formants move slowly: weigh every 80 samples
-    f0, shapes = f0[coarse], [(np.broadcast_to(f, n)[coarse], b, level) for f, b, level in formants]
-    for k in range(1, int(top / f0.max()) + 2):
-        weight = sum(level / (1 + ((k * f0 - f) / b) ** 2) for f, b, level in shapes)
-        wave += np.interp(np.arange(n), coarse, weight / k**0.5).astype(np.float32) * current
-        previous, current = current, twice_cos * current - previous  # sin((k+1)x) from the two before
-    return wave
-
-
-def _swell(n: int, attack: float, release: float, sample_rate: int) -> np.ndarray:
-    """An envelope (n,) that rises for `attack` and falls for `release` seconds, both as half a cosine."""
-    rise, fall = min(n, round(attack * sample_rate)), min(n, round(release * sample_rate))
-    envelope = np.ones(n, dtype=np.float32)
-    envelope[:rise] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(rise) / max(rise, 1))
-    envelope[n - fall :] *= 0.5 + 0.5 * np.cos(np.pi * np.arange(fall) / max(fall, 1))
-    return envelope
-
-
-def _strike(n: int, attack: float, decay: float, sample_rate: int) -> np.ndarray:
-    """An envelope (n,) that rises within `attack` and dies away with time constant `decay` seconds."""
-    t = _seconds(n, sample_rate).astype(np.float32)
-    return (1 - np.exp(t / np.float32(-attack))) * np.exp(t / np.float32(-decay))
-
-
-def _glide(n: int, *values: float) -> np.ndarray:
-    """A curve (n,) through `values` at equal distances."""
-    return np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(values)), values)
 
 
 def _series(
@@ -177,7 +80,7 @@ def _series(
         room = total - start if spread or after == total else round(0.85 * (after - start))
         n = min(round(seconds * sample_rate), room)
         if n > 16:
-            piece = stroke(n) * _swell(n, 0.0, min(0.03, n / sample_rate / 4), sample_rate)
+            piece = stroke(n) * swell(n, 0.0, min(0.03, n / sample_rate / 4), sample_rate)
             wave[start : start + n] += piece * (rng.uniform(0.85, 1) / np.abs(piece).max())
     return wave
 
@@ -211,13 +114,13 @@ def dog(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     size = (event.f0 / 360) ** 0.3  # a small dog has a short throat: higher formants
 
     def bark(n: int) -> np.ndarray:
-        rough = 1 + 0.04 * _wander(rng, n, 90, sample_rate)
-        f0 = event.f0 * _glide(n, 0.8, 1.12, 1.05, 0.85, 0.6) * rough
+        rough = 1 + 0.04 * wander(rng, n, 90, sample_rate)
+        f0 = event.f0 * glide(n, 0.8, 1.12, 1.05, 0.85, 0.6) * rough
         formants = [(650 * size, 220, 1.0), (1300 * size, 260, 0.9), (2700 * size, 500, 0.35)]
-        wave = _voice(f0, formants, sample_rate)
-        breath = _band(_noise(rng, n), 500 * size, 3500, sample_rate)
+        wave = voice(f0, formants, sample_rate)
+        breath = band(noise(rng, n), 500 * size, 3500, sample_rate)
         wave = wave / np.abs(wave).max() + 0.12 * breath
-        return wave * _swell(n, 0.015, 0.6 * n / sample_rate, sample_rate)
+        return wave * swell(n, 0.015, 0.6 * n / sample_rate, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.17, 0.22), bark)
 
@@ -229,15 +132,13 @@ def cat(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     def meow(n: int) -> np.ndarray:
         f0 = (
             event.f0
-            * _glide(n, 0.82, 1.02, 1.12, 1.05, 0.9, 0.72)
-            * (1 + 0.006 * _wander(rng, n, 25, sample_rate))
+            * glide(n, 0.82, 1.02, 1.12, 1.05, 0.9, 0.72)
+            * (1 + 0.006 * wander(rng, n, 25, sample_rate))
         )
-        first = size * _glide(n, 350, 800, 1100, 950, 600, 450)
-        second = size * _glide(n, 2300, 2500, 2000, 1500, 1000, 800)
-        wave = _voice(
-            f0, [(first, 180, 1.0), (second, 260, 0.8), (3600 * size, 500, 0.25)], sample_rate, 6000
-        )
-        return wave * _swell(n, 0.25 * n / sample_rate, 0.5 * n / sample_rate, sample_rate)
+        first = size * glide(n, 350, 800, 1100, 950, 600, 450)
+        second = size * glide(n, 2300, 2500, 2000, 1500, 1000, 800)
+        wave = voice(f0, [(first, 180, 1.0), (second, 260, 0.8), (3600 * size, 500, 0.25)], sample_rate, 6000)
+        return wave * swell(n, 0.25 * n / sample_rate, 0.5 * n / sample_rate, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.5, 0.62), meow)
 
@@ -249,15 +150,13 @@ def cow(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     def moo(n: int) -> np.ndarray:
         f0 = (
             event.f0
-            * _glide(n, 0.85, 1.0, 1.08, 1.08, 1.0, 0.8)
-            * (1 + 0.01 * _wander(rng, n, 40, sample_rate))
+            * glide(n, 0.85, 1.0, 1.08, 1.08, 1.0, 0.8)
+            * (1 + 0.01 * wander(rng, n, 40, sample_rate))
         )
-        first = size * _glide(n, 230, 300, 520, 560, 500, 350)
-        second = size * _glide(n, 700, 750, 1000, 1050, 950, 750)
-        wave = _voice(
-            f0, [(first, 120, 1.0), (second, 170, 0.5), (2300 * size, 350, 0.12)], sample_rate, 3500
-        )
-        return wave * _swell(n, 0.2 * n / sample_rate, 0.25 * n / sample_rate, sample_rate)
+        first = size * glide(n, 230, 300, 520, 560, 500, 350)
+        second = size * glide(n, 700, 750, 1000, 1050, 950, 750)
+        wave = voice(f0, [(first, 120, 1.0), (second, 170, 0.5), (2300 * size, 350, 0.12)], sample_rate, 3500)
+        return wave * swell(n, 0.2 * n / sample_rate, 0.25 * n / sample_rate, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(1.0, 1.4), moo)
 
@@ -266,10 +165,10 @@ def owl(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """A hoot: nearly a pure tone with breath, swelling softly."""
 
     def hoot(n: int) -> np.ndarray:
-        phase = _phase(event.f0 * _glide(n, 0.93, 1.0, 1.01, 1.0, 0.92), n, sample_rate)
-        breath = _band(_noise(rng, n), 0.8 * event.f0, 1.3 * event.f0, sample_rate)
+        phase = running_phase(event.f0 * glide(n, 0.93, 1.0, 1.01, 1.0, 0.92), n, sample_rate)
+        breath = band(noise(rng, n), 0.8 * event.f0, 1.3 * event.f0, sample_rate)
         wave = np.sin(phase) + 0.12 * np.sin(2 * phase) + 0.05 * np.sin(3 * phase) + 0.08 * breath
-        return wave * _swell(n, 0.35 * n / sample_rate, 0.55 * n / sample_rate, sample_rate)
+        return wave * swell(n, 0.35 * n / sample_rate, 0.55 * n / sample_rate, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.36, 0.46), hoot)
 
@@ -279,14 +178,14 @@ def frog(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     pulses = rng.uniform(27, 33)
 
     def croak(n: int) -> np.ndarray:
-        turns = _seconds(n, sample_rate) * pulses * _glide(n, 0.9, 1.1)
+        turns = times(n, sample_rate) * pulses * glide(n, 0.9, 1.1)
         comb = np.diff(np.floor(turns), prepend=-1.0)
-        sac = _resonate(comb, event.f0, 90, sample_rate) + 0.4 * _resonate(
+        sac = resonate(comb, event.f0, 90, sample_rate) + 0.4 * resonate(
             comb, 2.1 * event.f0, 200, sample_rate
         )
         half = 0.4 * n / sample_rate  # two syllables: rib-bit
-        gap = 1 - 0.85 * np.exp(-(((_seconds(n, sample_rate) - half) / 0.025) ** 2))
-        return sac * gap * _swell(n, 0.04, 0.06, sample_rate)
+        gap = 1 - 0.85 * np.exp(-(((times(n, sample_rate) - half) / 0.025) ** 2))
+        return sac * gap * swell(n, 0.04, 0.06, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.26, 0.34), croak)
 
@@ -298,7 +197,7 @@ def bird(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     turn = iter(range(10_000))
 
     def chirp(n: int) -> np.ndarray:
-        phase = _phase(event.f0 * _glide(n, *motif[next(turn) % 2]), n, sample_rate)
+        phase = running_phase(event.f0 * glide(n, *motif[next(turn) % 2]), n, sample_rate)
         second = 0.1 if event.f0 < 3300 else 0.0  # above half the sample rate it would fold back
         return (np.sin(phase) + second * np.sin(2 * phase)) * np.hanning(n)
 
@@ -309,8 +208,8 @@ def cricket(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
     """A chirp of wing strokes: a constant high tone cut into quick pulses."""
 
     def chirp(n: int) -> np.ndarray:
-        pulses = np.abs(np.sin(np.pi * 24 * _seconds(n, sample_rate))) ** 1.5  # 24 wing strokes a second
-        return _tone(event.f0, n, sample_rate) * pulses * _swell(n, 0.02, 0.02, sample_rate)
+        pulses = np.abs(np.sin(np.pi * 24 * times(n, sample_rate))) ** 1.5  # 24 wing strokes a second
+        return tone(event.f0, n, sample_rate) * pulses * swell(n, 0.02, 0.02, sample_rate)
 
     return _series(event, rng, sample_rate, min(0.2, 0.6 / event.rate), chirp)
 
@@ -322,11 +221,11 @@ def cricket(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
 def rain(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """A steady hiss with the patter of single drops over it, `rate` a second."""
     n = _length(event, sample_rate)
-    hiss = _band(_noise(rng, n), 1200, sample_rate, sample_rate)
-    fall = _strike(160, 0.0003, 0.002, sample_rate)
-    drops = [_band(_noise(rng, 160), low, low + 2500, sample_rate) * fall for low in (1500, 2500, 3500, 4500)]
+    hiss = band(noise(rng, n), 1200, sample_rate, sample_rate)
+    fall = strike(160, 0.0003, 0.002, sample_rate)
+    drops = [band(noise(rng, 160), low, low + 2500, sample_rate) * fall for low in (1500, 2500, 3500, 4500)]
     patter = _scatter(rng, n, event.rate, lambda: drops[rng.integers(4)], sample_rate)
-    hiss *= 1 + 0.1 * _wander(rng, n, 4, sample_rate)
+    hiss *= 1 + 0.1 * wander(rng, n, 4, sample_rate)
     return (
         hiss * (event.rate / 1200) ** 0.6 + 2 * patter
     )  # the fuller the rain, the less we hear single drops
@@ -336,12 +235,12 @@ def thunder(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
     """A crack and a long rumble that rolls and dies away."""
 
     def clap(n: int) -> np.ndarray:
-        t = _seconds(n, sample_rate)
-        rolls = np.exp(0.9 * _wander(rng, n, 7, sample_rate)) * np.exp(-t / 0.55)
-        deep = _band(_noise(rng, n), 35, 160, sample_rate) * 3
-        middle = _band(_noise(rng, n), 100, 700, sample_rate) * np.exp(-t / 0.3)
-        crack = _band(_noise(rng, n), 300, 3500, sample_rate) * np.exp(-t / 0.05)
-        return (deep * rolls + middle * rolls + 0.7 * crack) * _swell(n, 0.004, 0.3, sample_rate)
+        t = times(n, sample_rate)
+        rolls = np.exp(0.9 * wander(rng, n, 7, sample_rate)) * np.exp(-t / 0.55)
+        deep = band(noise(rng, n), 35, 160, sample_rate) * 3
+        middle = band(noise(rng, n), 100, 700, sample_rate) * np.exp(-t / 0.3)
+        crack = band(noise(rng, n), 300, 3500, sample_rate) * np.exp(-t / 0.05)
+        return (deep * rolls + middle * rolls + 0.7 * crack) * swell(n, 0.004, 0.3, sample_rate)
 
     return _series(event, rng, sample_rate, 2.2, clap)
 
@@ -349,36 +248,36 @@ def thunder(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
 def wind(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """Gusts: a band of noise that howls around `f0`, over a dull rush."""
     n = _length(event, sample_rate)
-    slow = _wander(rng, n, 1.5, sample_rate)
+    slow = wander(rng, n, 1.5, sample_rate)
     howl_at = event.f0 * 2 ** (0.16 * np.clip(slow, -2, 2))
-    body = _band(_noise(rng, n), 0, 60, sample_rate) * np.cos(_phase(howl_at, n, sample_rate))
-    body -= _band(_noise(rng, n), 0, 60, sample_rate) * np.sin(_phase(howl_at, n, sample_rate))
-    rush = _band(_noise(rng, n), 60, 500, sample_rate)
-    gust = np.exp(0.5 * np.clip(slow, -2, 2) + 0.2 * _wander(rng, n, 4, sample_rate))
+    body = band(noise(rng, n), 0, 60, sample_rate) * np.cos(running_phase(howl_at, n, sample_rate))
+    body -= band(noise(rng, n), 0, 60, sample_rate) * np.sin(running_phase(howl_at, n, sample_rate))
+    rush = band(noise(rng, n), 60, 500, sample_rate)
+    gust = np.exp(0.5 * np.clip(slow, -2, 2) + 0.2 * wander(rng, n, 4, sample_rate))
     return (6 * body + 0.5 * rush) * gust
 
 
 def waves(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """Surf: noise that swells, breaks and runs out as foam, `rate` times a second."""
     n = _length(event, sample_rate)
-    turns = _seconds(n, sample_rate) * event.rate + rng.uniform(0, 0.35)
+    turns = times(n, sample_rate) * event.rate + rng.uniform(0, 0.35)
     part = turns % 1.0
     since = (part - 0.4) % 1.0  # turns since the last wave broke
-    swell = np.maximum(np.where(part < 0.4, part / 0.4, 0), np.exp(-since / 0.22)) ** 1.5
+    surge = np.maximum(np.where(part < 0.4, part / 0.4, 0), np.exp(-since / 0.22)) ** 1.5
     foam = np.maximum(np.where(part < 0.4, part / 0.4, 0) ** 4, np.exp(-since / 0.16))
-    deep = _band(_noise(rng, n), 80, 900, sample_rate)
-    high = _band(_noise(rng, n), 900, 5000, sample_rate)
-    return deep * (0.06 + swell) + 0.8 * high * (0.02 + foam)
+    deep = band(noise(rng, n), 80, 900, sample_rate)
+    high = band(noise(rng, n), 900, 5000, sample_rate)
+    return deep * (0.06 + surge) + 0.8 * high * (0.02 + foam)
 
 
 def drip(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """A drop: the bubble under the surface rings and rises in pitch; a pipe echoes."""
 
     def drop(n: int) -> np.ndarray:
-        t = _seconds(n, sample_rate)
+        t = times(n, sample_rate)
         rising = event.f0 * (1 + 0.5 * np.minimum(t / 0.06, 1))
-        plop = _tone(rising, n, sample_rate) * _strike(n, 0.002, 0.028, sample_rate)
-        click = _band(_noise(rng, n), 3000, 7000, sample_rate) * _strike(n, 0.0003, 0.002, sample_rate)
+        plop = tone(rising, n, sample_rate) * strike(n, 0.002, 0.028, sample_rate)
+        click = band(noise(rng, n), 3000, 7000, sample_rate) * strike(n, 0.0003, 0.002, sample_rate)
         wave, echo = plop + 0.25 * click, round(rng.uniform(0.055, 0.075) * sample_rate)
         wave[echo:] += 0.22 * plop[: n - echo]
         return wave
@@ -391,10 +290,10 @@ def fire(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     n = _length(event, sample_rate)
     grains = []
     for frequency in rng.uniform(700, 5000, 6):
-        burst = _noise(rng, 400) * _strike(400, 0.0003, 0.003, sample_rate)
-        grains.append(burst + 2 * _resonate(burst, frequency, 400, sample_rate))
+        burst = noise(rng, 400) * strike(400, 0.0003, 0.003, sample_rate)
+        grains.append(burst + 2 * resonate(burst, frequency, 400, sample_rate))
     crackle = _scatter(rng, n, event.rate, lambda: grains[rng.integers(6)], sample_rate, power=1.5)
-    roar = _band(_noise(rng, n), 50, 350, sample_rate) * (1 + 0.4 * _wander(rng, n, 6, sample_rate))
+    roar = band(noise(rng, n), 50, 350, sample_rate) * (1 + 0.4 * wander(rng, n, 6, sample_rate))
     return crackle + 0.16 * roar
 
 
@@ -405,15 +304,15 @@ def fire(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
 def engine(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """A motor: uneven firing pulses at `f0` through an exhaust, with noise in step."""
     n = _length(event, sample_rate)
-    f0 = event.f0 * (1 + 0.015 * _wander(rng, n, 3, sample_rate))
+    f0 = event.f0 * (1 + 0.015 * wander(rng, n, 3, sample_rate))
     turns = np.cumsum(f0) / sample_rate
     cylinder = np.array([1.0, 0.7, 0.85, 0.6])[turns.astype(int) % 4]
     pulse = np.exp(-6 * (turns % 1.0)) * cylinder
     size = (event.f0 / 72) ** 0.5  # a small motor has a short exhaust
     resonances = [(110 * size, 60, 1.0), (320 * size, 120, 1.2), (800 * size, 250, 1.2)]
-    pipe = sum(level * _resonate(pulse, f, b, sample_rate) for f, b, level in resonances)
-    hiss = _band(_noise(rng, n), 400 * size, 3000 * size, sample_rate)
-    return _band(pipe, 25, sample_rate, sample_rate) + 0.09 * hiss * pulse
+    pipe = sum(level * resonate(pulse, f, b, sample_rate) for f, b, level in resonances)
+    hiss = band(noise(rng, n), 400 * size, 3000 * size, sample_rate)
+    return band(pipe, 25, sample_rate, sample_rate) + 0.09 * hiss * pulse
 
 
 def horn(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
@@ -421,9 +320,9 @@ def horn(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
 
     def honk(n: int) -> np.ndarray:
         bell = [(900, 600, 1.0), (2200, 900, 1.2), (3600, 900, 0.5)]
-        rise = _glide(n, 0.99, 1, 1, 1, 1, 1, 1)
-        reeds = [_voice(event.f0 * ratio * rise, bell, sample_rate, 6500) for ratio in (1.0, 1.26)]
-        return (reeds[0] + reeds[1]) * _swell(n, 0.012, 0.05, sample_rate)
+        rise = glide(n, 0.99, 1, 1, 1, 1, 1, 1)
+        reeds = [voice(event.f0 * ratio * rise, bell, sample_rate, 6500) for ratio in (1.0, 1.26)]
+        return (reeds[0] + reeds[1]) * swell(n, 0.012, 0.05, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.34, 0.5), honk)
 
@@ -432,20 +331,20 @@ def siren(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
     """A wail: a tone that climbs and sinks around `f0`, `rate` times a second."""
     n = _length(event, sample_rate)
     start = rng.uniform(0.6, 0.9)
-    sweep = np.sin(2 * np.pi * (event.rate * _seconds(n, sample_rate) + start))
-    phase = _phase(event.f0 * 2 ** (0.5 * sweep), n, sample_rate)
+    sweep = np.sin(2 * np.pi * (event.rate * times(n, sample_rate) + start))
+    phase = running_phase(event.f0 * 2 ** (0.5 * sweep), n, sample_rate)
     return np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.25 * np.sin(3 * phase)
 
 
 def helicopter(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """Rotor blades that chop the air `rate` times a second, and the whine of the turbine."""
     n = _length(event, sample_rate)
-    t = _seconds(n, sample_rate)
+    t = times(n, sample_rate)
     part = t * event.rate % 1.0
     chop = np.exp(-part * 5)
-    thump = _band(_noise(rng, n), 40, 220, sample_rate) * chop
-    slap = _band(_noise(rng, n), 300, 2200, sample_rate) * chop**2
-    whine = _tone(rng.uniform(2300, 2700), n, sample_rate)
+    thump = band(noise(rng, n), 40, 220, sample_rate) * chop
+    slap = band(noise(rng, n), 300, 2200, sample_rate) * chop**2
+    whine = tone(rng.uniform(2300, 2700), n, sample_rate)
     return 2.5 * thump + 0.9 * slap + 0.05 * whine
 
 
@@ -453,12 +352,12 @@ def alarm(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
     """Electronic beeps of a hollow tone: odd harmonics only."""
 
     def beep(n: int) -> np.ndarray:
-        phase = _phase(event.f0, n, sample_rate)
+        phase = running_phase(event.f0, n, sample_rate)
         wave = np.sin(phase)
         for k in (3, 5):
             if k * event.f0 < 0.47 * sample_rate:
                 wave += np.sin(k * phase) / k
-        return wave * _swell(n, 0.004, 0.008, sample_rate)
+        return wave * swell(n, 0.004, 0.008, sample_rate)
 
     return _series(event, rng, sample_rate, 0.5 / event.rate, beep)
 
@@ -467,10 +366,10 @@ def laser(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
     """A zap of old films: a bright tone that falls from `f0` by three octaves."""
 
     def zap(n: int) -> np.ndarray:
-        t = _seconds(n, sample_rate)
-        phase = _phase(event.f0 * (0.12 + 0.88 * np.exp(-t / 0.06)), n, sample_rate)
+        t = times(n, sample_rate)
+        phase = running_phase(event.f0 * (0.12 + 0.88 * np.exp(-t / 0.06)), n, sample_rate)
         wave = np.sin(phase) + 0.25 * np.sin(2 * phase) * (t > 0.03)
-        return wave * _strike(n, 0.002, 0.14, sample_rate)
+        return wave * strike(n, 0.002, 0.14, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.28, 0.34), zap)
 
@@ -487,12 +386,10 @@ def bell(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     ratios = ratios * (1 + 0.004 * rng.standard_normal(len(ratios)))
 
     def stroke(n: int) -> np.ndarray:
-        ring = _partials(n, event.f0 * ratios, levels, decays, sample_rate)
-        ring += 0.5 * _partials(
-            n, event.f0 * ratios[:2] * 1.004, levels[:2], decays[:2], sample_rate
-        )  # beats
-        clapper = _band(_noise(rng, n), 2000, 6000, sample_rate) * _strike(n, 0.0005, 0.006, sample_rate)
-        return ring * (1 - np.exp(-_seconds(n, sample_rate) / 0.002)) + 0.6 * clapper
+        ring = partials(n, event.f0 * ratios, levels, decays, sample_rate)
+        ring += 0.5 * partials(n, event.f0 * ratios[:2] * 1.004, levels[:2], decays[:2], sample_rate)  # beats
+        clapper = band(noise(rng, n), 2000, 6000, sample_rate) * strike(n, 0.0005, 0.006, sample_rate)
+        return ring * (1 - np.exp(-times(n, sample_rate) / 0.002)) + 0.6 * clapper
 
     return _series(event, rng, sample_rate, 2.4, stroke, spread=True)
 
@@ -502,11 +399,11 @@ def clock(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
     turn = iter(range(10_000))
 
     def tick(n: int) -> np.ndarray:
-        click = _noise(rng, n) * _strike(n, 0.0002, 0.0012, sample_rate)
+        click = noise(rng, n) * strike(n, 0.0002, 0.0012, sample_rate)
         low, high = ((2100, 4300), (1500, 3300))[next(turn) % 2]
         return (
-            3 * _resonate(click, low, 180, sample_rate)
-            + 3 * _resonate(click, high, 250, sample_rate)
+            3 * resonate(click, low, 180, sample_rate)
+            + 3 * resonate(click, high, 250, sample_rate)
             + 0.3 * click
         )
 
@@ -518,11 +415,11 @@ def knock(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
     modes = np.array([170, 290, 430, 700, 1100]) * rng.uniform(0.9, 1.1)
 
     def hit(n: int) -> np.ndarray:
-        wood = _partials(
+        wood = partials(
             n, modes, np.array([1, 0.9, 0.7, 0.5, 0.3]), np.array([30, 28, 22, 14, 9]) / 1000, sample_rate
         )
-        knuckle = _band(_noise(rng, n), 400, 2500, sample_rate) * _strike(n, 0.0005, 0.006, sample_rate)
-        return (wood * (1 - np.exp(-_seconds(n, sample_rate) / 0.0008)) + knuckle) * rng.uniform(0.85, 1)
+        knuckle = band(noise(rng, n), 400, 2500, sample_rate) * strike(n, 0.0005, 0.006, sample_rate)
+        return (wood * (1 - np.exp(-times(n, sample_rate) / 0.0008)) + knuckle) * rng.uniform(0.85, 1)
 
     return _series(event, rng, sample_rate, 0.18, hit)
 
@@ -533,13 +430,13 @@ def door(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     modes = [(620, 1.0), (1250, 1.2), (2150, 1.2), (3400, 0.8)]
 
     def creak(n: int) -> np.ndarray:
-        bend = _glide(n, 0.7, 0.9, 1.15, 1.3, 0.95) * (
-            1 + 0.1 * np.clip(_wander(rng, n, 12, sample_rate), -2, 2)
+        bend = glide(n, 0.7, 0.9, 1.15, 1.3, 0.95) * (
+            1 + 0.1 * np.clip(wander(rng, n, 12, sample_rate), -2, 2)
         )
         turns = np.cumsum(event.f0 * bend) / sample_rate
         slips = np.diff(np.floor(turns), prepend=0.0) * (0.6 + 0.4 * rng.random(n))
-        wood = sum(level * _resonate(slips, size * f, 120, sample_rate) for f, level in modes)
-        return wood * _swell(n, 0.15, 0.25, sample_rate)
+        wood = sum(level * resonate(slips, size * f, 120, sample_rate) for f, level in modes)
+        return wood * swell(n, 0.15, 0.25, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.8, 1.1), creak)
 
@@ -548,9 +445,9 @@ def footsteps(event: Event, rng: np.random.Generator, sample_rate: int) -> np.nd
     """Steps on gravel: a dull heel, then the crunch of the sole."""
 
     def step(n: int) -> np.ndarray:
-        t = _seconds(n, sample_rate)
-        heel = np.sin(2 * np.pi * 75 * t) * _strike(n, 0.003, 0.03, sample_rate)
-        grit = _band(_noise(rng, n), 1200, 5500, sample_rate) * np.abs(_wander(rng, n, 250, sample_rate))
+        t = times(n, sample_rate)
+        heel = np.sin(2 * np.pi * 75 * t) * strike(n, 0.003, 0.03, sample_rate)
+        grit = band(noise(rng, n), 1200, 5500, sample_rate) * np.abs(wander(rng, n, 250, sample_rate))
         crunch = grit * np.exp(-(((t - 0.055) / 0.035) ** 2))
         return rng.uniform(0.8, 1) * (heel + 0.9 * crunch)
 
@@ -560,14 +457,14 @@ def footsteps(event: Event, rng: np.random.Generator, sample_rate: int) -> np.nd
 def glass(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """A crash, then splinters that tinkle around `f0` and above as they fall."""
     n = _length(event, sample_rate)
-    crash = _band(_noise(rng, n), 0.8 * event.f0, 7900, sample_rate) * _strike(n, 0.001, 0.05, sample_rate)
+    crash = band(noise(rng, n), 0.8 * event.f0, 7900, sample_rate) * strike(n, 0.001, 0.05, sample_rate)
     wave = 1.2 * crash
     starts = np.minimum(rng.exponential(0.22, 36), 0.9 * event.duration)
     starts[:10] = rng.uniform(0, 0.02, 10)
     for start, frequency in zip(starts, event.f0 * rng.uniform(1, 2.0, 36)):
         begin = round(start * sample_rate)
         m = min(n - begin, 2400)
-        splinter = _tone(frequency, m, sample_rate) * _strike(m, 0.0005, rng.uniform(0.01, 0.04), sample_rate)
+        splinter = tone(frequency, m, sample_rate) * strike(m, 0.0005, rng.uniform(0.01, 0.04), sample_rate)
         wave[begin : begin + m] += splinter * rng.uniform(0.15, 0.5) * np.exp(-start / 0.5)
     return wave
 
@@ -577,8 +474,8 @@ def applause(event: Event, rng: np.random.Generator, sample_rate: int) -> np.nda
     n = _length(event, sample_rate)
     claps = []
     for centre in rng.uniform(700, 1600, 8):
-        hands = _noise(rng, 500) * _strike(500, 0.0008, 0.006, sample_rate)
-        claps.append(_band(hands, 0.7 * centre, 1.8 * centre, sample_rate))
+        hands = noise(rng, 500) * strike(500, 0.0008, 0.006, sample_rate)
+        claps.append(band(hands, 0.7 * centre, 1.8 * centre, sample_rate))
     return _scatter(rng, n, event.rate, lambda: claps[rng.integers(8)], sample_rate, power=1)
 
 
@@ -588,11 +485,11 @@ def whistle(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
     second = 0.08 if event.f0 < 3300 else 0.0
 
     def blast(n: int) -> np.ndarray:
-        pea = np.sin(2 * np.pi * roll * _seconds(n, sample_rate))
-        phase = _phase(event.f0 * (1 + 0.025 * pea) * _glide(n, 0.97, 1, 1, 1, 0.97), n, sample_rate)
-        breath = _band(_noise(rng, n), 0.8 * event.f0, 1.25 * event.f0, sample_rate)
+        pea = np.sin(2 * np.pi * roll * times(n, sample_rate))
+        phase = running_phase(event.f0 * (1 + 0.025 * pea) * glide(n, 0.97, 1, 1, 1, 0.97), n, sample_rate)
+        breath = band(noise(rng, n), 0.8 * event.f0, 1.25 * event.f0, sample_rate)
         wave = (np.sin(phase) + second * np.sin(2 * phase)) * (0.65 + 0.35 * pea) + 0.1 * breath
-        return wave * _swell(n, 0.02, 0.04, sample_rate)
+        return wave * swell(n, 0.02, 0.04, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.3, 0.42), blast)
 
@@ -605,13 +502,13 @@ def drum(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     """A drum: the modes of a round skin, whose tone sinks as the blow relaxes."""
 
     def beat(n: int) -> np.ndarray:
-        t = _seconds(n, sample_rate)
+        t = times(n, sample_rate)
         relax = 1 + 0.5 * np.exp(-t / 0.03)
         skin = sum(
-            level * _tone(event.f0 * ratio * relax, n, sample_rate) * np.exp(-t / decay)
+            level * tone(event.f0 * ratio * relax, n, sample_rate) * np.exp(-t / decay)
             for ratio, level, decay in [(1, 1, 0.17), (1.59, 0.5, 0.1), (2.14, 0.3, 0.07), (2.65, 0.2, 0.05)]
         )
-        stick = _band(_noise(rng, n), 500, 4000, sample_rate) * np.exp(-t / 0.008)
+        stick = band(noise(rng, n), 500, 4000, sample_rate) * np.exp(-t / 0.008)
         return (skin + 0.3 * stick) * (1 - np.exp(-t / 0.001))
 
     return _series(event, rng, sample_rate, 0.5, beat, spread=True)
@@ -624,9 +521,9 @@ def guitar(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarr
     frequencies = event.f0 * k * np.sqrt(1 + 0.00008 * k**2)  # stiff strings are a little sharp
 
     def pluck(n: int) -> np.ndarray:
-        string = _partials(n, frequencies, levels, 0.8 / (1 + 0.28 * k), sample_rate)
-        finger = _band(_noise(rng, n), 800, 4000, sample_rate) * _strike(n, 0.0005, 0.004, sample_rate)
-        return string * (1 - np.exp(-_seconds(n, sample_rate) / 0.0015)) + 0.15 * finger
+        string = partials(n, frequencies, levels, 0.8 / (1 + 0.28 * k), sample_rate)
+        finger = band(noise(rng, n), 800, 4000, sample_rate) * strike(n, 0.0005, 0.004, sample_rate)
+        return string * (1 - np.exp(-times(n, sample_rate) / 0.0015)) + 0.15 * finger
 
     return _series(event, rng, sample_rate, 1.6, pluck, spread=True)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ SPLITS = ("train", "valid", "test")
 PITCHES = ("low", "medium", "high")
 SPEEDS = ("slow", "normal", "fast")
 LOUDNESSES = ("quiet", "normal", "loud")
+MARKED = {"low", "high", "slow", "fast", "quiet", "loud", "rising", "falling"}  # what a caption says
 PEAKS = {"quiet": 0.18, "normal": 0.5, "loud": 0.9}  # of the event's waveform
 ONSET = (0.05, 0.12)  # seconds of silence before a single event, least and most
 LEEWAY = 0.03  # octaves up or down by which f0, rate and interval vary: what a caption leaves open
@@ -73,7 +75,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in a clip: one event, or two in order (Chapter 01)."""
+    """What happens in a clip: one event, two in order, or a tune (Chapter 01)."""
 
     events: tuple[Event, ...]
     seconds: float
@@ -108,24 +110,27 @@ def _rank(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()  # Python's own hash differs from process to process
 
 
+def hold_out(combinations: Iterable[tuple]) -> set[tuple]:
+    """Choose about 12 % of the combinations (name, value, …) of one class or instrument, at least one.
+
+    A plain one ("a dog barks") is never chosen, and every single value of every attribute is left.
+    """
+    left = sorted(combinations, key=lambda c: _rank("/".join(map(str, c))))
+    held, wanted = set(), max(1, round(HELD_OUT * len(left)))
+    for combination in list(left):
+        plain = MARKED.isdisjoint(combination)
+        rest = [c for c in left if c != combination]
+        still_heard = all(any(c[k] == combination[k] for c in rest) for k in range(1, len(combination)))
+        if wanted and still_heard and not plain:
+            held.add(combination)
+            left, wanted = rest, wanted - 1
+    return held
+
+
 @functools.cache
 def held_out_combinations() -> frozenset[Combination]:
-    """The combinations that only the test split hears: about 12 % of each class, at least one.
-
-    The plain one ("a dog barks") stays in train, and so does every single value of every attribute.
-    """
-    held: set[Combination] = set()
-    for name in CLASSES:
-        left = sorted(combinations(name), key=lambda c: _rank("/".join(map(str, c))))
-        wanted = max(1, round(HELD_OUT * len(left)))
-        for combination in list(left):
-            plain = {"low", "high", "slow", "fast", "quiet", "loud"}.isdisjoint(combination[1:4])
-            rest = [c for c in left if c != combination]
-            still_heard = all(any(c[k] == combination[k] for c in rest) for k in range(1, 5))
-            if wanted and still_heard and not plain:
-                held.add(combination)
-                left, wanted = rest, wanted - 1
-    return frozenset(held)
+    """The combinations of a class and its attributes that only the test split hears (Chapter 01)."""
+    return frozenset().union(*(hold_out(combinations(name)) for name in CLASSES))
 
 
 @functools.cache
