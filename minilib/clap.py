@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -194,6 +196,36 @@ def contrastive_loss(text: Tensor, audio: Tensor, logit_scale: Tensor, same: Ten
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+class Gather(torch.autograd.Function):
+    """Rows of all processes, each with the gradient that the losses of all of them send to it. Chapter 10."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """x (B, ...) -> (processes * B, ...), the same in every process."""
+        x = x.contiguous()
+        rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, x)
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """gradient (processes * B, ...) -> (B, ...), of this process's rows."""
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Put the rows of all processes one below the other, in their order: (B, ...) -> (processes * B, ...).
+
+    Where several processes train one model, each sees a share of the batch; what compares the rows of a batch must have
+    them all. Gradients come back to the row's own process, summed over the losses of all, of which the training takes
+    the mean. A process alone has all the rows already. Chapter 10.
+    """
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return Gather.apply(x) if several else x
+
+
 class CLAP(Model):
     """Two towers, two projections and a learned temperature (Elizalde et al., 2206.04769). Chapter 10."""
 
@@ -234,17 +266,17 @@ class CLAP(Model):
         return self.embed_text(ids, mask), self.embed_audio(log_mel)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Contrastive loss of a batch of B pairs, in nats.
+        """Contrastive loss of a batch of B pairs, in nats; where several processes train, of the batches of all.
 
         The batch holds `log_mel` (B, 1, T, F), `ids` and `mask` (B, S), and `same` (B, B) bool, True for like
-        captions; without it, captions are compared by their ids.
+        captions of all pairs; without it, captions are compared by their ids.
         """
         with (
             torch.no_grad()
         ):  # the parameter itself: were only its use clamped, it would have no gradient there
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        text, audio = self(batch["ids"], batch["mask"], batch["log_mel"])
-        same = batch["same"] if "same" in batch else same_captions(batch["ids"])
+        text, audio = map(gathered, self(batch["ids"], batch["mask"], batch["log_mel"]))
+        same = batch["same"] if "same" in batch else same_captions(gathered(batch["ids"]))
         return contrastive_loss(text, audio, self.logit_scale.exp(), same)
 
 

@@ -425,11 +425,14 @@ class T5(Model):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropy, in nats per token, of the spans that `batch["noise"]` hides (1910.10683 §3.1.4).
 
-        The batch holds `ids`, `mask` and `noise` (from `noise_spans`), each (B, S).
+        The batch holds `ids`, `mask` and `noise` (from `noise_spans`), each (B, S). Where it is a share of a larger
+        one, `n_targets` (B,) tells how many tokens the targets of a sentence have in the mean of the larger: then the
+        mean loss of equal shares is that of the whole, and its every token counts the same.
         """
         ids, targets = span_corrupt(batch["ids"], batch["mask"], batch["noise"])
         logits = self(ids, ids != PAD, targets)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
+        return nats / (batch["n_targets"].sum() if "n_targets" in batch else (targets != PAD).sum())
 
     def text_encoder(self) -> T5Encoder:
         """Return the encoder as a model of its own that shares these weights: what ships."""

@@ -25,7 +25,7 @@ class Beside:
     def __enter__(self) -> Beside:
         self.n_threads = torch.get_num_threads()
         if self.name is not None:
-            half = self.n_threads // 2
+            half = max(1, self.n_threads // 2)
             # Spawned, not forked: a fork of a process whose torch has threads can hang.
             context = multiprocessing.get_context("spawn")
             self.hears, says = context.Pipe(duplex=False)
@@ -35,7 +35,7 @@ class Beside:
             )
             self.process.start()
             says.close()
-            torch.set_num_threads(self.n_threads - half)
+            torch.set_num_threads(max(1, self.n_threads - half))
         return self
 
     def check(self, wait: bool = False) -> None:

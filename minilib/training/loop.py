@@ -7,7 +7,6 @@ as if it had never stopped, and another device or number of processes sees the s
 from __future__ import annotations
 
 import math
-import os
 import time
 import zlib
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minilib.model import replacing
+from minilib.files import replacing
+from minilib.training.processes import check_shares, is_main, meet, share_batch_norm
 
 
 @dataclass(frozen=True)
@@ -140,35 +140,42 @@ def train(
         out: folder for `checkpoints/` and `train.log`.
         resume: go on from the stage's checkpoint, if there is one, to the very result of an unbroken run.
         progress: show a bar with loss and time left, in this `row` of those on the screen.
+
+    Raises:
+        ValueError: the batch can't be cut into equal shares for all processes and micro-batches.
+        FloatingPointError: the loss is not finite.
     """
     recipe = stage.recipe
     accelerator = make_accelerator(recipe)
+    check_shares(stage.name, recipe.batch_size, recipe.accumulate)
     model = stage.model.to(memory_format=torch.channels_last).train()
+    if accelerator.num_processes > 1:
+        share_batch_norm(model)
     wrapped, optimizer = accelerator.prepare(LossModule(model), make_optimizer(model, recipe))
     ema, state = EMA(model, recipe.ema), Progress()
     path = out / "checkpoints" / f"{stage.name}.pt"
     if resume and path.is_file():
         load_checkpoint(path, model, optimizer, ema, state)
-    bar = tqdm(
+    accelerator.wait_for_everyone()  # the main process may soon write another checkpoint, or remove this one
+    began, before = time.monotonic(), state.seconds
+    with tqdm(
         total=recipe.steps,
         initial=state.step,
         desc=stage.name,
-        disable=not progress,
+        disable=not (progress and is_main()),
         unit="step",
         position=row,
-    )
-    began, before = time.monotonic(), state.seconds
-    while state.step < recipe.steps:
-        losses = training_step(stage, state.step, accelerator, wrapped, optimizer)
-        state.note(losses)
-        ema.update(model, state.step)
-        state.step, state.seconds = state.step + 1, before + time.monotonic() - began
-        bar.update()
-        bar.set_postfix_str(state.sentence(), refresh=False)
-        if state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps:
-            save_checkpoint(path, model, optimizer, ema, state, accelerator)
-            log(out, f"{stage.name:9s} step {state.step:5d}  {state.seconds:6.0f} s  {state.sentence()}")
-    bar.close()
+    ) as bar:
+        while state.step < recipe.steps:
+            losses = training_step(stage, state.step, accelerator, wrapped, optimizer)
+            state.note(losses)
+            ema.update(model, state.step)
+            state.step, state.seconds = state.step + 1, before + time.monotonic() - began
+            bar.update()
+            bar.set_postfix_str(state.sentence(), refresh=False)
+            if state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps:
+                save_checkpoint(path, model, optimizer, ema, state)
+                log(out, f"{stage.name:9s} step {state.step:5d}  {state.seconds:6.0f} s  {state.sentence()}")
     if recipe.ema:
         ema.copy_to(model)
     return model.eval()
@@ -185,11 +192,17 @@ def training_step(
     losses: dict[str, Tensor] = {}
     for part in split(batch, recipe.accumulate, accelerator):
         losses = wrapped(part)
-        accelerator.backward(losses["loss"] / recipe.accumulate)
+        accelerator.backward(losses["loss"] / recipe.accumulate)  # and takes the mean over all processes
     accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return losses
+    return over_processes(losses, accelerator)
+
+
+def over_processes(losses: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:
+    """The means of losses over all processes: where one of them is not finite, all see it and stop. Chapter 16."""
+    means = accelerator.reduce(torch.stack([loss.detach() for loss in losses.values()]), reduction="mean")
+    return dict(zip(losses, means.unbind(), strict=True))
 
 
 def split(batch: dict[str, Tensor], n_parts: int, accelerator: Any) -> Iterator[dict[str, Tensor]]:
@@ -201,18 +214,14 @@ def split(batch: dict[str, Tensor], n_parts: int, accelerator: Any) -> Iterator[
 
 
 def make_accelerator(recipe: Recipe) -> Any:
-    """The devices of this run. Without a GPU the CPU is named, or processes would not find each other. Chapter 16."""
+    """The devices of this run and the precision of this recipe. Chapter 16."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    cpu = meet().device.type == "cpu"
     AcceleratorState._reset_state()  # else a process keeps its first precision for good, but stages differ in theirs
-    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
     exact = cpu and not (recipe.precision == "bf16" and has_bf16())
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if exact else recipe.precision)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != accelerator.num_processes:
-        raise ValueError(f"{world} processes were started, but accelerate sees {accelerator.num_processes}")
-    return accelerator
+    return Accelerator(cpu=cpu, mixed_precision="no" if exact else recipe.precision)
 
 
 def has_bf16() -> bool:
@@ -231,11 +240,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 
-def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: Any, ema: EMA, state: Progress, accelerator: Any
-) -> None:
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Any, ema: EMA, state: Progress) -> None:
     """Write all that a run needs to go on, whole or not at all. Chapter 16."""
-    if not accelerator.is_main_process:
+    if not is_main():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = {
@@ -262,6 +269,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, ema: EMA, stat
 
 def log(out: Path, line: str) -> None:
     """Add a line to the run's `train.log`. Chapter 16."""
+    if not is_main():
+        return
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "train.log", "a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -16,11 +16,13 @@ import torch
 
 from minilib.audioldm2 import load_part, load_tokenizers, save_description, save_tokenizers
 from minilib.data import OPEN_LICENCES, AudioFolder, Corpus
-from minilib.model import read_json, replacing
-from minilib.soundworld import CLASSES, SoundWorld, plain, vocabulary
+from minilib.files import replacing
+from minilib.model import read_json
+from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabulary
 from minilib.text import Tokenizer, split_words
 from minilib.training.beside import Beside
 from minilib.training.loop import Recipe, log, train
+from minilib.training.processes import check_shares, is_main, meet, n_processes, one_voice
 from minilib.training.stages import ALL_STAGES, STAGES, TrainingData
 
 
@@ -31,7 +33,8 @@ class Run:
     n_clips: int  # clips of SoundWorld that the stages see
     seconds: float
     recipes: dict[str, Recipe]
-    pairs: float = 0.5  # share of clips with two events
+    pairs: float = 0.5  # share of the clips of effects with two events
+    music: float = 0.0  # share of clips that are tunes
     rescale: float = 0.0  # of guided predictions, when the pipeline samples
 
 
@@ -75,6 +78,7 @@ RUNS = {
 }
 
 
+@one_voice()
 def train_stages(
     stages: str | list[str],
     preset: str = "tiny",
@@ -87,6 +91,9 @@ def train_stages(
 ) -> Path:
     """Train stages in turn and write each finished part into `out`, which ends as a pipeline. Chapter 16.
 
+    Called in each of several processes (`torchrun`, `accelerate launch`), it trains one pipeline with all of them, the
+    same as one process would have; only the first writes and prints.
+
     Args:
         stages: "all", or names of stages; what a stage needs is taken from `out`.
         preset: "tiny" or "colab".
@@ -97,7 +104,8 @@ def train_stages(
         seed: of weights and batches.
 
     Raises:
-        ValueError: unknown stage or preset, steps below 1, or data without captions.
+        ValueError: unknown stage or preset, steps below 1, data without captions, or a batch that the processes can't
+            share equally.
         FileNotFoundError: a stage needs a part that is not there yet.
     """
     names = list(ALL_STAGES) if stages == "all" else [stages] if isinstance(stages, str) else list(stages)
@@ -106,16 +114,18 @@ def train_stages(
     todo = []
     for name in names:
         if resume and (record := finished(out, name)):
-            print(f"{name}: finished before, {record['steps']} steps")
+            say(f"{name}: finished before, {record['steps']} steps")
         else:
             todo.append(name)
     if not todo:
         return out
     check_released(out, todo)
     check_needs(out, todo[0])
+    recipes = {name: replace(run.recipes[name], steps=steps or run.recipes[name].steps) for name in todo}
+    for name, recipe in recipes.items():
+        check_shares(name, recipe.batch_size, recipe.accumulate)
     training_data = prepare_data(run, out, data, seed)
     log(out, opening_line(preset, seed, training_data))
-    recipes = {name: replace(run.recipes[name], steps=steps or run.recipes[name].steps) for name in todo}
     order = {"preset": preset, "out": out, "seed": seed, "resume": resume, "progress": progress}
     first, others = in_parallel(todo)
     with Beside(run_beside, first, recipe=recipes.get(first), run=run, folder=data, **order) as beside:
@@ -143,13 +153,16 @@ def run_stage(
     parts = {part: load_part(out, part, torch.float32) for part in STAGES[name].needs}
     stage = STAGES[name](preset, recipe, data, parts, seed)
     train(stage, out, resume, progress, row)
-    for part, model in stage.finish().items():
-        model.save_pretrained(out / part, dtype=torch.float16)
+    for part in stage.makes:
         data.features.pop(part, None)
-    seconds = time.monotonic() - began
-    note_finished(out, name, {"steps": recipe.steps, "seconds": round(seconds), "recipe": asdict(recipe)})
-    log(out, f"{name:9s} finished: {recipe.steps} steps in {seconds:.0f} s, caches included")
-    (out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+    if is_main():
+        for part, model in stage.finish().items():
+            model.save_pretrained(out / part, dtype=torch.float16)
+        seconds = time.monotonic() - began
+        note_finished(out, name, {"steps": recipe.steps, "seconds": round(seconds), "recipe": asdict(recipe)})
+        log(out, f"{name:9s} finished: {recipe.steps} steps in {seconds:.0f} s, caches included")
+        (out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+    meet().wait_for_everyone()  # the next stage reads these parts
 
 
 def run_beside(name: str, run: Run, folder: str | Path | None, **order: Any) -> None:
@@ -177,9 +190,16 @@ def opening_line(preset: str, seed: int, data: TrainingData) -> str:
     heard = f"{len(data.corpus)} clips"
     if data.recordings:
         heard += f" and {sum(map(len, data.recordings))} pieces of recordings"
-    return (
-        f"preset {preset}, seed {seed}, torch {torch.__version__}, {torch.get_num_threads()} threads, {heard}"
-    )
+    workers = f"{torch.get_num_threads()} threads"
+    if n_processes() > 1:
+        workers = f"{n_processes()} processes of {workers}"
+    return f"preset {preset}, seed {seed}, torch {torch.__version__}, {workers}, {heard}"
+
+
+def say(line: str) -> None:
+    """Print a line, once for all processes. Chapter 16."""
+    if is_main():
+        print(line)
 
 
 def note_finished(out: Path, name: str, values: dict[str, Any]) -> None:
@@ -230,9 +250,11 @@ def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> T
     """Clips, captions, tokenizer and recordings for a run, kept in `out` for the next one. Chapter 16."""
     if folder is None:
         corpus = cached_soundworld(run, out / "cache", seed)
-        words = {"words": vocabulary(), "classes": sorted(CLASSES), "captions": known_captions(corpus)}
+        classes = sorted([*CLASSES, *(INSTRUMENTS if run.music else ())])
+        captions = known_captions(classes, corpus)
+        words = {"words": vocabulary(music=run.music > 0), "classes": classes, "captions": captions}
     else:
-        corpus = Corpus.from_folder(AudioFolder(folder), run.seconds)
+        corpus = Corpus.from_folder(AudioFolder(folder), run.seconds, progress=is_main())
         spoken = {word for caption in corpus.captions for word in split_words(caption)}
         words = {
             "words": sorted(spoken - {""}),
@@ -243,10 +265,12 @@ def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> T
     if holds_released(out):
         tokenizer, clap_tokenizer = load_tokenizers(out, load_part(out, "gpt"))
         return TrainingData(corpus, tokenizer, heard, clap_tokenizer=clap_tokenizer)
-    tokenizer = Tokenizer.train(corpus.captions)
-    save_tokenizers(out, tokenizer, tokenizer)
-    save_description(out, run.seconds, words, run.rescale)
-    return TrainingData(corpus, tokenizer, heard)
+    if is_main():
+        tokenizer = Tokenizer.train(corpus.captions)
+        save_tokenizers(out, tokenizer, tokenizer)
+        save_description(out, run.seconds, words, run.rescale)
+    meet().wait_for_everyone()
+    return TrainingData(corpus, Tokenizer.load(out / "tokenizer.json"), heard)
 
 
 def holds_released(out: Path) -> bool:
@@ -257,22 +281,24 @@ def holds_released(out: Path) -> bool:
 def cached_soundworld(run: Run, cache: Path, seed: int) -> Corpus:
     """The training clips of SoundWorld, rendered once and kept on disk. Chapter 16."""
     path = cache / f"soundworld-{run.n_clips}-{run.seconds}-{run.pairs}-{seed}"
-    if not path.is_dir():
-        world = SoundWorld("train", seed=seed, seconds=run.seconds, pairs=run.pairs)
-        Corpus.from_soundworld(world, run.n_clips, workers=os.cpu_count() or 1).save(path)
+    with meet().main_process_first():
+        if not path.is_dir():
+            world = SoundWorld("train", seed=seed, seconds=run.seconds, pairs=run.pairs)
+            Corpus.from_soundworld(world, run.n_clips, workers=os.cpu_count() or 1).save(path)
     return Corpus.load(path)
 
 
-def known_captions(corpus: Corpus) -> list[str]:
+def known_captions(classes: list[str], corpus: Corpus) -> list[str]:
     """Captions to suggest: the plain one of every class, then some of the corpus. Chapter 16."""
-    return [plain(name) for name in sorted(CLASSES)] + sorted(set(corpus.captions[:300]))
+    told = [plain(name) for name in classes]
+    return told + sorted(set(corpus.captions[:300]) - set(told))
 
 
 def recordings(seconds: float) -> list[Corpus]:
     """Openly licensed recordings in the folder that MINILIB_REALAUDIO names, kind by kind. Chapter 16."""
     folder = os.environ.get("MINILIB_REALAUDIO")
     if not folder:
-        print("MINILIB_REALAUDIO is not set: VAE, vocoder and AudioMAE hear SoundWorld only")
+        say("MINILIB_REALAUDIO is not set: VAE, vocoder and AudioMAE hear SoundWorld only")
         return []
     kinds = AudioFolder(folder, part="train", licences=OPEN_LICENCES, captions=False).by("category")
     return [Corpus.from_folder(kind, seconds, progress=False) for kind in kinds.values()]

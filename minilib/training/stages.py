@@ -28,8 +28,9 @@ from minilib.metrics import Judge
 from minilib.model import Model
 from minilib.released import ReleasedTokenizer
 from minilib.soundworld import SoundWorld
-from minilib.text import T5, Tokenizer, noise_spans
+from minilib.text import PAD, T5, Tokenizer, noise_spans, span_corrupt
 from minilib.training.loop import Recipe
+from minilib.training.processes import is_main, n_processes
 from minilib.unet import UNet
 from minilib.vae import VAE, centre, standardise
 
@@ -155,6 +156,7 @@ class VAEStage(Stage):
         A channel that the KL term has emptied holds the posterior's variance and hardly a mean: it stays small.
         """
         mel = audio.log_mel(self.data.corpus.wave(range(min(256, len(self.data.corpus)))))
+        mel = mel.to(self.model.device)
         with torch.no_grad():
             mean, log_variance = (
                 pixel_shuffle(x, self.model.config.pack) for x in self.model.moments(mel)
@@ -193,9 +195,9 @@ class AudioMAEStage(Stage):
 
     def finish(self) -> dict[str, Model]:
         """Measure mean and deviation of every LOA dimension, so that the regression sees unit variance."""
-        n = min(512, len(self.data.corpus))
+        mel = audio.log_mel(self.data.corpus.wave(range(min(512, len(self.data.corpus)))))
         with torch.no_grad():
-            loa = self.model.loa(audio.log_mel(self.data.corpus.wave(range(n)))).flatten(0, 1)
+            loa = self.model.loa(mel.to(self.model.device)).flatten(0, 1)
         self.model.loa_mean.copy_(loa.mean(dim=0))
         self.model.loa_std.copy_(loa.std(dim=0))
         return {"audiomae": self.model}
@@ -227,7 +229,10 @@ class TextStage(Stage):
         _, captions = self.data.pairs(self.recipe.batch_size, generator)
         ids, mask = self.data.tokenizer.encode(captions)
         # captions are short: at T5's rate of 0.15 one token each would be hidden
-        return {"ids": ids, "mask": mask, "noise": noise_spans(mask, generator, rate=0.3)}
+        noise = noise_spans(mask, generator, rate=0.3)
+        _, targets = span_corrupt(ids, mask, noise)
+        n_targets = (targets != PAD).sum() / len(ids)  # the shares of a batch differ in it
+        return {"ids": ids, "mask": mask, "noise": noise, "n_targets": n_targets.expand(len(ids))}
 
     def finish(self) -> dict[str, Model]:
         return {"text": self.model.text_encoder()}
@@ -346,7 +351,8 @@ class JudgeStage(Stage):
         super().__init__(*args, **kwargs)
         world = SoundWorld("train", seed=self.seed + 1)  # no clip of the generator's own training
         n = min(len(self.data.corpus), 4000)
-        self.clips = Corpus.from_soundworld(world, n, workers=os.cpu_count() or 1)
+        workers = max(1, (os.cpu_count() or 1) // n_processes())  # each process renders all clips
+        self.clips = Corpus.from_soundworld(world, n, progress=is_main(), workers=workers)
         labels = {name: i for i, name in enumerate(self.model.config.classes)}
         events = [world.scene(i).events for i in range(n)]
         self.labels = [[labels[event.name] for event in pair] for pair in events]
@@ -413,6 +419,6 @@ def over_clips(part: str, function: Callable[[Tensor], Tensor], data: TrainingDa
     """What a frozen part makes of the log-mels of all clips, computed once: (N, ...). Chapter 16."""
     if part not in data.features:
         batches = torch.arange(len(data.corpus)).split(8)  # what fits into a cache of the CPU
-        bar = tqdm(batches, desc=f"{part} over all clips", unit="batch", leave=False)
+        bar = tqdm(batches, desc=f"{part} over all clips", unit="batch", leave=False, disable=not is_main())
         data.features[part] = torch.cat([function(audio.log_mel(data.corpus.wave(batch))) for batch in bar])
     return data.features[part]
