@@ -1,6 +1,6 @@
 # make        set-up in .venv, the book in _build/html, and one sound from a caption
 # make test   the same set-up, then lint, unit and parity tests, every chapter, and a strict build of the book
-# make bench  how fast and how lean minilib is beside diffusers and transformers (some 10 minutes; no test needs it)
+# make bench  how fast and how lean minilib is, also beside diffusers, into data/benchmarks.md (15 minutes; no test needs it)
 # make clean  removes what the two have made, but for .venv
 
 SHELL := bash
@@ -62,7 +62,7 @@ test: setup
 	@echo "All is well."
 
 bench: setup
-	@$(PY) tests/bench.py
+	@$(PY) tests/bench --out data/benchmarks.md
 
 clean:
 	@rm -rf _build first_sound.wav first_sound.png .pytest_cache .ruff_cache

@@ -76,6 +76,11 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sinusoid)))
 
 
+def spread(x: Tensor, n: int) -> Tensor:
+    """A batch (B, ...) repeated until it has n rows, n a multiple of B. Chapter 14."""
+    return x if len(x) == n else x.repeat(n // len(x), *[1] * (x.dim() - 1))
+
+
 class Attention(nn.Module):
     """Multi-head attention: softmax(Q K^T / sqrt(d)) V, to itself or to a context (1706.03762 Eq. 1). Chapter 14."""
 
@@ -133,6 +138,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
+        x = x if context is None else spread(x, len(context))
         x = x + self.attn2(self.norm2(x), context, mask)  # without a context: itself once more
         return x + self.ff(self.norm3(x))
 
@@ -154,7 +160,8 @@ class SpatialTransformer(nn.Module):
         h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, T*F, C)
         for block in self.transformer_blocks:
             h = block(h, context, mask)
-        return x + self.proj_out(h.transpose(1, 2).reshape(B, C, T, F_))
+        h = self.proj_out(h.transpose(1, 2).reshape(-1, C, T, F_))
+        return spread(x, len(h)) + h
 
 
 Context = tuple[Tensor, Tensor | None]  # sequence (B, S, D) and mask (B, S) or None
@@ -217,7 +224,7 @@ class Level(nn.Module):
 
     def compute(self, i: int, x: Tensor, time: Tensor, loa: Context, text: Context) -> Tensor:
         """What `layer` says, its activations kept for the gradient."""
-        x = self.resnets[i](x, time)
+        x = self.resnets[i](x, spread(time, len(x)))
         transformers = self.attentions[i * len(self.dims) : (i + 1) * len(self.dims)]
         return attend(transformers, x, self.dims, loa, text) if len(transformers) else x
 
@@ -296,14 +303,16 @@ class UNet(Model):
         Args:
             zt: noisy latent (B, C, T/r, F/r); T/r and F/r multiples of 2 ** (levels - 1).
             t: noise level (B,), 1 to T.
-            loa, text: conditions, each a sequence (B, S, D) and its mask (B, S) or None.
+            loa, text: conditions, each a sequence (B, S, D) and its mask (B, S) or None. With k B rows they are k
+                conditions of every latent, and what none of them has reached yet is computed once.
 
         Returns:
-            eps_hat, or v_hat where `config.prediction` is "v", the shape of zt. Chapter 14.
+            eps_hat, or v_hat where `config.prediction` is "v", (k B, C, T/r, F/r). Chapter 14.
         """
         time = self.time_embedding(t - 1)  # the released weights count noise levels from 0
         if self.config.loa_channels:
-            zt = torch.cat([zt, self.loa_map(loa[0], zt.shape[2])], dim=1)
+            plane = self.loa_map(loa[0], zt.shape[2])
+            zt = torch.cat([spread(zt, len(plane)), plane], dim=1)
         x = self.conv_in(zt)
         skips = [x]
         for level in self.down_blocks:
@@ -317,7 +326,8 @@ class UNet(Model):
             x = self.mid_block.layer(i, x, time, loa, text)
         for level in self.up_blocks:
             for i in range(len(level.resnets)):
-                x = level.layer(i, torch.cat([x, skips.pop()], dim=1), time, loa, text)
+                x = torch.cat([x, spread(skips.pop(), len(x))], dim=1)
+                x = level.layer(i, x, time, loa, text)
             for upsample in level.upsamplers:
                 x = upsample(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

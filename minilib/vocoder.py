@@ -185,7 +185,7 @@ class Vocos(Model):
         return spectral_loss(self.unlimited(batch["mel"]), batch["wave"], batch["mel"])
 
 
-def vocode(vocoder: HiFiGAN | Vocos, log_mel: Tensor, frames: int = 1024) -> Tensor:
+def vocode(vocoder: HiFiGAN | Vocos, log_mel: Tensor, frames: int = 512) -> Tensor:
     """What the vocoder makes of a log-mel (B, 1, T, F) that a network wrote, `frames` at a time: in less memory.
 
     Each piece is given the surroundings that it depends on. Guidance may ask for more than a wave can hold: with Vocos,

@@ -27,6 +27,7 @@ class Size:
     loa_heads: int = 3
     words: int = 30  # in GPT-2's table
     n_loa: int = 5
+    heads: int = 4  # of the U-Net's attention
     vae: tuple[int, ...] = (8, 16, 16)
     unet: tuple[int, ...] = (16, 32)
     vocoder: int = 32  # its first width
@@ -41,7 +42,7 @@ SIZES = {
     "trainable": replace(SMALL, loa=192, n_loa=16),  # LOA as AudioMAE's tiny preset makes it
     "mid": Size(
         seconds=10.24, clap=256, layers=4, positions=1024, text=256, loa=256, loa_layers=6, loa_heads=8, words=50257,
-        n_loa=8, vae=(32, 64, 128), unet=(32, 64, 96, 160), vocoder=256, kernels=(3, 7, 11),
+        n_loa=8, vae=(32, 64, 128), unet=(32, 64, 96, 160), heads=2, vocoder=256, kernels=(3, 7, 11),
     ),
 }  # fmt: skip
 SECONDS = SMALL.seconds
@@ -147,7 +148,7 @@ def peer(folder: Path, variant: str = "base") -> Any:
             sample_size=round(size.seconds * 25), in_channels=4, out_channels=4, layers_per_block=1,
             block_out_channels=size.unet, down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * n_up,
             up_block_types=["CrossAttnUpBlock2D"] * n_up + ["UpBlock2D"], norm_num_groups=4,
-            cross_attention_dim=[dims] * len(size.unet), attention_head_dim=4,
+            cross_attention_dim=[dims] * len(size.unet), attention_head_dim=size.heads,
             transformer_layers_per_block=2 if variant == "large" else 1,
         ),
         "vocoder": SpeechT5HifiGan(

@@ -1,0 +1,83 @@
+"""The small pipeline that ships: how soon it sounds, what each stage takes, how fast it trains, what memory it needs."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from measure import heading, in_a_fresh_process, peak, row
+
+from minilib.audioldm2 import AudioLDM2
+from minilib.data import Corpus
+from minilib.soundworld import SoundWorld
+from minilib.training import loop
+from minilib.training.runs import RUNS
+from minilib.training.stages import ALL_STAGES, STAGES, TrainingData
+
+WEIGHTS = Path(__file__).parents[2] / "data" / "weights" / "tiny"
+CAPTIONS = ["a dog barks", "rain falls", "a bell rings", "the sound of a siren"]
+WARM_UP, TIMED = 3, 12  # training steps
+
+
+def report(folder: Path, seconds: float) -> Iterator[str]:
+    """Tables of first sound, stages, rates and training."""
+    yield from heading("in a fresh process", "seconds")
+    importing = "import minilib"
+    sounding = (
+        f"import minilib.cli; minilib.cli.main(['generate', 'a dog barks', '-o', r'{folder / 'a.wav'}'])"
+    )
+    for name, code in (("`import minilib`", importing), ("`minilib generate`, first sound", sounding)):
+        yield row(name, statistics.median(fresh(code) for _ in range(3)))
+    yield ""
+    pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
+    pipe(CAPTIONS[0], progress=False)
+    before = dict(pipe.profile.seconds)
+    pipe(CAPTIONS[0], progress=False)
+    yield from heading("a sound of 2.56 s, 25 steps", "seconds")
+    for stage, total in pipe.profile.seconds.items():
+        yield row(stage, total - before[stage])
+    yield ""
+    yield from heading("batch", "sounds a minute", "peak MiB")
+    for n in (1, 16):
+        taken, memory = in_a_fresh_process(generating, n)
+        yield row(str(n), 60 * n / taken, memory)
+    yield ""
+    yield from heading("training", "steps a second", "peak MiB")
+    for stage in (*ALL_STAGES, "judge"):
+        yield row(stage, *in_a_fresh_process(training, stage))
+
+
+def fresh(code: str) -> float:
+    """Seconds that Python takes to start, run this and end."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def generating(n: int) -> tuple[float, float]:
+    """Seconds and MiB of n sounds at once, the first ones that the process makes left out."""
+    pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
+    pipe(CAPTIONS[0], steps=2, progress=False)
+    return peak(lambda: pipe((CAPTIONS * n)[:n], progress=False))
+
+
+def training(name: str) -> tuple[float, float]:
+    """Steps a second of a stage, and MiB, on 64 clips and without recordings."""
+    run = RUNS["tiny"]
+    corpus = Corpus.from_soundworld(SoundWorld("train", seconds=run.seconds), 64, progress=False)
+    pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
+    data = TrainingData(corpus, pipe.tokenizer)
+    stage = STAGES[name]("tiny", run.recipes[name], data, {p: getattr(pipe, p) for p in STAGES[name].needs})
+    accelerator = loop.make_accelerator(stage.recipe)
+    model = stage.model.to(memory_format=torch.channels_last).train()
+    wrapped, optimizer = accelerator.prepare(loop.LossModule(model), loop.make_optimizer(model, stage.recipe))
+    step = lambda i: loop.training_step(stage, i, accelerator, wrapped, optimizer)
+    for i in range(WARM_UP):
+        step(i)
+    taken, memory = peak(lambda: [step(i) for i in range(WARM_UP, WARM_UP + TIMED)])
+    return TIMED / taken, memory
