@@ -74,7 +74,7 @@ def heading(*columns: str) -> Iterator[str]:
 
 
 def row(*cells: str | float | None) -> str:
-    """A line of a table: numbers with three significant digits, None as nothing."""
+    """A line of a table: numbers with three significant digits, None as an empty cell."""
     shown = ("" if c is None else c if isinstance(c, str) else digits(c) for c in cells)
     return "| " + " | ".join(shown) + " |"
 

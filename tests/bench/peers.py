@@ -1,4 +1,4 @@
-"""minilib beside diffusers and transformers: the same random weights on both sides, in float32, on this machine's CPU."""
+"""minilib beside diffusers and transformers: the same random weights on both sides, float32, on this CPU."""
 
 from __future__ import annotations
 
