@@ -1,4 +1,4 @@
-"""The command line: generate, train, reconstruct, evaluate, vocabulary, convert, info, doctor.
+"""The command line: generate, train, reconstruct, evaluate, chain, vocabulary, convert, info, doctor.
 
 Each command is a function that takes the parsed arguments; what is wrong with them is told in one sentence,
 with exit code 2, before anything is written. Libraries that take a second to import are imported inside.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minilib.audioldm2 import AudioLDM2, Profile
+    from minilib.metrics import Judge
 
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
 STAGES = (
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_reconstruct(commands)
     add_evaluate(commands)
+    add_chain(commands)
     add_vocabulary(commands)
     add_convert(commands)
     add_info(commands)
@@ -213,9 +215,25 @@ def add_evaluate(commands: Any) -> None:
     """
     about = "measure how well captions of held-out scenes are followed"
     add = command(commands, evaluate, about, examples).add_argument
-    add("--n", type=int, default=200, help="scenes of one event, and as many of two (default: 200)")
+    add("--n", type=int, default=200, help="how often each question is asked (default: 200)")
     add("--seed", type=seed_number, default=0, help="of scenes and noise (default: 0)")
     add_sampler(add)
+    add_weights(add)
+    add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
+
+
+def add_chain(commands: Any) -> None:
+    """Add the command `chain`."""
+    examples = """
+        minilib chain
+        minilib chain --n 50 --weights runs/tiny --json chain.json    (with the parts before joint fine-tuning)
+    """
+    about = (
+        "find out where captions get lost: one link of the chain changed at a time (half an hour on a CPU)"
+    )
+    add = command(commands, chain, about, examples).add_argument
+    add("--n", type=int, default=200, help="scenes of one event, and as many of two (default: 200)")
+    add("--seed", type=seed_number, default=0, help="of scenes and noise (default: 0)")
     add_weights(add)
     add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
 
@@ -336,20 +354,47 @@ def reconstruct(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Print how well captions are followed: chance < value < ceiling."""
     output = output_files(args.json, 1, (".json",))[0] if args.json else None
+    from minilib import metrics
+
+    pipe, judge, _ = pipeline_and_judge(args)
+    options = {key: getattr(args, key) for key in ("n", "seed", "steps", "guidance", "sampler")}
+    results = metrics.evaluate(pipe, judge, **options)
+    print(metrics.report(results))
+    write_numbers(output, results)
+
+
+def chain(args: argparse.Namespace) -> None:
+    """Print what each link of the chain is worth."""
+    output = output_files(args.json, 1, (".json",))[0] if args.json else None
+    from minilib import chain
+
+    pipe, judge, folder = pipeline_and_judge(args)
+    results = chain.explain(pipe, judge, chain.untuned(pipe, folder), args.n, args.seed)
+    print(chain.report(results))
+    write_numbers(output, results)
+
+
+def pipeline_and_judge(args: argparse.Namespace) -> tuple[AudioLDM2, Judge, Path]:
+    """The weights that are asked for, the judge that ships, and where the weights are."""
     import torch
 
-    from minilib import metrics
+    from minilib import released
     from minilib.audioldm2 import AudioLDM2
+    from minilib.metrics import Judge
+
+    judge = Judge.from_pretrained(shipped_judge(), dtype=torch.float32)
+    folder = released.fetch(args.weights or shipped_weights())
+    pipe = AudioLDM2.from_pretrained(folder)
+    return pipe, judge.to(pipe.device), folder
+
+
+def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
+    """Write numbers as JSON, whole or not at all, if a file is asked for."""
     from minilib.files import replacing
 
-    judge = metrics.Judge.from_pretrained(shipped_judge(), dtype=torch.float32)
-    pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
-    options = {key: getattr(args, key) for key in ("n", "seed", "steps", "guidance", "sampler")}
-    results = metrics.evaluate(pipe, judge.to(pipe.device), **options)
-    print(metrics.report(results))
-    if output:
-        with replacing(output) as path:
-            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if path:
+        with replacing(path) as part:
+            part.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def vocabulary(args: argparse.Namespace) -> None:
@@ -400,7 +445,6 @@ def info(args: argparse.Namespace) -> None:
 
     from minilib import costs, released
     from minilib.audioldm2 import AudioLDM2, check_numbers, check_seconds
-    from minilib.files import replacing
     from minilib.unet import UNet
 
     check_numbers(args.steps, 1.0, 1)
@@ -425,8 +469,7 @@ def info(args: argparse.Namespace) -> None:
             "seconds": seconds,
             "steps": args.steps,
         }
-        with replacing(output) as path:
-            path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        write_numbers(output, numbers)
 
 
 def doctor(args: argparse.Namespace) -> int:

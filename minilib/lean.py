@@ -1,9 +1,10 @@
 """The VAE's decoder in half the memory and less time, for the long sounds of the pipeline; what it gives is the same.
 
-`vae.Decoder` holds whole feature maps: the input of a residual block, its normalised copy, what SiLU makes of that,
-and what the convolution writes. But a convolution needs its neighbours only, and a group normalisation only two
-numbers of the whole map for each group. So here the numbers come first, and then normalisation, SiLU and convolution
-go over the map piece by piece, the second convolution of a block in place. Chapter 18 builds it.
+`vae.Decoder` holds three whole feature maps: the input of a residual block, its normalised copy and what SiLU makes of
+that; then, in the place of the copy, what the convolution writes. But a convolution needs its neighbours only, and a
+group normalisation only two numbers of the whole map for each group. So here the numbers come first, and then
+normalisation, SiLU and convolution go over the map piece by piece, the second convolution of a block in place.
+Chapter 18 builds it.
 """
 
 from __future__ import annotations

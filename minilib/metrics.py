@@ -8,9 +8,12 @@ Chapter 17 builds this module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,16 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minilib import audio
+from minilib import audio, judges
 from minilib.audioldm2 import AudioLDM2, check_numbers
+from minilib.frechet import frechet_distance
 from minilib.model import Model
-from minilib.soundworld import CLASSES, SoundWorld
+from minilib.soundworld import CLASSES, INSTRUMENTS, Event, SoundWorld
 from minilib.text import split_words
 
 BATCH = 16  # sounds that are made or scored together
 CHUNK = 3072  # frames, 30.72 s: longer recordings are reconstructed in pieces of this length ...
 CONTEXT = 128  # ... that see this many frames more on either side; a multiple of every VAE's reduction
 SHORTEST = 8  # frames: shorter recordings are padded, the STFT needs 513 samples
+QUESTIONS = ("pitch", "count", "speed", "loudness")  # of one event, answered in closed form
 
 # ---------------------------------------------------------------------------------------------------------
 # The judge
@@ -78,6 +83,10 @@ class Judge(Model):
 
     def forward(self, mel: Tensor) -> Tensor:
         """Logits (B, K) of the classes from a log-mel (B, 1, T, F), T at least 32 frames."""
+        return self.head(self.features(mel))
+
+    def features(self, mel: Tensor) -> Tensor:
+        """What the logits are made of: (B, 1, T, F) -> (B, 2C), the whole of the sound and its loudest spot."""
         if mel.ndim != 4 or mel.shape[1] != 1 or min(mel.shape[2:]) < self.reduction:
             least = f"(B, 1, T, F), T and F at least {self.reduction}"
             raise ValueError(f"mel must have shape {least}, not {tuple(mel.shape)}")
@@ -85,7 +94,7 @@ class Judge(Model):
         for block in self.blocks:
             x = block(x)
         x = x.flatten(2)  # (B, C, T' * F')
-        return self.head(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1))  # the whole and the loudest spot
+        return torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropy, in nats, of `mel` (B, 1, T, F) and the numbers of the classes, `label` (B,)."""
@@ -97,9 +106,15 @@ class Judge(Model):
         mels = (audio.log_mel(batch.to(self.device)) for batch in waves.split(BATCH))
         return torch.cat([self(mel).argmax(dim=1).cpu() for mel in mels])
 
+    @torch.no_grad()
+    def embed(self, waves: Tensor) -> Tensor:
+        """`features` (B, 2C) of waveforms (B, N)."""
+        mels = (audio.log_mel(batch.to(self.device)) for batch in waves.split(BATCH))
+        return torch.cat([self.features(mel).cpu() for mel in mels])
+
 
 # One size for all presets: the measure must not change with what it measures.
-Judge.presets = dict.fromkeys(("tiny", "colab", "full"), JudgeConfig(classes=tuple(CLASSES)))
+Judge.presets = dict.fromkeys(("tiny", "colab", "full"), JudgeConfig(classes=(*CLASSES, *INSTRUMENTS)))
 
 # ---------------------------------------------------------------------------------------------------------
 # Spectral errors
@@ -218,25 +233,42 @@ class Scenes:
     captions: list[str]
     waves: Tensor
     labels: Tensor
+    events: list[Event] = field(default_factory=list)  # of scenes with one: what their captions tell of it
 
     def shuffled(self, seed: int) -> Scenes:
         """The same scenes in an order that leaves none at its place."""
         order = torch.randperm(len(self.captions), generator=torch.Generator().manual_seed(seed))
         other = torch.empty_like(order)
         other[order] = order.roll(1)  # a ring through all scenes: each is followed by another one
-        return Scenes([self.captions[i] for i in other], self.waves[other], self.labels[other])
+        events = [self.events[i] for i in other] if self.events else []
+        return Scenes([self.captions[i] for i in other], self.waves[other], self.labels[other], events)
 
 
-def held_out_scenes(judge: Judge, n: int, seed: int, seconds: float, n_events: int) -> Scenes:
+def held_out_scenes(
+    judge: Judge, n: int, seed: int, seconds: float, n_events: int, music: bool = False
+) -> Scenes:
     """Draw scenes that training never had: combinations of attributes, or ordered pairs of classes. Chapter 17."""
-    world = SoundWorld("test", seed=seed, seconds=seconds, pairs=float(n_events - 1))
+    world = SoundWorld("test", seed=seed, seconds=seconds, pairs=float(n_events - 1), music=float(music))
     clips = [world[i] for i in range(n)]
     number = {name: i for i, name in enumerate(judge.config.classes)}
     unknown = {event.name for clip in clips for event in clip.scene.events} - set(number)
     if unknown:
         raise ValueError(f"judge does not know {', '.join(sorted(unknown))}: train it on the same SoundWorld")
     labels = torch.tensor([[number[event.name] for event in clip.scene.events] for clip in clips])
-    return Scenes([clip.caption for clip in clips], torch.stack([clip.wave for clip in clips]), labels)
+    events = [clip.scene.events[0] for clip in clips] if n_events == 1 else []
+    waves = torch.stack([clip.wave for clip in clips])
+    return Scenes([clip.caption for clip in clips], waves, labels, events)
+
+
+def enough_scenes(n: int, seed: int, seconds: float) -> int:
+    """How many held-out scenes of one event ask each question of `judges.answers` at least n times. Chapter 17."""
+    world = SoundWorld("test", seed=seed, seconds=seconds, pairs=0.0)
+    asked = dict.fromkeys(QUESTIONS, 0)
+    for i in count():
+        if min(asked.values()) >= n:
+            return i
+        for question in judges.chance(world.scene(i).events[0]):
+            asked[question] += 1
 
 
 def judged(judge: Judge, waves: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -270,6 +302,16 @@ def chance(n_classes: int) -> dict[str, float]:
     return {"class": one, "first": one, "second": one, "both": one**2, "any": 2 * one**2}
 
 
+def attributes(waves: Tensor, events: list[Event]) -> dict[str, Tensor]:
+    """Whether sounds (n, N) have what the captions tell of their events, in closed form. Chapter 17.
+
+    For each question a tensor (n,) of 0 and 1, NaN for the events that it is not asked of.
+    """
+    found = [judges.answers(wave, event) for wave, event in zip(waves, events, strict=True)]
+    asked = sorted({question for answer in found for question in answer} - {"cents"})
+    return {q: torch.tensor([answer.get(q, math.nan) for answer in found]) for q in asked}
+
+
 @torch.no_grad()
 def clap_scores(pipe: AudioLDM2, waves: Tensor, captions: list[str]) -> Tensor:
     """Cosine (n,) of each sound (n, N) with its caption, as the pipeline's own CLAP sees them. Chapter 17."""
@@ -277,9 +319,16 @@ def clap_scores(pipe: AudioLDM2, waves: Tensor, captions: list[str]) -> Tensor:
     return (sounds * pipe.encode(captions).clap[0][:, 0]).sum(dim=1).cpu()
 
 
-def scores(pipe: AudioLDM2, judge: Judge, waves: Tensor, scenes: Scenes) -> dict[str, Tensor]:
-    """All that is asked of sounds (n, N) that should be these scenes: (n,) for each question. Chapter 17."""
-    return {**judged(judge, waves, scenes.labels), "clap": clap_scores(pipe, waves, scenes.captions)}
+def scores(pipe: AudioLDM2, judge: Judge, waves: Tensor, scenes: Scenes, n: int) -> dict[str, Tensor]:
+    """All that is asked of sounds (m, N) that should be these scenes, question by question. Chapter 17.
+
+    Class and CLAP are asked of the first n; what else the captions tell, of all.
+    """
+    return {
+        **judged(judge, waves[:n], scenes.labels[:n]),
+        "clap": clap_scores(pipe, waves[:n], scenes.captions[:n]),
+        **(attributes(waves, scenes.events) if scenes.events else {}),
+    }
 
 
 def evaluate(
@@ -292,18 +341,21 @@ def evaluate(
     progress: bool = True,
     sampler: str = "ddim",
 ) -> dict[str, float]:
-    """Generate held-out scenes of one and of two events, and ask the judge and CLAP whether captions are followed.
+    """Generate held-out scenes of one and of two events, and tunes, and judge whether captions are followed.
 
     Args:
         pipe, judge: what is measured, and who measures.
-        n: scenes of each kind, 2 or more; seed: of the scenes and of the noise.
+        n: how often each question is asked, 2 or more; seed: of the scenes and of the noise.
         steps, guidance, sampler: as for the pipeline.
         progress: show a bar over the sounds.
     Returns:
-        a flat dictionary: for every question (`single.class`, `pair.first`, `pair.second`, `pair.both`,
-        `pair.any`, `single.clap`, `pair.clap`) its mean over the scenes, and under the same name after a prefix
-        `chance.` (guessing), `control.` (the same sounds, captions shuffled), `roundtrip.` (clean renders
-        through VAE and vocoder), `ceiling.` (clean renders) and `se.` (standard error of the mean).
+        a flat dictionary: for every question its mean over the scenes, and under the same name after a prefix
+        `chance.` (guessing), `control.` (the same sounds, captions shuffled), `roundtrip.` (clean renders through VAE
+        and vocoder), `ceiling.` (clean renders) and `se.` (standard error of the mean). Of one event: `single.class`,
+        `single.clap`, and in closed form `pitch`, `count`, `speed`, `loudness`; of two: `pair.first`, `pair.second`,
+        `pair.both`, `pair.any`, `pair.clap`; of tunes, where the weights know any: `music.instrument`, `music.tempo`,
+        `music.loudness`, `music.clap`. `frechet` is the distance of the generated sounds of one event from as many
+        other renders in the judge's features, `ceiling.frechet` that of renders.
     Raises:
         ValueError: `n` is below 2, or steps or guidance are not as the pipeline takes them.
 
@@ -312,24 +364,68 @@ def evaluate(
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number, 2 or more, not {n}")
     check_numbers(steps, guidance, candidates=1)
+    draw = partial(held_out_scenes, judge, seed=seed, seconds=pipe.seconds)
+    kinds = {
+        "single": draw(enough_scenes(n, seed, pipe.seconds), n_events=1),
+        "pair": draw(n, n_events=2),
+    }
+    if set(pipe.vocabulary.get("classes", ())) & set(INSTRUMENTS):
+        kinds["music"] = draw(n, n_events=1, music=True)
     results: dict[str, float] = {"n": n, "seed": seed, "steps": steps, "guidance": guidance}
-    with tqdm(total=2 * n, desc="evaluate", unit="sound", disable=not progress) as bar:
-        for kind, n_events in (("single", 1), ("pair", 2)):
-            scenes = held_out_scenes(judge, n, seed, pipe.seconds, n_events)
+    total = sum(len(scenes.captions) for scenes in kinds.values())
+    with tqdm(total=total, desc="evaluate", unit="sound", disable=not progress) as bar:
+        for kind, scenes in kinds.items():
             generated = generate(pipe, scenes.captions, seed, bar, steps, guidance, sampler)
-            rounds = {
-                "": scores(pipe, judge, generated, scenes),
-                "control.": scores(pipe, judge, generated, scenes.shuffled(seed)),
-                "roundtrip.": scores(pipe, judge, round_trip(pipe, scenes.waves), scenes),
-                "ceiling.": scores(pipe, judge, scenes.waves, scenes),
-            }
-            for prefix, answers in rounds.items():
-                results |= {f"{prefix}{kind}.{name}": float(x.mean()) for name, x in answers.items()}
-            guesses = chance(len(judge.config.classes))
-            results |= {f"chance.{kind}.{name}": guesses[name] for name in rounds[""] if name in guesses}
-            # of a share p this is the binomial one, sqrt(p (1 - p) / n)
-            results |= {f"se.{kind}.{k}": float(x.std(correction=0)) / n**0.5 for k, x in rounds[""].items()}
+            back = round_trip(pipe, scenes.waves)
+            results |= compared(pipe, judge, kind, n, scenes, scenes.shuffled(seed), generated, back)
+            if kind == "single":
+                others = held_out_scenes(judge, n, seed + 1, pipe.seconds, 1).waves
+                sounds = {"": generated, "roundtrip.": back, "ceiling.": scenes.waves}
+                results |= distances({k: x[:n] for k, x in sounds.items()}, others, judge)
     return results
+
+
+def compared(
+    pipe: AudioLDM2,
+    judge: Judge,
+    kind: str,
+    n: int,
+    scenes: Scenes,
+    shuffled: Scenes,
+    generated: Tensor,
+    back: Tensor,
+) -> dict[str, float]:
+    """The answers for one kind of scenes, and what stands beside them, as `evaluate` names them. Chapter 17."""
+    rounds = {
+        "": scores(pipe, judge, generated, scenes, n),
+        "control.": scores(pipe, judge, generated, shuffled, n),
+        "roundtrip.": scores(pipe, judge, back, scenes, n),
+        "ceiling.": scores(pipe, judge, scenes.waves, scenes, n),
+    }
+    name = partial(question_name, kind)
+    found = {f"{k}{name(q)}": float(x.nanmean()) for k, answers in rounds.items() for q, x in answers.items()}
+    guesses = chance(len(judge.config.classes))
+    asked = [judges.chance(event) for event in scenes.events]
+    guesses |= {q: fmean(g[q] for g in asked if q in g) for q in {q for g in asked for q in g}}
+    found |= {f"chance.{name(q)}": guesses[q] for q in rounds[""] if q in guesses}
+    for question, x in rounds[""].items():
+        x = x[~x.isnan()]
+        # of a share p this is the binomial one, sqrt(p (1 - p) / n)
+        found[f"se.{name(question)}"] = float(x.std(correction=0)) / len(x) ** 0.5
+    return found
+
+
+def question_name(kind: str, question: str) -> str:
+    """What `evaluate` calls the answer to a question about scenes of a kind. Chapter 17."""
+    if kind == "single" and question in QUESTIONS:
+        return question
+    return f"{kind}.{'instrument' if kind == 'music' and question == 'class' else question}"
+
+
+def distances(sounds: dict[str, Tensor], renders: Tensor, judge: Judge) -> dict[str, float]:
+    """The Fréchet distance of sets of sounds (n, N) from as many renders (n, N), by prefix. Chapter 17."""
+    other = judge.embed(renders)
+    return {f"{prefix}frechet": frechet_distance(judge.embed(x), other) for prefix, x in sounds.items()}
 
 
 def generate(
@@ -362,18 +458,18 @@ def round_trip(pipe: AudioLDM2, waves: Tensor) -> Tensor:
 
 def report(results: dict[str, float]) -> str:
     """What `evaluate` found, as a table to read: chance < value < ceiling. Chapter 17."""
-    about = (
-        "{n} held-out scenes of one event and {n} of two; {steps} steps, guidance {guidance:g}, seed {seed}"
-    )
-    table = f"{'':13}{'chance':>9}{'control':>10}{'value':>17}{'round trip':>13}{'ceiling':>10}\n"
+    about = "{n} times each question of held-out scenes; {steps} steps, guidance {guidance:g}, seed {seed}"
+    table = f"{'':17}{'chance':>9}{'control':>10}{'value':>17}{'round trip':>13}{'ceiling':>10}\n"
+    shown = lambda key: f"{results[key]:.3f}" if key in results else "-"
     for question in (key.removeprefix("ceiling.") for key in results if key.startswith("ceiling.")):
-        guess = results.get(f"chance.{question}")
-        control, back, ceiling = (results[f"{k}.{question}"] for k in ("control", "roundtrip", "ceiling"))
-        value = f"{results[question]:.3f} ± {results[f'se.{question}']:.3f}"
-        table += f"{question:13}{'-' if guess is None else f'{guess:.3f}':>9}{control:10.3f}"
-        table += f"{value:>17}{back:13.3f}{ceiling:10.3f}\n"
+        chance, control, error, back, ceiling = (
+            shown(f"{prefix}.{question}") for prefix in ("chance", "control", "se", "roundtrip", "ceiling")
+        )
+        value = shown(question) + (f" ± {error}" if error != "-" else "")
+        table += f"{question:17}{chance:>9}{control:>10}{value:>17}{back:>13}{ceiling:>10}\n"
     legend = """chance: guessing. control: the same sounds, captions shuffled. value: the sounds, ± standard error.
-round trip: clean renders through VAE and vocoder. ceiling: clean renders. clap: cosine of sound and caption."""
+round trip: clean renders through VAE and vocoder. ceiling: clean renders. clap: cosine of sound and caption.
+frechet: distance from other renders, the less the better; its ceiling is that of clean renders."""
     return f"{about.format(**results)}\n\n{table}\n{legend}"
 
 

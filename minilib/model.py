@@ -72,6 +72,7 @@ class Model(nn.Module, PyTorchModelHubMixin):
         with replacing(folder / WEIGHTS_FILE) as weights, replacing(folder / CONFIG_FILE) as config:
             save_file(tensors, weights)
             config.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+            weights.chmod(config.stat().st_mode)  # safetensors shuts everyone else out
         if hub.pop("push_to_hub", False):
             self.push_to_hub(hub.pop("repo_id", None) or folder.name, **hub)
 

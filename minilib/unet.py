@@ -78,7 +78,7 @@ class TimeEmbedding(nn.Module):
 
 def spread(x: Tensor, n: int) -> Tensor:
     """A batch (B, ...) repeated until it has n rows, n a multiple of B. Chapter 14."""
-    return x if len(x) == n else x.repeat(n // len(x), *[1] * (x.dim() - 1))
+    return x if len(x) == n else torch.cat([x] * (n // len(x)))  # which keeps its channels last
 
 
 class Attention(nn.Module):

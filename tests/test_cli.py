@@ -70,12 +70,14 @@ def test_help_is_quick_and_names_every_command():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert all(
         name in done.stdout
-        for name in ("generate", "train", "reconstruct", "evaluate", "vocabulary", "doctor")
+        for name in ("generate", "train", "reconstruct", "evaluate", "chain", "vocabulary", "doctor")
     )
     assert "'minilib'" in done.stdout and not {"'torch'", "'numpy'"} & set(re.findall(r"'\w+'", done.stdout))
 
 
-@pytest.mark.parametrize("name", ["generate", "train", "reconstruct", "evaluate", "vocabulary", "doctor"])
+@pytest.mark.parametrize(
+    "name", ["generate", "train", "reconstruct", "evaluate", "chain", "vocabulary", "doctor"]
+)
 def test_the_help_of_a_command_has_examples_that_it_understands(capsys, name):
     code, out, _ = run(capsys, name, "--help")
     examples = re.findall(r"^  minilib (.*?)(?:   .*)?$", out.split("examples:")[1], re.M)
@@ -192,11 +194,10 @@ def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights)
     code, out, _ = run(capsys, "evaluate", *line.split(), "--json", "numbers.json")
     numbers = json.loads((here / "numbers.json").read_text())
     assert code == 0 and out.startswith(
-        "2 held-out scenes of one event and 2 of two; 1 steps, guidance 1, seed 3"
+        "2 times each question of held-out scenes; 1 steps, guidance 1, seed 3"
     )
-    assert f"{numbers['single.class']:.3f}" in out and {"n", "pair.both", "ceiling.single.class"} <= set(
-        numbers
-    )
+    assert f"{numbers['single.class']:.3f}" in out
+    assert {"n", "pair.both", "pitch", "control.loudness", "frechet", "ceiling.single.class"} <= set(numbers)
 
 
 def test_vocabulary_lists_words_classes_and_captions(capsys, weights, monkeypatch):

@@ -15,7 +15,9 @@ FLOORS = {
     "2 models": [
         "vae", "vocoder", "audiomae", "clap", "text", "phonemes", "bind", "gpt", "unet",
     ],
-    "3 assembly": ["pretrained", "original", "released", "lean", "audioldm2", "costs", "metrics", "training", "peers"],
+    "3 assembly": [
+        "pretrained", "original", "released", "lean", "audioldm2", "costs", "metrics", "chain", "training", "peers",
+    ],
     "4 faces": ["show", "doctor", "cli", "__main__"],
 }  # fmt: skip
 SHARED = {"0 ground"}

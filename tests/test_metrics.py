@@ -10,7 +10,7 @@ import torch
 
 from minilib import audio, metrics
 from minilib.metrics import Judge, JudgeConfig, Scenes
-from minilib.soundworld import CLASSES, SoundWorld, held_out_combinations, held_out_pairs
+from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, held_out_combinations, held_out_pairs
 
 NEPER = 20 / math.log(10)  # decibels
 
@@ -25,9 +25,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_a_judge_hears_clips_of_any_length_from_32_frames_on():
     judge = Judge.preset("tiny").eval()
-    assert judge.config.classes == tuple(CLASSES)
+    assert judge.config.classes == (*CLASSES, *INSTRUMENTS)
     for T in (32, 33, 128, 300):
-        assert judge(torch.zeros(2, 1, T, 64)).shape == (2, len(CLASSES))
+        assert judge(torch.zeros(2, 1, T, 64)).shape == (2, len(CLASSES) + len(INSTRUMENTS))
     with pytest.raises(ValueError, match="T and F at least 32, not \\(2, 1, 31, 64\\)"):
         judge(torch.zeros(2, 1, 31, 64))
 
@@ -265,8 +265,8 @@ class Oracle(Judge):
     def __init__(self, n: int, seed: int, seconds: float):
         super().__init__(Judge.presets["tiny"])
         self.truth = {}
-        for n_events in (1, 2):
-            scenes = metrics.held_out_scenes(self, n, seed, seconds, n_events)
+        for n_events, music in ((1, False), (2, False), (1, True)):
+            scenes = metrics.held_out_scenes(self, n, seed, seconds, n_events, music)
             pieces = scenes.waves.unflatten(1, (n_events, -1)).flatten(0, 1)  # halves of clips of two
             self.truth |= dict(zip(map(tuple, pieces.tolist()), scenes.labels.flatten().tolist()))
 
@@ -282,12 +282,13 @@ def oracle() -> Oracle:
 @pytest.fixture
 def perfect_pipe(tiny_pipe, monkeypatch):
     """A pipeline that gives back the very render of each caption, and loses all in its vocoder."""
-    renders = {}
-    for pairs in (0.0, 1.0):
-        world = SoundWorld("test", seconds=tiny_pipe.seconds, pairs=pairs)
-        renders |= {world[i].caption: world[i].wave for i in range(8)}
+    renders: dict[str, list] = {}
+    for pairs, music, n in ((0.0, 0.0, 60), (1.0, 0.0, 8), (0.0, 1.0, 8)):
+        world = SoundWorld("test", seconds=tiny_pipe.seconds, pairs=pairs, music=music)
+        for clip in map(world.__getitem__, range(n)):
+            renders.setdefault(clip.caption, []).append(clip.wave)  # clips may share a caption
     monkeypatch.setattr(
-        type(tiny_pipe), "__call__", lambda self, some, **_: torch.stack([renders[c] for c in some])
+        type(tiny_pipe), "__call__", lambda self, some, **_: torch.stack([renders[c].pop(0) for c in some])
     )
     monkeypatch.setattr(tiny_pipe.vocoder, "forward", lambda mel: torch.zeros(len(mel), 160 * mel.shape[2]))
     return tiny_pipe
@@ -301,8 +302,31 @@ def test_a_perfect_pipeline_reaches_the_ceiling_and_its_control_does_not(perfect
         assert results[f"control.{question}"] <= 0.5
         assert results[f"roundtrip.{question}"] <= 0.25
         assert results[f"chance.{question}"] < 0.04
+    for question in metrics.QUESTIONS:
+        assert results[question] == results[f"ceiling.{question}"] > results[f"control.{question}"]
+        assert results[f"chance.{question}"] == pytest.approx(1 / 3, abs=0.1)
     assert results["single.clap"] == results["ceiling.single.clap"]
+    assert results["frechet"] == results["ceiling.frechet"] < results["roundtrip.frechet"]
+    assert not any("music" in key for key in results)  # these weights know no instrument
     assert json.loads(json.dumps(results)) == results
+
+
+def test_tunes_are_asked_of_weights_that_know_instruments(perfect_pipe, oracle):
+    perfect_pipe.vocabulary = {"classes": ["piano"]}
+    results = metrics.evaluate(perfect_pipe, oracle, n=8, progress=False)
+    for question in ("music.instrument", "music.tempo", "music.loudness"):
+        assert results[question] == results[f"ceiling.{question}"] > results[f"roundtrip.{question}"]
+    assert results["chance.music.tempo"] == pytest.approx(1 / 3)
+    assert "music.class" not in results and "music.pitch" not in results
+
+
+def test_every_question_is_asked_often_enough():
+    m = metrics.enough_scenes(5, seed=3, seconds=2.56)
+    world = SoundWorld("test", seed=3, pairs=0.0)
+    events = [world.scene(i).events[0] for i in range(m)]
+    asked = {"pitch": "pitch", "count": "count", "speed": "speed", "loudness": "loudness"}
+    n_asked = {q: sum(getattr(event, name) is not None for event in events) for q, name in asked.items()}
+    assert min(n_asked.values()) == 5 and max(n_asked.values()) == m
 
 
 def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle):
@@ -319,8 +343,10 @@ def test_the_standard_error_of_a_share_is_the_binomial_one(perfect_pipe, oracle,
     monkeypatch.setattr(
         metrics,
         "held_out_scenes",
-        lambda judge, n, seed, seconds, k: Scenes(
-            ["a dog barks"] * n, noise(n, 10240), torch.tensor([[0]] * 3 + [[1]] * (n - 3)).repeat(1, k)
+        lambda judge, n, seed, seconds, n_events: Scenes(
+            ["a dog barks"] * n,
+            noise(n, 10240),
+            torch.tensor([[0]] * 3 + [[1]] * (n - 3)).repeat(1, n_events),
         ),
     )
     monkeypatch.setattr(metrics, "generate", lambda pipe, captions, *_: noise(len(captions), 10240))
@@ -335,10 +361,12 @@ def test_the_report_reads_from_chance_to_ceiling():
     results |= {f"{prefix}single.class": value for prefix, value in parts.items()}
     results |= {f"{prefix}pair.clap": value for prefix, value in parts.items() if prefix != "chance."}
     lines = metrics.report(results).splitlines()
-    assert lines[0].startswith("5 held-out scenes of one event and 5 of two; 25 steps, guidance 3.5")
+    assert lines[0].startswith("5 times each question of held-out scenes; 25 steps, guidance 3.5")
     assert lines[2].split() == ["chance", "control", "value", "round", "trip", "ceiling"]
     assert lines[3].split() == ["single.class", "0.034", "0.050", "0.900", "±", "0.021", "0.950", "0.990"]
     assert lines[4].split() == ["pair.clap", "-", "0.050", "0.900", "±", "0.021", "0.950", "0.990"]
+    results |= {"frechet": 7.5, "roundtrip.frechet": 3.25, "ceiling.frechet": 2.0}
+    assert metrics.report(results).splitlines()[5].split() == ["frechet", "-", "-", "7.500", "3.250", "2.000"]
 
 
 def test_near_captions_share_words_and_then_meaning(tiny_pipe):

@@ -72,6 +72,7 @@ def test_config_and_weights_come_back_equal(tmp_path, config):
 
 def test_a_saved_folder_holds_two_files_and_nothing_half_written(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read both
 
 
 def test_half_precision_is_kept_or_cast_as_asked_and_counters_stay_whole(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from minilib.audioldm2 import load_part, load_tokenizers, save_description, save_tokenizers
+from minilib.chain import SEPARATE, TUNED
 from minilib.data import OPEN_LICENCES, AudioFolder, Corpus
 from minilib.files import replacing
 from minilib.model import read_json
@@ -158,6 +159,8 @@ def run_stage(
     if is_main():
         for part, model in stage.finish().items():
             model.save_pretrained(out / part, dtype=torch.float16)
+            if part in TUNED and name != "joint":  # what joint makes of it will be compared with it
+                model.save_pretrained(out / SEPARATE / part, dtype=torch.float16)
         seconds = time.monotonic() - began
         note_finished(out, name, {"steps": recipe.steps, "seconds": round(seconds), "recipe": asdict(recipe)})
         log(out, f"{name:9s} finished: {recipe.steps} steps in {seconds:.0f} s, caches included")

@@ -349,7 +349,7 @@ class JudgeStage(Stage):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        world = SoundWorld("train", seed=self.seed + 1)  # no clip of the generator's own training
+        world = SoundWorld("train", self.seed + 1, music=0.3)  # no clip of the generator's own training
         n = min(len(self.data.corpus), 4000)
         workers = max(1, (os.cpu_count() or 1) // n_processes())  # each process renders all clips
         self.clips = Corpus.from_soundworld(world, n, progress=is_main(), workers=workers)

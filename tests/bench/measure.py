@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,8 @@ def peak(work: Work) -> tuple[float, float]:
 
 def in_a_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     """What a function of a module gives in a process of its own, whose memory nothing else has used."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(function, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def machine() -> str:

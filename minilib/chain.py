@@ -1,0 +1,147 @@
+"""Where a caption gets lost: the chain from text to sound with one link changed at a time.
+
+Each way of sampling gets the same captions and the same noise. With the true LOA, what is still wrong is the latent
+diffusion's fault; without the LOA or without the text one sees what the other carries; GPT-2 and U-Net as they were
+before joint fine-tuning show what that is worth. Chapter 17 builds this module.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from minilib import audio
+from minilib.audioldm2 import AudioLDM2, load_part
+from minilib.metrics import BATCH, Judge, Scenes, held_out_scenes, question_name, scores
+
+SEPARATE = "separate"  # the folder, in that of a run, of the parts as they were before joint fine-tuning
+TUNED = ("gpt", "unet")  # these parts
+LOAS = ("true", "joint", "separate", "none")
+GUIDANCE = (1.0, 1.5, 2.0, 2.5, 3.5, 5.0, 8.0)
+STEPS = (5, 10, 25, 50, 100)
+COLUMNS = ("single.class", "pitch", "count", "speed", "loudness", "pair.first", "pair.second", "pair.both")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way from a caption to a sound. Chapter 17."""
+
+    loa: str = (
+        "joint"  # of the clean render; by GPT-2, tuned jointly or before that; or that of the empty caption
+    )
+    text: bool = True  # whether the U-Net reads the caption's words
+    guidance: float = 3.5
+    steps: int = 25
+
+    @property
+    def name(self) -> str:
+        """What the results call it."""
+        return (
+            f"{self.loa} LOA, {'with' if self.text else 'no'} text, w {self.guidance:g}, {self.steps} steps"
+        )
+
+
+def ways(separate: bool) -> list[Way]:
+    """All ways of the table, each once; with the parts before joint tuning only where there are any. Chapter 17."""
+    links = [Way(loa, text) for loa in LOAS if separate or loa != "separate" for text in (True, False)]
+    strengths, lengths = [Way(guidance=w) for w in GUIDANCE], [Way(steps=k) for k in STEPS]
+    return list(dict.fromkeys([*links, *strengths, *lengths]))
+
+
+def untuned(pipe: AudioLDM2, folder: Path) -> AudioLDM2 | None:
+    """The pipeline with GPT-2 and U-Net as they were before joint fine-tuning; None if not kept. Chapter 17."""
+    if not (folder / SEPARATE).is_dir():
+        return None
+    other = copy.copy(pipe)
+    for name in TUNED:
+        setattr(other, name, load_part(folder / SEPARATE, name, torch.float32))
+    return other.to(pipe.device)
+
+
+@torch.no_grad()
+def sounds(pipe: AudioLDM2, scenes: Scenes, way: Way, seed: int) -> Tensor:
+    """Generate one sound for each scene in this way: (n, N), from noise that depends on the seed only. Chapter 17."""
+    generator, waves = torch.Generator().manual_seed(seed), []
+    for start in range(0, len(scenes.captions), BATCH):
+        captions = scenes.captions[start : start + BATCH]
+        conditions = pipe.encode(captions)
+        empty = pipe.encode_negative([""] * len(captions), conditions)
+        if way.loa == "true":
+            loa = pipe.audiomae.loa(audio.log_mel(scenes.waves[start : start + BATCH]).to(pipe.device))
+        else:
+            loa = pipe.loa_of_negative(empty) if way.loa == "none" else pipe.loa(conditions)
+        if not way.text:
+            conditions = dataclasses.replace(conditions, text=empty.text)
+        n_samples = scenes.waves.shape[1]
+        latents = torch.randn(pipe.latent_shape(len(captions), n_samples), generator=generator)
+        z0 = pipe.sample(loa, conditions, way.steps, way.guidance, latents=latents)
+        waves.append(pipe.decode(z0, n_samples).float().cpu())
+    return torch.cat(waves)
+
+
+def explain(
+    pipe: AudioLDM2,
+    judge: Judge,
+    separate: AudioLDM2 | None = None,
+    n: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Ask the questions of `metrics.evaluate` of sounds that came about in every one of the `ways`.
+
+    Args:
+        pipe, judge: what is measured, and who measures; the pipeline has its AudioMAE.
+        separate: the pipeline with GPT-2 and U-Net as they were before joint fine-tuning, if they were kept.
+        n: scenes of one event and of two, each 2 or more; seed: of the scenes and of the noise.
+        progress: show a bar over the ways.
+    Returns:
+        a flat dictionary: under `<name of the way>.<question>` the mean, and after the prefix `se.` its standard error.
+    Raises:
+        ValueError: `n` is below 2, or the pipeline has no AudioMAE.
+
+    Chapter 17.
+    """
+    if not isinstance(n, int) or n < 2:
+        raise ValueError(f"n must be a whole number, 2 or more, not {n}")
+    if pipe.audiomae is None:
+        raise ValueError(
+            "pipe must have its audiomae, for the true LOA; train that stage, or take weights with it"
+        )
+    kinds = {
+        kind: held_out_scenes(judge, n, seed, pipe.seconds, k) for kind, k in (("single", 1), ("pair", 2))
+    }
+    results: dict[str, float] = {"n": n, "seed": seed}
+    for way in tqdm(ways(separate is not None), desc="chain", unit="way", disable=not progress):
+        sampled = separate if way.loa == "separate" else pipe
+        for kind, scenes in kinds.items():
+            answers = scores(pipe, judge, sounds(sampled, scenes, way, seed), scenes, n)
+            for question, x in answers.items():
+                asked, name = x[~x.isnan()], question_name(kind, question)
+                results[f"{way.name}.{name}"] = float(asked.mean())
+                results[f"se.{way.name}.{name}"] = float(asked.std(correction=0)) / len(asked) ** 0.5
+    return results
+
+
+def report(results: dict[str, float]) -> str:
+    """What `explain` found, as a table to read: a row for each way. Chapter 17."""
+    last = ".single.class"
+    names = [k.removesuffix(last) for k in results if k.endswith(last) and not k.startswith("se.")]
+    width = max(map(len, names))
+    lines = [f"{'':{width}}" + "".join(f"{column.split('.')[-1]:>10}" for column in COLUMNS)]
+    lines += [f"{name:{width}}" + "".join(cells(results, name)) for name in names]
+    about = (
+        "{n} held-out scenes of one event and {n} of two, seed {seed}; standard errors up to 0.5 / sqrt({n})"
+    )
+    return f"{about.format(**results)}\n\n" + "\n".join(lines)
+
+
+def cells(results: dict[str, float], name: str) -> Iterable[str]:
+    """The numbers of one way, column by column. Chapter 17."""
+    return (f"{results[f'{name}.{column}']:10.3f}" for column in COLUMNS)
