@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from minilib import audioldm2, cli, training
 from minilib.data import Corpus
 from minilib.metrics import JudgeConfig
-from minilib.soundworld import CLASSES, SoundWorld
+from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld
 from minilib.text import T5, Tokenizer
 from minilib.training import RUNS, STAGES, Recipe, TrainingData, stages, train
 from minilib.vocoder import Vocos
@@ -42,7 +42,7 @@ def small_world(patch: pytest.MonkeyPatch) -> None:
     """Add the preset "small": a few thousand parameters a model, clips of 0.64 s."""
     models = {**small_parts(), "judge": stages.seeded(stages.Judge, "tiny", 0)}
     configs = {name: model.config for name, model in models.items()}
-    configs["judge"] = JudgeConfig(classes=tuple(CLASSES), channels=(4, 8))
+    configs["judge"] = JudgeConfig(classes=(*CLASSES, *INSTRUMENTS), channels=(4, 8))
     for name in ("text", "clap"):
         configs[name] = replace(configs[name], vocab_size=1000)
     for name, model in models.items():
