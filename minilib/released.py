@@ -6,8 +6,6 @@ becomes this package's models (`pretrained`). Chapter 18 builds it.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minilib import audio, original, pretrained
+from minilib.files import replacing_folder
 from minilib.gpt import LOARegressor
 from minilib.model import local_folder, read_json
 from minilib.phonemes import PhonemeEncoder
@@ -382,12 +381,5 @@ def write(pipeline: Any, folder: Path) -> None:
     """Write diffusers' pipeline into a folder, whole or not at all. Chapter 18."""
     if folder.exists() and not is_released(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is no folder of a pipeline: nothing was written")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        pipeline.save_pretrained(beside / "new")
-        if folder.exists():
-            folder.replace(beside / "old")
-        (beside / "new").replace(folder)
-    finally:
-        shutil.rmtree(beside)
+    with replacing_folder(folder) as new:
+        pipeline.save_pretrained(new)
