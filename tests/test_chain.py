@@ -46,10 +46,11 @@ def test_the_way_of_the_pipeline_is_the_pipelines_own(tiny_pipe, scenes):
 
 
 @pytest.mark.parametrize(
-    "other", [Way("true"), Way("none"), Way(text=False), Way(guidance=1.0), Way(steps=3)]
+    "change", [{"loa": "true"}, {"loa": "none"}, {"text": False}, {"guidance": 1.0}, {"steps": 3}]
 )
-def test_each_link_makes_a_difference(tiny_pipe, scenes, other):
-    usual, changed = (chain.sounds(tiny_pipe, scenes, way, seed=0) for way in (Way(steps=2), other))
+def test_each_link_makes_a_difference(tiny_pipe, scenes, change):
+    ways = Way(steps=2), Way(**{"steps": 2} | change)
+    usual, changed = (chain.sounds(tiny_pipe, scenes, way, seed=0) for way in ways)
     assert changed.shape == usual.shape and (changed - usual).abs().mean() > 1e-5
 
 
