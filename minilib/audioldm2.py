@@ -24,9 +24,10 @@ from minilib import audio, lean, released
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
 from minilib.diffusion import ddim_sample, dpm_solver_sample
+from minilib.files import replacing
 from minilib.gpt import LOARegressor
 from minilib.guidance import guided
-from minilib.model import Model, read_json, replacing
+from minilib.model import Model, read_json
 from minilib.phonemes import PhonemeEncoder
 from minilib.released import ReleasedCLAP, ReleasedTokenizer
 from minilib.text import T5Encoder, Tokenizer, split_words

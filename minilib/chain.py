@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from minilib import audio
 from minilib.audioldm2 import AudioLDM2, load_part
-from minilib.metrics import BATCH, Judge, Scenes, held_out_scenes, question_name, scores
+from minilib.metrics import BATCH, Judge, Scenes, held_out_scenes, question_name, scores, standard_error
 
 SEPARATE = "separate"  # the folder, in that of a run, of the parts as they were before joint fine-tuning
 TUNED = ("gpt", "unet")  # these parts
@@ -123,9 +123,8 @@ def explain(
         for kind, scenes in kinds.items():
             answers = scores(pipe, judge, sounds(sampled, scenes, way, seed), scenes, n)
             for question, x in answers.items():
-                asked, name = x[~x.isnan()], question_name(kind, question)
-                results[f"{way.name}.{name}"] = float(asked.mean())
-                results[f"se.{way.name}.{name}"] = float(asked.std(correction=0)) / len(asked) ** 0.5
+                name = f"{way.name}.{question_name(kind, question)}"
+                results |= {name: float(x.nanmean()), f"se.{name}": standard_error(x)}
     return results
 
 
@@ -136,10 +135,9 @@ def report(results: dict[str, float]) -> str:
     width = max(map(len, names))
     lines = [f"{'':{width}}" + "".join(f"{column.split('.')[-1]:>10}" for column in COLUMNS)]
     lines += [f"{name:{width}}" + "".join(cells(results, name)) for name in names]
-    about = (
-        "{n} held-out scenes of one event and {n} of two, seed {seed}; standard errors up to 0.5 / sqrt({n})"
-    )
-    return f"{about.format(**results)}\n\n" + "\n".join(lines)
+    most = max(value for key, value in results.items() if key.startswith("se."))
+    about = "{n} held-out scenes of one event and {n} of two, seed {seed}"
+    return f"{about.format(**results)}; standard errors up to {most:.3f}\n\n" + "\n".join(lines)
 
 
 def cells(results: dict[str, float], name: str) -> Iterable[str]:

@@ -28,12 +28,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except Exception as error:
-        if unwritten := not_written(path, error):
-            raise unwritten from error
-        raise
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,15 +47,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     new, old = beside / "new", beside / "old"
     try:
-        new.mkdir()
-        yield new
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-    except Exception as error:
-        if unwritten := not_written(folder, error):
-            raise unwritten from error
-        raise
+        with naming(folder):
+            new.mkdir()
+            yield new
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
     finally:
         if old.exists() and not folder.exists():  # stopped between the two steps
             os.replace(old, folder)
@@ -67,6 +61,17 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             with suppress(OSError):  # another process may have put something there
                 for parent in missing:
                     parent.rmdir()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error that kept `path` from being written name it, whichever library met it."""
+    try:
+        yield
+    except Exception as error:
+        if unwritten := not_written(path, error):
+            raise unwritten from error
+        raise
 
 
 def not_written(path: Path, error: Exception) -> OSError | None:

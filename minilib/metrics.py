@@ -103,8 +103,7 @@ class Judge(Model):
     @torch.no_grad()
     def hear(self, waves: Tensor) -> Tensor:
         """Number of the likeliest class (B,) for each waveform (B, N)."""
-        mels = (audio.log_mel(batch.to(self.device)) for batch in waves.split(BATCH))
-        return torch.cat([self(mel).argmax(dim=1).cpu() for mel in mels])
+        return self.head(self.embed(waves).to(self.device)).argmax(dim=1).cpu()
 
     @torch.no_grad()
     def embed(self, waves: Tensor) -> Tensor:
@@ -408,11 +407,13 @@ def compared(
     asked = [judges.chance(event) for event in scenes.events]
     guesses |= {q: fmean(g[q] for g in asked if q in g) for q in {q for g in asked for q in g}}
     found |= {f"chance.{name(q)}": guesses[q] for q in rounds[""] if q in guesses}
-    for question, x in rounds[""].items():
-        x = x[~x.isnan()]
-        # of a share p this is the binomial one, sqrt(p (1 - p) / n)
-        found[f"se.{name(question)}"] = float(x.std(correction=0)) / len(x) ** 0.5
-    return found
+    return found | {f"se.{name(q)}": standard_error(x) for q, x in rounds[""].items()}
+
+
+def standard_error(x: Tensor) -> float:
+    """Of the mean of answers (n,), NaN aside; of a share p the binomial one, sqrt(p (1 - p) / n). Chapter 17."""
+    x = x[~x.isnan()]
+    return float(x.std(correction=0)) / len(x) ** 0.5
 
 
 def question_name(kind: str, question: str) -> str:

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minilib.model import Model, replacing
+from minilib.files import replacing
+from minilib.model import Model
 
 PAD, EOS, CLS = 0, 1, 2  # ids of <pad>, </s>, <cls>
 SENTINEL = 3  # id of <extra_id_0>; the other sentinels follow it

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from minilib.model import Model, replacing
+from minilib.files import replacing
+from minilib.model import Model
 
 
 @dataclass(frozen=True)
