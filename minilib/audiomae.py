@@ -156,9 +156,8 @@ class MAEDecoder(nn.Module):
         h = self.decoder_embed(features)
         B, _, D = h.shape
         n_patches = len(self.position_embeddings) - 1
-        full = self.mask_token.expand(B, n_patches, D).scatter(
-            1, visible[:, :, None].expand(-1, -1, D), h[:, 1:]
-        )
+        hidden = self.mask_token.to(h.dtype).expand(B, n_patches, D)
+        full = hidden.scatter(1, visible[:, :, None].expand(-1, -1, D), h[:, 1:])
         h = torch.cat([h[:, :1], full], dim=1) + self.position_embeddings.to(h.dtype)
         for layer in self.layer:
             h = layer(h)

@@ -186,7 +186,8 @@ def add_train(commands: Any) -> None:
     """
     add = command(commands, train, "train the pipeline, or single stages of it", examples).add_argument
     about = f"all, or some of {', '.join(STAGES)} (the last three build on the others); "
-    add("stages", nargs="+", metavar="STAGE", help=about + "or judge, the classifier that scores sounds")
+    about += "or adversarial, which sharpens the vocoder, or judge, the classifier that scores sounds"
+    add("stages", nargs="+", metavar="STAGE", help=about)
     add("--preset", default="tiny", help="tiny: two CPU cores; colab: one GPU (default: tiny)")
     about = "captioned recordings to learn from (default: SoundWorld, the built-in corpus)"
     add("--data", type=Path, metavar="FOLDER", help=about)

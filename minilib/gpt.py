@@ -62,6 +62,12 @@ class Projection(nn.Module):
             positions = torch.zeros(1, config.condition_dims[-1], config.learned_positions)
             self.learnable_positional_embedding = nn.Parameter(positions)  # (1, D, S), as released
 
+    def initialise(self) -> None:
+        """Let every condition arrive with about unit variance, as the LOA does: CLAP's vector has length 1."""
+        for i, name in enumerate(self.names):
+            projection = getattr(self, f"projection_{i}" if i else "projection")
+            nn.init.normal_(projection.weight, std=1.0 if name == "clap" else projection.in_features**-0.5)
+
     def forward(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         """Conditions, by name or in order -> sequence (B, S, n_embd) and mask (B, S) bool. Chapter 13."""
         sequences, masks = [], []
@@ -234,6 +240,7 @@ class LOARegressor(Model):
         self.projection = Projection(config)
         self.gpt2 = GPT2(config)
         self.apply(initialise)
+        self.projection.initialise()
         nn.init.normal_(self.gpt2.wpe.weight, std=0.5)  # beside vectors of unit variance GPT-2's 0.02 is lost
         for block in self.gpt2.h:  # the sum of 2 * n_layer branches starts at the scale of one
             for branch in (block.attn, block.mlp):
@@ -294,18 +301,23 @@ class LOARegressor(Model):
         return torch.cat(loa, dim=1)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean squared error of the teacher-forced prediction (2308.05734 §3.2; the released code takes L1).
+        """Mean squared error of each predicted vector (2308.05734 §3.2; the released code takes L1).
 
-        Neighbours of the LOA are alike, so with all of the truth before its eyes the regression copies, and is lost
-        when it has to go on from its own vectors. Where `keep` hides some of them, as Bowman et al. hide words
-        (1511.06349 §3.1), it learns to read the caption.
+        Neighbours of the LOA are alike, so with the truth before its eyes the regression copies instead of reading, and
+        is lost when it has to go on from its own vectors. Where `keep` says so the input is what the regression writes
+        by itself, as in scheduled sampling (Bengio et al., 1506.03099) and DAgger (Ross et al., 1011.0686): then only
+        the caption can tell it more. No gradient goes through the writing.
 
         The batch holds `loa` (B, L, n_embd) and for each condition its sequence under its name and its mask
         under `NAME_mask`, e.g. `text` (B, S, D) and `text_mask` (B, S); without a mask all of it is read. `keep`
-        (B, L), if it is there, is False where the input has zeros instead of the true vector.
+        (B, L), if it is there, is False where the input is the model's own vector instead of the true one.
         """
         conditions = {name: (batch[name], batch.get(f"{name}_mask")) for name in self.config.conditions}
-        teacher = batch["loa"] * batch["keep"][:, :, None] if "keep" in batch else batch["loa"]
+        teacher = batch["loa"]
+        if "keep" in batch:
+            with torch.no_grad():
+                own = self.generate(conditions, teacher.shape[1]).to(teacher.dtype)
+            teacher = torch.where(batch["keep"][:, :, None], teacher, own)
         return F.mse_loss(self(conditions, teacher), batch["loa"])
 
 
@@ -322,8 +334,13 @@ LOARegressor.presets = {
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw weights as GPT-2 does: normal with a standard deviation of 0.02, biases zero. Chapter 13."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+    """Draw weights so that variance is kept, where GPT-2 takes 0.02 at any width; biases zero. Chapter 13.
+
+    With weights as small as GPT-2's, attention begins blind to what it reads, and minutes are not enough to open its
+    eyes.
+    """
     if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
         nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)

@@ -9,11 +9,16 @@ from pathlib import Path
 import colab_cell
 import course_map
 import execute
+import gallery
 import nbformat
 import notebooks
 import pytest
 import sync_cells
+import torch
 import yaml
+
+from minilib.metrics import Judge
+from minilib.soundworld import SoundWorld
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -136,6 +141,53 @@ def test_without_an_address_the_colab_cell_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", None)
     with pytest.raises(FileNotFoundError, match="no address: upload its folder"):
         exec(colab_cell.text(), {})
+
+
+# ---- the gallery
+
+
+def test_the_gallery_was_made_with_the_weights_that_ship():
+    done = subprocess.run(
+        [sys.executable, ROOT / "book/tools/gallery.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_gallery_has_a_player_a_picture_a_verdict_and_a_seed_for_each_caption():
+    page = gallery.PAGE.read_text(encoding="utf-8")
+    clips = list(gallery.chosen())
+    assert len(clips) == 24 and len({clip.caption for _, clip in clips}) == 24
+    cards = re.findall(r'<div class="sound-card".*?</p></div>', page)
+    assert len(cards) == 24
+    for number, ((heading, clip), card) in enumerate(zip(clips, cards, strict=True)):
+        assert f"## {heading}" in page and clip.caption in card and f"Seed {number}." in card
+        assert card.count("<audio") == card.count("<img") == 1 and 'alt="Mel spectrogram of' in card
+        assert ("Wrong:" in card) == ('data-verdict="wrong"' in card)
+    n_right = sum('data-verdict="right"' in card for card in cards)
+    assert f"**{n_right} of 24 are right in every respect.**" in page
+    assert len(page) < 1_500_000
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge.from_pretrained(ROOT / "data/weights/judges/judge", dtype=torch.float32)
+
+
+def test_the_gallery_finds_nothing_wrong_with_clean_renders(judge):
+    for _, clip in gallery.chosen():
+        right, wrong = gallery.verdict(judge, clip.wave, clip.scene.events)
+        assert right and not wrong, f"{clip.caption}: {wrong}"
+
+
+def test_the_gallery_says_what_is_wrong(judge):
+    world = SoundWorld("test", pairs=0.0)
+    bell = next(clip for i in range(200) if (clip := world[i]).scene.events[0].name == "bell")
+    event = bell.scene.events[0]
+    _, wrong = gallery.verdict(judge, torch.zeros_like(bell.wave) + 1e-4 * bell.wave, (event,))
+    assert any(said.startswith("loudness quiet, not") or said.startswith("count") for said in wrong)
+    other = next(clip for i in range(200) if (clip := world[i]).scene.events[0].name == "rain")
+    _, wrong = gallery.verdict(judge, other.wave, (event,))
+    assert "rain, not bell" in wrong
 
 
 # ---- the tools

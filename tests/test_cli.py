@@ -251,10 +251,13 @@ def test_an_interrupted_training_says_how_to_go_on(capsys, here, monkeypatch):
     assert err == f"minilib: stopped; go on with: {go_on}"
 
 
-def test_the_help_of_train_names_the_stages_that_there_are():
+def test_the_help_of_train_names_the_stages_that_there_are(capsys):
     from minilib.training import ALL_STAGES, STAGES
+    from minilib.training.stages import APART
 
-    assert cli.STAGES == ALL_STAGES and set(STAGES) == {*cli.STAGES, "judge"}
+    assert cli.STAGES == ALL_STAGES and set(STAGES) == {*cli.STAGES, *APART}
+    help_text = " ".join(run(capsys, "train", "--help")[1].split())
+    assert all(name in help_text for name in STAGES)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -430,7 +433,7 @@ def a_data_folder(folder: Path, table: str, *sounds: str) -> Path:
 def test_train_refuses_unknown_stages_presets_and_numbers(capsys, here):
     said = refused(capsys, "train", "vea")
     assert (
-        "stage must be all or one of vae, vocoder, audiomae, clap, text, gpt, ldm, joint" in said
+        "stage must be all or one of vae, vocoder, adversarial, audiomae, clap, text, gpt, ldm, joint" in said
         and "'vea'" in said
     )
     assert "stage must be all" in refused(capsys, "train", "vae", "all")

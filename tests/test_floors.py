@@ -13,7 +13,7 @@ FLOORS = {
     "0 ground": ["torchaudio_guard", "files", "audio", "soundworld", "data", "detectors", "judges", "frechet"],
     "1 process and shared layers": ["diffusion", "guidance", "layers", "model"],
     "2 models": [
-        "vae", "vocoder", "audiomae", "clap", "text", "phonemes", "bind", "gpt", "unet",
+        "vae", "vocoder", "discriminators", "audiomae", "clap", "text", "phonemes", "bind", "gpt", "unet",
     ],
     "3 assembly": [
         "pretrained", "original", "released", "lean", "audioldm2", "costs", "metrics", "chain", "training", "peers",

@@ -171,17 +171,50 @@ def test_the_loss_is_the_mean_square_and_falls():
     assert model.loss(batch) < 0.7 * first
 
 
-def test_what_the_teacher_hides_is_predicted_but_not_read():
+def test_where_the_teacher_is_silent_the_regression_goes_on_from_what_it_wrote():
     model = model_of_order_one()
     (clap, _), (text, mask) = some_conditions().values()
     loa = torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(1))
     batch = {"clap": clap, "text": text, "text_mask": mask, "loa": loa}
     none = torch.zeros(3, 6, dtype=torch.bool)
+    half = torch.rand(3, 6, generator=torch.Generator().manual_seed(2)) < 0.5
     with torch.no_grad():
-        blind = model(some_conditions(), torch.zeros_like(loa))
-        torch.testing.assert_close(model.loss({**batch, "keep": none}), F.mse_loss(blind, loa))
+        own = model.generate(some_conditions(), 6)
+        for keep in (none, half, ~none):
+            expected = model(some_conditions(), torch.where(keep[:, :, None], loa, own))
+            loss = model.loss({**batch, "keep": keep})
+            torch.testing.assert_close(loss, F.mse_loss(expected, loa))
         torch.testing.assert_close(model.loss({**batch, "keep": ~none}), model.loss(batch))
+        torch.testing.assert_close(model.loss({**batch, "keep": none}), F.mse_loss(own, loa))
         assert (model.loss({**batch, "keep": none}) - model.loss(batch)).abs() > 1e-3
+
+
+def test_no_gradient_flows_through_what_was_written():
+    model = model_of_order_one()
+    (clap, _), (text, mask) = some_conditions().values()
+    loa = torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(1))
+    batch = {"clap": clap, "text": text, "text_mask": mask, "loa": loa}
+    model.loss({**batch, "keep": torch.zeros(3, 6, dtype=torch.bool)}).backward()
+    mine = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    with torch.no_grad():
+        own = model.generate(some_conditions(), 6)
+    model.zero_grad()
+    F.mse_loss(model(some_conditions(), own), loa).backward()
+    other = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mine, other, strict=True))
+
+
+@pytest.mark.parametrize("preset", ("tiny", "full"))
+def test_conditions_of_any_width_arrive_with_the_variance_of_the_loa(preset):
+    projection = LOARegressor.preset(preset).projection if preset == "tiny" else Projection(GPTConfig())
+    projection.initialise()
+    generator = torch.Generator().manual_seed(0)
+    dims = (projection.projection.in_features, projection.projection_1.in_features)
+    clap = F.normalize(torch.randn(64, 1, dims[0], generator=generator), dim=-1)  # CLAP's have length 1
+    text = torch.randn(64, 4, dims[1], generator=generator)
+    with torch.no_grad():
+        clap, text = projection.projection(clap), projection.projection_1(text)
+    assert abs(clap.std() - 1) < 0.2 and abs(text.std() - 1) < 0.2
 
 
 def test_one_condition_or_three_are_as_good_as_two():

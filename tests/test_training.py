@@ -24,6 +24,7 @@ from minilib.training import (
     Recipe,
     TrainingData,
     loop,
+    runs,
     stages,
     train,
     train_stages,
@@ -39,8 +40,8 @@ def data() -> TrainingData:
 @pytest.fixture(scope="module")
 def parts() -> dict:
     classes = {
-        "vae": stages.VAE, "audiomae": stages.AudioMAE, "clap": stages.CLAP, "gpt": stages.LOARegressor,
-        "unet": stages.UNet,
+        "vae": stages.VAE, "vocoder": stages.VOCODERS["tiny"], "audiomae": stages.AudioMAE, "clap": stages.CLAP,
+        "gpt": stages.LOARegressor, "unet": stages.UNet,
     }  # fmt: skip
     parts = {name: stages.seeded(model, "tiny", 1).eval() for name, model in classes.items()}
     return parts | {"text": stages.seeded(stages.T5, "tiny", 1).text_encoder().eval()}
@@ -78,6 +79,17 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name, data, parts, tmp
     monkeypatch.setattr(loop, "training_step", real)
     resumed = train(make(name, data, parts), tmp_path / "broken", resume=True, progress=False)
     assert torch.equal(weights(resumed), unbroken)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_trains_in_the_half_precision_that_a_gpu_has(name, data, parts, tmp_path):
+    recipe = replace(small(name), steps=1, precision="bf16")
+    stage = make(name, data, parts, recipe)
+    before = weights(stage.model).clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "has_bf16", lambda: True)
+        trained = train(stage, tmp_path, progress=False)
+    assert weights(trained).isfinite().all() and not torch.equal(weights(trained), before)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -129,7 +141,8 @@ def test_joint_training_sends_the_noise_loss_into_gpt(data, parts):
 
 
 def test_joint_shows_each_clip_at_several_levels_and_beside_its_own_loa(data, parts):
-    stage = make("joint", data, parts, replace(small("joint"), batch_size=4, levels=2))
+    recipe = replace(small("joint"), batch_size=4, levels=2, level_power=1.0)
+    stage = make("joint", data, parts, recipe)
     batch = stage.batch(training.step_generator(0, "joint", 0))
     assert batch["t"].shape == batch["true_loa"].shape == (4, 2) and batch["z0"].shape[:2] == (4, 2)
     assert torch.equal(batch["z0"][:, 0], batch["z0"][:, 1])
@@ -145,29 +158,39 @@ def test_joint_shows_each_clip_at_several_levels_and_beside_its_own_loa(data, pa
         assert torch.equal(given["z0"][2 * i], batch["z0"][i, 0]) and given["t"][2 * i] == batch["t"][i, 0]
         assert torch.equal(given["loa"][2 * i], batch["loa"][i])
         torch.testing.assert_close(given["loa"][2 * i + 1], written[i])
-        assert torch.equal(given["text"][2 * i + 1], batch["text"][i])
+        assert torch.equal(given["text"][2 * i + 1], batch["words"][i])
 
 
 def test_shares_of_true_loa_and_of_empty_captions_are_the_papers(data, parts):
     stage = make("joint", data, parts, replace(small("joint"), batch_size=16))
-    true, empty = [], []
+    true, unread, hidden = [], [], []
     empty_text = stage.encode([""])["text"][0, 0]
+
+    def is_empty(text: torch.Tensor) -> torch.Tensor:
+        return (text[:, 0] - empty_text).abs().amax(dim=1) < 1e-4
+
     for step in range(60):
         batch = stage.batch(training.step_generator(0, "joint", step))
-        is_empty = (batch["text"][:, 0] - empty_text).abs().amax(dim=1) < 1e-4
-        empty.append(is_empty)
-        true.append(batch["true_loa"][~is_empty])
-        assert not batch["true_loa"][is_empty].any()  # "no condition" is always GPT-2's own
-    assert abs(torch.cat(empty).float().mean() - 0.1) < 0.03
+        no_words, no_caption = is_empty(batch["words"]), is_empty(batch["text"])
+        assert no_caption[no_words].all()  # "no condition" is none for both
+        unread.append(no_words)
+        hidden.append(no_caption[~no_words])
+        true.append(batch["true_loa"][~no_caption])
+        assert not batch["true_loa"][no_caption].any()  # where GPT-2 reads nothing, the LOA is always its own
+    assert abs(torch.cat(unread).float().mean() - 0.1) < 0.03
+    assert abs(torch.cat(hidden).float().mean() - stages.P_TEXT_ALONE) < 0.03
     assert abs(torch.cat(true).float().mean() - 0.25) < 0.05
 
 
-def test_gpts_teacher_hides_any_share_of_the_loa(data, parts):
+def test_gpts_teacher_shows_a_quarter_of_the_clips_and_of_these_any_share(data, parts):
     stage = make("gpt", data, parts, replace(small("gpt"), batch_size=16))
-    batches = [stage.batch(training.step_generator(0, "gpt", step)) for step in range(60)]
-    shares = torch.cat([batch["keep"].float().mean(dim=1) for batch in batches])
+    batches = [stage.batch(training.step_generator(0, "gpt", step)) for step in range(120)]
     assert batches[0]["keep"].shape == batches[0]["loa"].shape[:2]
-    assert abs(shares.mean() - 0.5) < 0.04 and 1 / 12 < shares.var() < 0.2  # uniform, and then the draws
+    shares = torch.cat([batch["keep"].float().mean(dim=1) for batch in batches])
+    taught = shares[shares > 0]  # but for those that are shown less than one vector of 16
+    assert abs(len(taught) / len(shares) - 0.25 * 16 / 17) < 0.03
+    assert abs(taught.mean() - 0.5 * 17 / 16) < 0.04
+    assert taught.max() == 1 and 1 / 12 - 0.03 < taught.var() < 0.13  # uniform, and then the draws
 
 
 def test_the_joint_regression_is_scored_without_a_teacher(data, parts):
@@ -211,6 +234,24 @@ def test_the_noise_levels_of_a_batch_are_spread_evenly_and_each_is_as_likely():
         drawn.append(t)
     first = torch.stack(drawn)[:, 0].float()  # the level of one place in the batch, over many batches
     assert abs(first.mean() - 500) < 50 and first.min() < 20 and first.max() > 980
+
+
+def test_a_power_below_one_draws_the_high_noise_levels_more_often():
+    z0 = torch.zeros(16, 2, 4, 4)
+    steps = [training.step_generator(0, "ldm", step) for step in range(400)]
+    t = torch.cat([stages.noised(z0, 1000, generator, power=0.5)["t"] for generator in steps]).float()
+    assert t.min() >= 1 and t.max() <= 1000
+    for share in (0.25, 0.5, 0.75):  # P(T sqrt(u) < t) = (t / T)^2
+        assert abs((t < 1000 * share).float().mean() - share**2) < 0.01
+
+
+@pytest.mark.parametrize("name", ("ldm", "joint"))
+def test_the_recipe_says_how_often_high_noise_levels_are_drawn(name, data, parts):
+    means = []
+    for power in (1.0, 0.3):
+        stage = make(name, data, parts, replace(small(name), batch_size=16, level_power=power))
+        means.append(stage.batch(training.step_generator(0, name, 0))["t"].float().mean())
+    assert abs(means[0] - 500) < 50 and abs(means[1] - 1000 / 1.3) < 50
 
 
 def test_a_narrow_band_holds_nothing_above_it_and_the_rest_as_it_was():
@@ -307,6 +348,15 @@ def short_run(monkeypatch) -> None:
     monkeypatch.setitem(RUNS, "tiny", replace(RUNS["tiny"], n_clips=8, recipes=recipes))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.delenv("MINILIB_REALAUDIO", raising=False)
+
+
+def test_a_run_hears_as_many_tunes_as_its_preset_says(short_run, tmp_path):
+    for music in (0.0, 1.0):  # each from its own cache
+        run = replace(RUNS["tiny"], n_clips=4, music=music)
+        heard = runs.cached_soundworld(run, tmp_path, seed=0)
+        world = SoundWorld("train", 0, run.seconds, run.pairs, music)
+        assert heard.captions == [world.caption(i) for i in range(4)]
+    assert {"piano", "plays"} <= set(runs.vocabulary(music=True)) and RUNS["tiny"].music > 0
 
 
 def test_all_stages_make_a_pipeline_that_generates(short_run, tmp_path, capsys):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from minilib import audioldm2, cli, training
 from minilib.data import Corpus
+from minilib.discriminators import Discriminators, DiscriminatorsConfig
 from minilib.metrics import JudgeConfig
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld
 from minilib.text import T5, Tokenizer
@@ -28,6 +29,9 @@ from minilib.training import RUNS, STAGES, Recipe, TrainingData, stages, train
 from minilib.vocoder import Vocos
 
 ROOT = Path(__file__).parents[1]
+# The stages that a whole run in float32 compares. Adversarial is compared in float64 alone: discriminators that begin
+# anew have gradients near zero, and Adam makes steps of their rounding.
+ROUNDED = [name for name in STAGES if name != "adversarial"]
 EXACT = 1e-6  # in float64, but for the float32 in Vocos: the weights move by more than 1e-3
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -48,6 +52,8 @@ def small_world(patch: pytest.MonkeyPatch) -> None:
     for name, model in models.items():
         patch.setitem(type(model).presets, "small", configs[name])
     patch.setitem(audioldm2.VOCODERS, "small", Vocos)
+    small = DiscriminatorsConfig((2, 3), (2, 2, 4, 4, 4), 1, (4, 4, 4, 8, 8, 8, 8), (1, 2, 2, 2, 2, 2, 1))
+    patch.setitem(Discriminators.presets, "small", small)
     recipe = Recipe(steps=3, batch_size=8, lr=3e-3, warmup=1, crop=48, ema=0.9, levels=2, checkpoint_every=2)
     patch.setitem(RUNS, "small", training.Run(16, SECONDS, dict.fromkeys(STAGES, recipe)))
     patch.setattr(os, "cpu_count", lambda: 1)
@@ -62,8 +68,8 @@ def small_data() -> TrainingData:
 def make(name: str, data: TrainingData, double: bool = True, **changes) -> training.Stage:
     """A stage of the small preset, in float64 if `double`."""
     classes = {
-        "vae": stages.VAE, "audiomae": stages.AudioMAE, "clap": stages.CLAP, "gpt": stages.LOARegressor,
-        "unet": stages.UNet, "text": T5,
+        "vae": stages.VAE, "vocoder": Vocos, "audiomae": stages.AudioMAE, "clap": stages.CLAP,
+        "gpt": stages.LOARegressor, "unet": stages.UNet, "text": T5,
     }  # fmt: skip
     parts = {part: stages.seeded(classes[part], "small", 1).eval() for part in STAGES[name].needs}
     if "text" in parts:
@@ -120,7 +126,7 @@ def train_everything(folder: Path) -> None:
     ends["resumed"] = weights(train(make("clap", data), folder / "one", resume=True, progress=False))
     break_off(make("clap", data), folder / "two")
     torch.save(ends, folder / f"{os.environ['RANK']}.pt")
-    assert cli.main(["train", *STAGES, "--preset", "small", "--out", str(folder / "run")]) == 0
+    assert cli.main(["train", *ROUNDED, "--preset", "small", "--out", str(folder / "run")]) == 0
 
 
 def fail_in_one(folder: Path) -> None:
@@ -221,7 +227,7 @@ def files(folder: Path) -> dict[str, Path]:
 def run_of_one(small, tmp_path_factory) -> Path:
     """What one process has left, by the same command line."""
     out = tmp_path_factory.mktemp("one")
-    assert cli.main(["train", *STAGES, "--preset", "small", "--out", str(out)]) == 0
+    assert cli.main(["train", *ROUNDED, "--preset", "small", "--out", str(out)]) == 0
     return out
 
 
@@ -249,8 +255,8 @@ def losses(log: list[str]) -> list[float]:
 def test_two_processes_write_one_log_with_the_losses_of_the_whole_batch(folder, run_of_one):
     one, two = ((path / "train.log").read_text().splitlines() for path in (run_of_one, folder / "run"))
     assert "1 threads" in one[0] and "2 processes of 1 threads" in two[0]
-    assert [line.split()[0] for line in two[1:]] == [name for name in STAGES for _ in range(3)]
-    assert len(losses(two)) > 2 * len(STAGES)
+    assert [line.split()[0] for line in two[1:]] == [name for name in ROUNDED for _ in range(3)]
+    assert len(losses(two)) > 2 * len(ROUNDED)
     assert losses(two) == pytest.approx(losses(one), abs=2e-3)
 
 

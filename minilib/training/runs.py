@@ -41,30 +41,38 @@ class Run:
 
 RUNS = {
     "tiny": Run(
-        n_clips=8000,
+        n_clips=12000,
         seconds=2.56,
-        pairs=0.25,
-        rescale=1.0,
+        music=0.25,
         recipes={
             "vae": Recipe(steps=8200, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
-            "vocoder": Recipe(steps=1200, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
-            "audiomae": Recipe(steps=320, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99),
-            "clap": Recipe(steps=220, batch_size=64, lr=1e-3, ema=0.99),
-            "text": Recipe(steps=400, batch_size=64, lr=2e-3),
-            "gpt": Recipe(steps=1400, batch_size=32, lr=4e-3, ema=0.99),
-            "ldm": Recipe(steps=2000, batch_size=16, lr=2e-3, ema=0.995, precision="bf16"),
-            "joint": Recipe(steps=2400, batch_size=16, levels=2, lr=1.5e-3, ema=0.998, precision="bf16"),
+            "vocoder": Recipe(steps=1500, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
+            "adversarial": Recipe(
+                steps=400, batch_size=16, lr=2e-4, betas=(0.8, 0.99), crop=48, recorded=0.5, ema=0.99
+            ),
+            "audiomae": Recipe(steps=1000, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99),
+            "clap": Recipe(steps=320, batch_size=64, lr=1e-3, ema=0.99),
+            "text": Recipe(steps=1500, batch_size=64, lr=2e-3),
+            "gpt": Recipe(steps=4500, batch_size=32, lr=3e-3, ema=0.998),
+            "ldm": Recipe(steps=4500, batch_size=16, lr=2e-3, ema=0.998, level_power=0.7, precision="bf16"),
+            "joint": Recipe(
+                steps=4000, batch_size=16, levels=2, lr=1.5e-3, ema=0.998, level_power=0.7, precision="bf16"
+            ),
             "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
         },
     ),
     "colab": Run(
         n_clips=40000,
         seconds=10.24,
+        music=0.25,
         recipes={
             "vae": Recipe(
                 steps=20000, batch_size=16, recorded=0.5, lr=5e-4, crop=128, ema=0.999, precision="bf16"
             ),
             "vocoder": Recipe(steps=20000, batch_size=16, recorded=0.5, lr=2e-4, crop=64, ema=0.999),
+            "adversarial": Recipe(
+                steps=20000, batch_size=16, lr=2e-4, betas=(0.8, 0.99), crop=64, recorded=0.5, ema=0.999
+            ),
             "audiomae": Recipe(
                 steps=10000, batch_size=64, recorded=0.5, lr=5e-4, ema=0.999, precision="bf16"
             ),
@@ -231,7 +239,7 @@ def check_run(names: list[str], preset: str, steps: int | None) -> None:
 
 def check_released(out: Path, names: list[str]) -> None:
     """Raise ValueError for a stage that would put a part of a preset among those of a released pipeline. Chapter 18."""
-    others = [name for name in names if name not in ("audiomae", "joint", "judge")]
+    others = [name for name in names if name not in ("adversarial", "audiomae", "joint", "judge")]
     if holds_released(out) and others:
         raise ValueError(
             f"{out} holds a released pipeline, which audiomae and joint tune further; {others[0]} would start anew: "
@@ -283,10 +291,10 @@ def holds_released(out: Path) -> bool:
 
 def cached_soundworld(run: Run, cache: Path, seed: int) -> Corpus:
     """The training clips of SoundWorld, rendered once and kept on disk. Chapter 16."""
-    path = cache / f"soundworld-{run.n_clips}-{run.seconds}-{run.pairs}-{seed}"
+    path = cache / f"soundworld-{run.n_clips}-{run.seconds}-{run.pairs}-{run.music}-{seed}"
     with meet().main_process_first():
         if not path.is_dir():
-            world = SoundWorld("train", seed=seed, seconds=run.seconds, pairs=run.pairs)
+            world = SoundWorld("train", seed, run.seconds, run.pairs, run.music)
             Corpus.from_soundworld(world, run.n_clips, workers=os.cpu_count() or 1).save(path)
     return Corpus.load(path)
 

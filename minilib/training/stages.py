@@ -1,7 +1,8 @@
 """The stages of AudioLDM 2 in the paper's order (2308.05734 §3.4): what each one trains, on which batches.
 
 vae, vocoder and audiomae hear sound alone; clap and text read captions; gpt learns to write the LOA, ldm to turn true
-LOA into latents; joint tunes these two together. The judge stands apart. Chapter 16 builds them.
+LOA into latents; joint tunes these two together. Two stand apart: adversarial, which sharpens a trained vocoder, and
+the judge. Chapter 16 builds them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from minilib.audioldm2 import VOCODERS, encode_captions
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
 from minilib.data import Corpus
+from minilib.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from minilib.gpt import LOARegressor
 from minilib.metrics import Judge
 from minilib.model import Model
@@ -35,7 +37,11 @@ from minilib.unet import UNet
 from minilib.vae import VAE, centre, standardise
 
 P_EMPTY = 0.1  # share of the conditions that are emptied, for classifier-free guidance
-P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
+P_TRUE_LOA = (
+    0.25  # share of true LOA in joint fine-tuning, of taught clips before that; the rest is predicted
+)
+P_TEXT_ALONE = 0.1  # share of the captions that joint hides from GPT-2, so that the U-Net has to read them
+FEATURES, MEL = 2.0, 45.0  # weights of HiFi-GAN's losses beside the adversarial one (2010.05646 §2.4)
 MEL_MEAN, MEL_STD = -7.0, 3.0  # about, of SoundWorld's log-mels and of recordings
 
 
@@ -180,6 +186,48 @@ class VocoderStage(Stage):
         return {"wave": wave, "mel": audio.log_mel(wave)}
 
 
+class Adversarial(nn.Module):
+    """A vocoder against discriminators, as one model: each side's loss reaches its own weights only. Chapter 08."""
+
+    def __init__(self, vocoder: Model, discriminators: Discriminators):
+        super().__init__()
+        self.vocoder, self.discriminators = vocoder, discriminators
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What both sides lose (2010.05646 Eq. 1-8): vocoder and discriminators take their steps at the same time.
+
+        AdamW scales the step of each weight by its own gradients, so one optimizer serves both sides.
+
+        Args:
+            batch: `wave` (B, N) and its `mel` (B, 1, T, F).
+        """
+        wave = batch["wave"]
+        speak = getattr(self.vocoder, "unlimited", self.vocoder)
+        generated = speak(batch["mel"])[:, : wave.shape[1]]
+        real = self.discriminators(wave)
+        discriminator = discriminator_loss(real, self.discriminators(generated.detach()))
+        still = {name: weight.detach() for name, weight in self.discriminators.named_parameters()}
+        judged = torch.func.functional_call(self.discriminators, still, (generated,))
+        real = [(score.detach(), [x.detach() for x in features]) for score, features in real]
+        mel_l1 = (audio.log_mel(generated) - batch["mel"]).abs().mean()
+        parts = {"adversarial": adversarial_loss(judged), "features": feature_loss(real, judged)}
+        loss = parts["adversarial"] + FEATURES * parts["features"] + MEL * mel_l1 + discriminator
+        parts |= {"mel_l1": mel_l1, "discriminator": discriminator}
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
+class AdversarialStage(VocoderStage):
+    """The trained vocoder goes on against discriminators, which start anew and don't ship. Chapter 08."""
+
+    name, makes, needs = "adversarial", ("vocoder",), ("vocoder",)
+
+    def build(self) -> nn.Module:
+        return Adversarial(self.parts["vocoder"], seeded(Discriminators, self.preset, self.seed))
+
+    def finish(self) -> dict[str, Model]:
+        return {"vocoder": self.model.vocoder}
+
+
 class AudioMAEStage(Stage):
     """The masked autoencoder on whole clips, self-supervised. Chapter 16."""
 
@@ -239,7 +287,11 @@ class TextStage(Stage):
 
 
 class GPTStage(Stage):
-    """GPT-2 on true LOA, teacher-forced, some of it hidden; a tenth of the captions emptied. Chapter 16."""
+    """GPT-2 on true LOA; a tenth of the captions emptied.
+
+    Teacher-forced is a quarter of the clips, and of these a random share of the vectors: elsewhere it goes on from its
+    own. Chapter 16.
+    """
 
     name, makes, needs = "gpt", ("gpt",), ("audiomae", "clap", "text")
 
@@ -253,7 +305,9 @@ class GPTStage(Stage):
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, captions = self.data.pairs(self.recipe.batch_size, generator)
         loa = self.loa[indices]
-        keep = torch.rand(loa.shape[:2], generator=generator) < torch.rand(len(loa), 1, generator=generator)
+        taught = torch.rand(len(loa), 1, generator=generator) < P_TRUE_LOA
+        share = torch.rand(len(loa), 1, generator=generator)
+        keep = taught & (torch.rand(loa.shape[:2], generator=generator) < share)
         return {"loa": loa, "keep": keep, **self.encode(emptied(captions, generator))}
 
 
@@ -277,7 +331,7 @@ class LDMStage(Stage):
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, _ = self.data.pairs(self.recipe.batch_size, generator)
-        batch = noised(self.z0[indices], self.model.config.n_steps, generator)
+        batch = noised(self.z0[indices], self.model.config.n_steps, generator, self.recipe.level_power)
         n = len(indices)
         keep = torch.rand(n, 1, 1, generator=generator) >= P_EMPTY
         batch["loa"] = torch.where(keep, self.loa[indices], self.empty_loa)
@@ -304,15 +358,16 @@ class Joint(nn.Module):
         (as in DAgger, Ross et al., 1011.0686).
 
         Args:
-            batch: of B clips, `loa` (B, L, D) and the conditions; of each at K noise levels, `z0` and `eps`
-                (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
+            batch: of B clips, `loa` (B, L, D), GPT-2's conditions, and the U-Net's `words` (B, S, D) and `words_mask`
+                (B, S); of each at K noise levels, `z0` and `eps` (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
         """
         conditions, levels = named(batch), batch["t"].shape[1]
         with torch.no_grad():
             own = self.gpt.generate(conditions)
         predicted = self.gpt(conditions, own)
         noisy = {name: batch[name].flatten(0, 1) for name in ("z0", "t", "eps", "true_loa")}
-        clips = {"predicted": predicted, **{name: batch[name] for name in ("loa", "text", "text_mask")}}
+        clips = {"predicted": predicted, "loa": batch["loa"]}
+        clips |= {"text": batch["words"], "text_mask": batch["words_mask"]}
         clips = {name: x.repeat_interleave(levels, dim=0) for name, x in clips.items()}
         loa = torch.where(noisy["true_loa"][:, None, None], clips["loa"], clips["predicted"])
         noise = self.unet.loss({**noisy, **clips, "loa": loa})
@@ -321,7 +376,11 @@ class Joint(nn.Module):
 
 
 class JointStage(LDMStage):
-    """Joint fine-tuning: true LOA with probability 0.25, predicted LOA with 0.75 (2308.05734 §3.4). Chapter 16."""
+    """Joint fine-tuning: true LOA with probability 0.25, predicted LOA with 0.75 (2308.05734 §3.4).
+
+    Where the LOA says all that the text does, the U-Net does not learn to read. So now and then GPT-2 gets an empty
+    caption, and the U-Net the full one. Chapter 16.
+    """
 
     name, makes, needs = "joint", ("gpt", "unet"), ("vae", "audiomae", "clap", "text", "gpt", "unet")
 
@@ -331,11 +390,14 @@ class JointStage(LDMStage):
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, captions = self.data.pairs(self.recipe.batch_size, generator)
         z0 = self.z0[indices].repeat(self.recipe.levels, 1, 1, 1)  # (K * B, C, T/r, F/r)
-        batch = noised(z0, self.model.unet.config.n_steps, generator)
+        batch = noised(z0, self.model.unet.config.n_steps, generator, self.recipe.level_power)
         batch = {name: x.unflatten(0, (-1, len(indices))).transpose(0, 1) for name, x in batch.items()}
-        captions = emptied(captions, generator)
+        words = emptied(captions, generator)  # for both
+        captions = emptied(words, generator, P_TEXT_ALONE)  # for GPT-2 alone
         full = torch.tensor([bool(caption) for caption in captions])[:, None]  # (B, 1)
         batch["true_loa"] = full & (torch.rand(batch["t"].shape, generator=generator) < P_TRUE_LOA)
+        read = self.encode(words)
+        batch |= {"words": read["text"], "words_mask": read["text_mask"]}
         return {**batch, "loa": self.loa[indices], **self.encode(captions)}
 
     def finish(self) -> dict[str, Model]:
@@ -376,13 +438,15 @@ class JudgeStage(Stage):
         }
 
 
-STAGES: dict[str, type[Stage]] = {  # in the order of the paper; the judge stands apart
+STAGES: dict[str, type[Stage]] = {  # in the order of the paper
     stage.name: stage
     for stage in (
-        VAEStage, VocoderStage, AudioMAEStage, CLAPStage, TextStage, GPTStage, LDMStage, JointStage, JudgeStage
+        VAEStage, VocoderStage, AdversarialStage, AudioMAEStage, CLAPStage, TextStage, GPTStage, LDMStage, JointStage,
+        JudgeStage,
     )
 }  # fmt: skip
-ALL_STAGES = tuple(name for name in STAGES if name != "judge")
+APART = ("adversarial", "judge")  # these are trained only where they are asked for
+ALL_STAGES = tuple(name for name in STAGES if name not in APART)
 
 
 def seeded(model_class: type[Model], preset: str, seed: int) -> Model:
@@ -392,9 +456,9 @@ def seeded(model_class: type[Model], preset: str, seed: int) -> Model:
         return model_class.preset(preset)
 
 
-def emptied(captions: list[str], generator: torch.Generator) -> list[str]:
-    """The captions, each one emptied with probability 0.1, for classifier-free guidance. Chapter 15."""
-    empty = torch.rand(len(captions), generator=generator) < P_EMPTY
+def emptied(captions: list[str], generator: torch.Generator, p: float = P_EMPTY) -> list[str]:
+    """The captions, each one emptied with probability p, for classifier-free guidance. Chapter 15."""
+    empty = torch.rand(len(captions), generator=generator) < p
     return ["" if e else caption for caption, e in zip(captions, empty.tolist(), strict=True)]
 
 
@@ -403,13 +467,15 @@ def named(batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (batch[name], batch[f"{name}_mask"]) for name in ("clap", "text")}
 
 
-def noised(z0: Tensor, n_steps: int, generator: torch.Generator) -> dict[str, Tensor]:
+def noised(z0: Tensor, n_steps: int, generator: torch.Generator, power: float = 1.0) -> dict[str, Tensor]:
     """Latents with a noise level and the noise for each (2006.11239 Algorithm 1, lines 3 and 4).
 
-    Each level is as likely as any other, but the levels of one batch are spread evenly: the loss of a batch then
+    Levels are T u^power. With power 1 each is as likely as any other, below 1 the high ones are drawn more often: there
+    it is settled what will be heard, and how loud. The u of one batch are spread evenly over [0, 1), so that its loss
     depends less on which levels it happened to draw (the low-discrepancy sampler of 2107.00630). Chapter 16.
     """
-    places = (torch.rand((), generator=generator) + torch.arange(len(z0)) / len(z0)) % 1  # (B,), in [0, 1)
+    u = (torch.rand((), generator=generator) + torch.arange(len(z0)) / len(z0)) % 1  # (B,)
+    places = u**power
     t = 1 + (places * n_steps).long().clamp_max(n_steps - 1)
     return {"z0": z0, "t": t, "eps": torch.randn(z0.shape, generator=generator)}
 
