@@ -53,7 +53,10 @@ class PeriodDiscriminator(nn.Module):
 
 
 class ScaleDiscriminator(nn.Module):
-    """Convolves the wave itself, in groups with a wide view (2010.05646 §2.3, after MelGAN). Chapter 08."""
+    """Convolves the wave itself, in groups with a wide view (2010.05646 §2.3, after MelGAN).
+
+    All have weight norm here; the authors give the first, which hears the wave as it is, spectral norm. Chapter 08.
+    """
 
     def __init__(self, channels: tuple[int, ...], groups: tuple[int, ...]):
         super().__init__()
@@ -108,19 +111,19 @@ class Discriminators(Model):
 
 
 def discriminator_loss(real: Judgements, generated: Judgements) -> Tensor:
-    """Recordings should score 1, what is generated 0 (least squares; 2010.05646 Eq. 1). Chapter 08."""
+    """Recordings should score 1, what is generated 0 (least squares; 2010.05646 §2.4). Chapter 08."""
     return torch.stack(
         [(1 - a).square().mean() + b.square().mean() for (a, _), (b, _) in zip(real, generated)]
     ).sum()
 
 
 def adversarial_loss(generated: Judgements) -> Tensor:
-    """What is generated should score 1, says the vocoder (2010.05646 Eq. 2). Chapter 08."""
+    """What is generated should score 1, says the vocoder (2010.05646 §2.4). Chapter 08."""
     return torch.stack([(1 - score).square().mean() for score, _ in generated]).sum()
 
 
 def feature_loss(real: Judgements, generated: Judgements) -> Tensor:
-    """L1 between the features of recording and generated wave, layer by layer (2010.05646 Eq. 4). Chapter 08."""
+    """L1 between the features of recording and generated wave, layer by layer (2010.05646 §2.4). Chapter 08."""
     layers = [pair for (_, a), (_, b) in zip(real, generated) for pair in zip(a, b, strict=True)]
     return torch.stack([(a - b).abs().mean() for a, b in layers]).sum()
 

@@ -218,7 +218,7 @@ def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:
 def spectral_loss(generated: Tensor, wave: Tensor, log_mel: Tensor) -> dict[str, Tensor]:
     """L1 of the log-mel plus spectral convergence and log-magnitude L1 at three resolutions.
 
-    The mel term is HiFi-GAN's (2010.05646 Eq. 6), the others Parallel WaveGAN's (1910.11480 Eq. 6-8); they replace
+    The mel term is HiFi-GAN's (2010.05646 §2.4), the others Parallel WaveGAN's (1910.11480 Eq. 6-8); they replace
     the discriminators that a few minutes on a CPU do not pay for. Waves (B, N). Chapter 08.
     """
     mel_l1 = (audio.log_mel(generated) - log_mel).abs().mean()

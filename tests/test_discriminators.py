@@ -42,7 +42,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def test_the_published_sizes_give_the_published_networks():
-    """Layers and their shapes as the paper's text and figures give them; no length of the wave is refused."""
+    """Five periods and three scales of the released widths and groups, each kernel with its length apart."""
     full = Discriminators.preset("full")
     n = {name: sum(p.numel() for p in part.parameters()) for name, part in full.named_children()}
     plain = sum(  # weight norm adds a length to every row of a kernel

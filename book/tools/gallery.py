@@ -16,6 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -62,12 +63,10 @@ def chosen() -> Iterator[tuple[str, Clip]]:
     """The clips of the gallery, each under its heading."""
     for heading, (n, world) in KINDS.items():
         clips, seen = SoundWorld("test", **world), set()
-        for i in range(10_000):
-            names = {event.name for event in clips.scene(i).events}
-            if n and not names & seen:
-                seen |= names
-                n -= 1
-                yield heading, clips[i]
+        new = (i for i in count() if seen.isdisjoint(event.name for event in clips.scene(i).events))
+        for i in islice(new, n):
+            seen |= {event.name for event in clips.scene(i).events}
+            yield heading, clips[i]
 
 
 def verdict(judge: Judge, wave: Tensor, events: tuple[Event, ...]) -> tuple[list[str], list[str]]:
@@ -84,7 +83,7 @@ def verdict(judge: Judge, wave: Tensor, events: tuple[Event, ...]) -> tuple[list
 def kind(judge: Judge, wave: Tensor, name: str) -> tuple[bool, str]:
     """Whether the classifier hears the class in a sound (N,), and what it hears."""
     found = judge.config.classes[int(judge.hear(wave[None]))]
-    return found == name, name if found == name else f"{found}, not {name}"
+    return found == name, found if found == name else f"{found}, asked for {name}"
 
 
 def attributes(wave: Tensor, event: Event) -> Iterator[tuple[bool, str]]:
@@ -101,9 +100,8 @@ def attributes(wave: Tensor, event: Event) -> Iterator[tuple[bool, str]]:
             words[name] = word(heard["rate"], judges.speed_levels(event.name), SPEEDS, unit)
     for name, said in words.items():
         wanted = getattr(event, {"tempo": "speed"}.get(name, name))
-        said = f"{said} strokes" if name == "count" and said != "1" else said + " stroke" * (name == "count")
-        good = bool(right[name])
-        yield good, f"{name} {said}" if good else f"{name} {said}, not {wanted}"
+        found = f"{'strokes' if name == 'count' else name} {said}"
+        yield (True, found) if right[name] else (False, f"{found}, asked for {wanted}")
 
 
 def word(value: float, levels: tuple[float, ...], names: tuple[str, ...], unit: str) -> str:

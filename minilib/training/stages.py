@@ -37,10 +37,9 @@ from minilib.unet import UNet
 from minilib.vae import VAE, centre, standardise
 
 P_EMPTY = 0.1  # share of the conditions that are emptied, for classifier-free guidance
-P_TRUE_LOA = (
-    0.25  # share of true LOA in joint fine-tuning, of taught clips before that; the rest is predicted
-)
-P_TEXT_ALONE = 0.1  # share of the captions that joint hides from GPT-2, so that the U-Net has to read them
+P_TAUGHT = 0.25  # share of the clips of which GPT-2 is shown true vectors, in its own stage
+P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
+P_TEXT_ALONE = 0.1  # share of the captions that joint hides from GPT-2 and shows to the U-Net
 FEATURES, MEL = 2.0, 45.0  # weights of HiFi-GAN's losses beside the adversarial one (2010.05646 §2.4)
 MEL_MEAN, MEL_STD = -7.0, 3.0  # about, of SoundWorld's log-mels and of recordings
 
@@ -194,9 +193,10 @@ class Adversarial(nn.Module):
         self.vocoder, self.discriminators = vocoder, discriminators
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What both sides lose (2010.05646 Eq. 1-8): vocoder and discriminators take their steps at the same time.
+        """What both sides lose (2010.05646 §2.4): vocoder and discriminators take their steps at the same time.
 
-        AdamW scales the step of each weight by its own gradients, so one optimizer serves both sides.
+        AdamW scales the step of each weight by its own gradients, so one optimizer serves both sides; only the norm at
+        which gradients are clipped is that of both.
 
         Args:
             batch: `wave` (B, N) and its `mel` (B, 1, T, F).
@@ -305,7 +305,7 @@ class GPTStage(Stage):
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, captions = self.data.pairs(self.recipe.batch_size, generator)
         loa = self.loa[indices]
-        taught = torch.rand(len(loa), 1, generator=generator) < P_TRUE_LOA
+        taught = torch.rand(len(loa), 1, generator=generator) < P_TAUGHT
         share = torch.rand(len(loa), 1, generator=generator)
         keep = taught & (torch.rand(loa.shape[:2], generator=generator) < share)
         return {"loa": loa, "keep": keep, **self.encode(emptied(captions, generator))}
@@ -379,7 +379,7 @@ class JointStage(LDMStage):
     """Joint fine-tuning: true LOA with probability 0.25, predicted LOA with 0.75 (2308.05734 §3.4).
 
     Where the LOA says all that the text does, the U-Net does not learn to read. So now and then GPT-2 gets an empty
-    caption, and the U-Net the full one. Chapter 16.
+    caption, and the U-Net the full one. (The `tiny` one still hardly reads: data/weights/LOG.md.) Chapter 16.
     """
 
     name, makes, needs = "joint", ("gpt", "unet"), ("vae", "audiomae", "clap", "text", "gpt", "unet")

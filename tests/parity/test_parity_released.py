@@ -280,6 +280,10 @@ def test_a_released_pipeline_trains_further_and_sounds_the_same_in_diffusers(tmp
         if not all(map(torch.equal, getattr(before, name).parameters(), getattr(trained, name).parameters()))
     }
     assert moved == {"gpt", "unet"}
+    train_stages("adversarial", out=tmp_path / "own", steps=1, progress=False)
+    sharpened = AudioLDM2.from_pretrained(tmp_path / "own", device="cpu")
+    assert not all(map(torch.equal, trained.vocoder.parameters(), sharpened.vocoder.parameters()))
+    trained = sharpened
     cli.main(["convert", str(tmp_path / "own"), str(tmp_path / "back")])
     theirs = AudioLDM2Pipeline.from_pretrained(tmp_path / "back", torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
