@@ -45,6 +45,7 @@ PARTS: dict[str, tuple[type, ...]] = {  # the folders of a pipeline, and the cla
     "audiomae": (AudioMAE,),
 }
 VOCODERS = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}  # of each preset
+GUIDANCE = 3.5  # of the paper, where a pipeline brings none of its own (2308.05734)
 MAX_SECONDS = 60.0
 MAX_STEPS = 1000
 
@@ -128,6 +129,8 @@ class AudioLDM2:
         rescale: float = 0.0,
         clap_tokenizer: AnyTokenizer | None = None,
         unconditional_loa: str = "gpt",
+        guidance: float = GUIDANCE,
+        temperature: float = 1.0,
     ):
         self.tokenizer, self.clap_tokenizer = tokenizer, clap_tokenizer or tokenizer
         self.text, self.clap, self.gpt = parts["text"], parts["clap"], parts["gpt"]
@@ -136,6 +139,8 @@ class AudioLDM2:
         self.seconds = seconds  # the length the weights were trained on
         self.vocabulary = vocabulary or {}
         self.unconditional_loa = check_unconditional(unconditional_loa)
+        self.guidance = guidance  # how much these weights want, where a call does not say ...
+        self.temperature = temperature  # ... and how wide the noise that sampling starts from
         self.rescale = rescale  # the share of `guidance.rescale_guided`; 0 with the released weights
         self.profile = Profile()
 
@@ -177,6 +182,8 @@ class AudioLDM2:
             description.get("rescale", 0.0),
             clap_tokenizer,
             description.get("unconditional_loa", "gpt"),
+            description.get("guidance", GUIDANCE),
+            description.get("temperature", 1.0),
         )
         return pipe.to(device or default_device())
 
@@ -294,7 +301,7 @@ class AudioLDM2:
         self,
         captions: str | Sequence[str],
         steps: int = 25,
-        guidance: float = 3.5,
+        guidance: float | None = None,
         seconds: float | None = None,
         seed: int | None = None,
         latents: Tensor | None = None,
@@ -304,13 +311,14 @@ class AudioLDM2:
         transcription: str | Sequence[str] | None = None,
         eta: float = 0.0,
         sampler: str = "ddim",
+        temperature: float | None = None,
     ) -> Tensor:
         """Generate one sound for each caption. Chapter 16.
 
         Args:
             captions: B sentences (or one).
             steps: of the sampler, 1 to 1000.
-            guidance: strength w of classifier-free guidance, 0 or more; 1 switches it off.
+            guidance: strength w of classifier-free guidance, 0 or more; 1 switches it off; None for the pipeline's own.
             seconds: length of the sounds; None for the length of the training clips.
             seed: same seed, same machine: same sounds. None draws one.
             latents: start from this noise (B * candidates, C, T/r, F/r) instead of drawing it.
@@ -320,6 +328,8 @@ class AudioLDM2:
             transcription: what is spoken, one for all or one each; speech models need it, others have no use for it.
             eta: share of new noise in each DDIM step, 0 to 1.
             sampler: "ddim", or "dpm" for DPM-Solver++, which needs fewer steps.
+            temperature: deviation of the noise that sampling starts from, above 0 to 1; less than 1 gives sounds that
+                vary less and are cleaner (as in Grad-TTS, 2105.06337). None for the pipeline's own.
 
         Returns:
             Waveforms (B, N), float32 in [-1, 1], N = 16000 * seconds, on the CPU.
@@ -328,7 +338,9 @@ class AudioLDM2:
             ValueError, TypeError: an argument is not as described; the sentence names it.
         """
         captions, negatives = check_captions(captions, negative)
-        check_numbers(steps, guidance, candidates, eta)
+        guidance = self.guidance if guidance is None else guidance
+        temperature = self.temperature if temperature is None else temperature
+        check_numbers(steps, guidance, candidates, eta, temperature)
         check_sampler(sampler, eta)
         transcriptions = self.check_transcription(transcription, len(captions))
         n_samples = self.n_samples(seconds)
@@ -349,9 +361,8 @@ class AudioLDM2:
         if latents.shape != shape:
             raise ValueError(f"latents must be of shape {shape}, not {tuple(latents.shape)}")
         with self.profile.measure("sample"):
-            z0 = self.sample(
-                loa, conditions, steps, guidance, generator, latents, unconditional, progress, eta, sampler
-            )
+            how = (progress, eta, sampler, temperature)
+            z0 = self.sample(loa, conditions, steps, guidance, generator, latents, unconditional, *how)
         with self.profile.measure("decode"):
             waves = self.decode(z0, n_samples)
         if candidates > 1:
@@ -396,21 +407,25 @@ class AudioLDM2:
         loa: Tensor,
         conditions: Conditions,
         steps: int = 25,
-        guidance: float = 3.5,
+        guidance: float | None = None,
         generator: torch.Generator | None = None,
         latents: Tensor | None = None,
         unconditional: Conditions | None = None,
         progress: bool = False,
         eta: float = 0.0,
         sampler: str = "ddim",
+        temperature: float | None = None,
     ) -> Tensor:
         """G: Y' -> z0, latent diffusion with classifier-free guidance (2308.05734 §3.3). Chapter 16.
 
         Args:
             loa: (B, L, D), predicted by `loa` or true, from `AudioMAE.loa`.
+            guidance: strength w; None for the pipeline's own.
+            latents: noise to start from (B, C, T/r, F/r), standard normal: `temperature` scales it.
             unconditional: conditions to be guided away from; None for those of the empty caption.
             eta: share of new noise in each DDIM step, 0 to 1, drawn from `generator`.
             sampler: "ddim" or "dpm".
+            temperature: deviation of the noise to start from; None for the pipeline's own.
 
         Returns:
             z0 (B, C, T/r, F/r).
@@ -419,7 +434,8 @@ class AudioLDM2:
             shape = self.latent_shape(len(loa), self.n_samples(None))
             latents = torch.randn(shape, generator=generator)
         model = self.noise_predictor(loa, conditions, guidance, unconditional)
-        latents = latents.to(self.device, torch.float32)
+        temperature = self.temperature if temperature is None else temperature
+        latents = temperature * latents.to(self.device, torch.float32)
         if sampler == "dpm":
             return dpm_solver_sample(model, self.unet.schedule, latents, steps, progress=progress)
         return ddim_sample(model, self.unet.schedule, latents, steps, eta, generator, progress=progress)
@@ -428,14 +444,14 @@ class AudioLDM2:
         self,
         loa: Tensor,
         conditions: Conditions,
-        guidance: float = 3.5,
+        guidance: float | None = None,
         unconditional: Conditions | None = None,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """All that a sampler asks of the U-Net: (zt (B, C, T/r, F/r), t (B,)) -> eps_hat, guided. As `sample`.
 
         Chapter 16.
         """
-        empty = None
+        empty, guidance = None, self.guidance if guidance is None else guidance
         if guidance != 1.0:
             unconditional = unconditional or self.encode_negative([""] * len(loa), conditions)
             if unconditional.loa is None:
@@ -491,7 +507,8 @@ class AudioLDM2:
             if (model := getattr(self, name)) is not None:
                 model.save_pretrained(folder / name, dtype=dtype)
         save_tokenizers(folder, self.tokenizer, self.clap_tokenizer)
-        save_description(folder, self.seconds, self.vocabulary, self.rescale, self.unconditional_loa)
+        sampling = {"guidance": self.guidance, "temperature": self.temperature, "rescale": self.rescale}
+        save_description(folder, self.seconds, self.vocabulary, self.unconditional_loa, **sampling)
 
     def check_transcription(self, transcription: str | Sequence[str] | None, n: int) -> list[str] | None:
         """What is to be spoken, as a list of n; a sentence where it is missing or has no place. Chapter 16."""
@@ -553,12 +570,15 @@ def save_description(
     folder: Path,
     seconds: float,
     vocabulary: dict[str, Any],
-    rescale: float = 0.0,
     unconditional_loa: str = "gpt",
+    **sampling: float,
 ) -> None:
-    """Write what a pipeline needs beside parts and tokenizers: `pipeline.json` and the vocabulary. Chapter 16."""
+    """Write what a pipeline needs beside parts and tokenizers: `pipeline.json` and the vocabulary.
+
+    `sampling` says how these weights want to be sampled: `guidance`, `temperature`, `rescale`. Chapter 16.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    description = {"seconds": seconds, "rescale": rescale, "unconditional_loa": unconditional_loa}
+    description = {"seconds": seconds, **sampling, "unconditional_loa": unconditional_loa}
     for name, values in (("pipeline.json", description), ("vocabulary.json", vocabulary)):
         with replacing(folder / name) as path:
             path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -568,6 +588,12 @@ def check_description(description: dict[str, Any], path: Path) -> None:
     """Raise ValueError where a `pipeline.json` does not tell what the pipeline must know. Chapter 16."""
     if not isinstance(description.get("seconds"), int | float):
         raise ValueError(f"{path} is damaged: it must tell the `seconds` of a sound")
+    guidance = description.get("guidance", GUIDANCE)
+    if not isinstance(guidance, int | float) or not 0.0 <= guidance < math.inf:
+        raise ValueError(f"{path} is damaged: `guidance` must be a number, 0 or more, not {guidance!r}")
+    temperature = description.get("temperature", 1.0)
+    if not isinstance(temperature, int | float) or not 0.0 < temperature <= 1.0:
+        raise ValueError(f"{path} is damaged: `temperature` must lie above 0, at most 1, not {temperature!r}")
     rescale = description.get("rescale", 0.0)
     if not isinstance(rescale, int | float) or not 0.0 <= rescale <= 1.0:
         raise ValueError(f"{path} is damaged: `rescale` must lie between 0 and 1, not {rescale!r}")
@@ -644,13 +670,17 @@ def check_seconds(seconds: float) -> float:
     return seconds
 
 
-def check_numbers(steps: int, guidance: float, candidates: int, eta: float = 0.0) -> None:
+def check_numbers(
+    steps: int, guidance: float | None, candidates: int, eta: float = 0.0, temperature: float | None = None
+) -> None:
     """Raise ValueError for numbers that no sampler can use. Chapter 16."""
     if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, not {steps}")
-    if not 0.0 <= guidance < math.inf:  # false for nan as well
+    if guidance is not None and not 0.0 <= guidance < math.inf:  # false for nan as well
         raise ValueError(f"guidance must be a finite number, 0 or more, not {guidance}")
     if not isinstance(candidates, int) or not 1 <= candidates <= 64:
         raise ValueError(f"candidates must be a whole number from 1 to 64, not {candidates}")
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie between 0 and 1, not {eta}")
+    if temperature is not None and not 0.0 < temperature <= 1.0:
+        raise ValueError(f"temperature must lie above 0, and be at most 1, not {temperature}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,15 +18,28 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minilib import audio
-from minilib.audioldm2 import AudioLDM2, load_part
-from minilib.metrics import BATCH, Judge, Scenes, held_out_scenes, question_name, scores, standard_error
+from minilib.audioldm2 import GUIDANCE, AudioLDM2, load_part
+from minilib.metrics import (
+    BATCH,
+    Judge,
+    Listener,
+    Scenes,
+    held_out_scenes,
+    plays,
+    question_name,
+    scores,
+    standard_error,
+)
 
 SEPARATE = "separate"  # the folder, in that of a run, of the parts as they were before joint fine-tuning
 TUNED = ("gpt", "unet")  # these parts
 LOAS = ("true", "joint", "separate", "none")
-GUIDANCE = (1.0, 1.5, 2.0, 2.5, 3.5, 5.0, 8.0)
+STRENGTHS = (1.0, 1.5, 2.0, 2.5, 3.5, 5.0, 8.0)
 STEPS = (5, 10, 25, 50, 100)
-COLUMNS = ("single.class", "pitch", "count", "speed", "loudness", "pair.first", "pair.second", "pair.both")
+COLUMNS = (
+    *("single.class", "pitch", "count", "speed", "loudness", "pair.first", "pair.second", "pair.both"),
+    *("music.instrument", "music.tempo", "music.loudness"),  # where the weights know tunes
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class Way:
         "joint"  # of the clean render; by GPT-2, tuned jointly or before that; or that of the empty caption
     )
     text: bool = True  # whether the U-Net reads the caption's words
-    guidance: float = 3.5
+    guidance: float = GUIDANCE
     steps: int = 25
 
     @property
@@ -48,10 +61,13 @@ class Way:
         )
 
 
-def ways(separate: bool) -> list[Way]:
+def ways(separate: bool, guidance: float = GUIDANCE) -> list[Way]:
     """All ways of the table, each once; with the parts before joint tuning only where there are any. Chapter 17."""
-    links = [Way(loa, text) for loa in LOAS if separate or loa != "separate" for text in (True, False)]
-    strengths, lengths = [Way(guidance=w) for w in GUIDANCE], [Way(steps=k) for k in STEPS]
+    links = [
+        Way(loa, text, guidance) for loa in LOAS if separate or loa != "separate" for text in (True, False)
+    ]
+    strengths = [Way(guidance=w) for w in sorted({*STRENGTHS, guidance})]
+    lengths = [Way(guidance=guidance, steps=k) for k in STEPS]
     return list(dict.fromkeys([*links, *strengths, *lengths]))
 
 
@@ -99,7 +115,8 @@ def explain(
     Args:
         pipe, judge: what is measured, and who measures; the pipeline has its AudioMAE.
         separate: the pipeline with GPT-2 and U-Net as they were before joint fine-tuning, if they were kept.
-        n: scenes of one event and of two, each 2 or more; seed: of the scenes and of the noise.
+        n: scenes of one event, of two, and tunes where the weights know any, 2 or more of each.
+        seed: of the scenes and of the noise.
         progress: show a bar over the ways.
     Returns:
         a flat dictionary: under `<name of the way>.<question>` the mean, and after the prefix `se.` its standard error.
@@ -114,14 +131,18 @@ def explain(
         raise ValueError(
             "pipe must have its audiomae, for the true LOA; train that stage, or take weights with it"
         )
-    kinds = {
-        kind: held_out_scenes(judge, n, seed, pipe.seconds, k) for kind, k in (("single", 1), ("pair", 2))
-    }
+    draw = partial(held_out_scenes, judge, n, seed, pipe.seconds)
+    kinds = {"single": draw(n_events=1), "pair": draw(n_events=2)}
+    if plays(pipe):
+        kinds["music"] = draw(n_events=1, music=True)
     results: dict[str, float] = {"n": n, "seed": seed}
-    for way in tqdm(ways(separate is not None), desc="chain", unit="way", disable=not progress):
+    listener = Listener.of(pipe)
+    for way in tqdm(
+        ways(separate is not None, pipe.guidance), desc="chain", unit="way", disable=not progress
+    ):
         sampled = separate if way.loa == "separate" else pipe
         for kind, scenes in kinds.items():
-            answers = scores(pipe, judge, sounds(sampled, scenes, way, seed), scenes, n)
+            answers = scores(listener, judge, sounds(sampled, scenes, way, seed), scenes, n)
             for question, x in answers.items():
                 name = f"{way.name}.{question_name(kind, question)}"
                 results |= {name: float(x.nanmean()), f"se.{name}": standard_error(x)}
@@ -133,13 +154,11 @@ def report(results: dict[str, float]) -> str:
     last = ".single.class"
     names = [k.removesuffix(last) for k in results if k.endswith(last) and not k.startswith("se.")]
     width = max(map(len, names))
-    lines = [f"{'':{width}}" + "".join(f"{column.split('.')[-1]:>10}" for column in COLUMNS)]
-    lines += [f"{name:{width}}" + "".join(cells(results, name)) for name in names]
+    columns = [column for column in COLUMNS if f"{names[0]}.{column}" in results]
+    lines = [f"{'':{width}}" + "".join(f"{column.split('.')[-1]:>11}" for column in columns)]
+    for name in names:
+        lines += [f"{name:{width}}" + "".join(f"{results[f'{name}.{column}']:11.3f}" for column in columns)]
     most = max(value for key, value in results.items() if key.startswith("se."))
-    about = "{n} held-out scenes of one event and {n} of two, seed {seed}"
+    tunes = " and {n} tunes" if "music.tempo" in columns else ""
+    about = "{n} held-out scenes of one event, {n} of two" + tunes + ", seed {seed}"
     return f"{about.format(**results)}; standard errors up to {most:.3f}\n\n" + "\n".join(lines)
-
-
-def cells(results: dict[str, float], name: str) -> Iterable[str]:
-    """The numbers of one way, column by column. Chapter 17."""
-    return (f"{results[f'{name}.{column}']:10.3f}" for column in COLUMNS)

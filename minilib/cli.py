@@ -37,6 +37,7 @@ STAGES = (
     "gpt",
     "ldm",
     "joint",
+    "adversarial",
 )  # of training, as --help names them
 DATA = Path(__file__).resolve().parents[1] / "data"  # of the checkout that this module stands in
 
@@ -107,8 +108,8 @@ def add_sampler(add: Any) -> None:
     add("--steps", type=int, default=25, help="of the sampler; more is finer and slower (default: 25)")
     about = "ddim, or dpm (DPM-Solver++), which needs fewer steps (default: ddim)"
     add("--sampler", choices=("ddim", "dpm"), default="ddim", help=about)
-    about = "how strictly captions are followed; 1 switches guidance off (default: 3.5)"
-    add("--guidance", type=float, default=3.5, metavar="W", help=about)
+    about = "how strictly captions are followed; 1 switches guidance off (default: what the weights want)"
+    add("--guidance", type=float, metavar="W", help=about)
 
 
 def add_generate(commands: Any) -> None:
@@ -123,6 +124,10 @@ def add_generate(commands: Any) -> None:
     add("captions", nargs="+", metavar="CAPTION", help="what is to be heard, in quotes")
     add_output(add, "sound.wav", "; several captions get -1, -2, ... before the suffix")
     add_sampler(add)
+    about = (
+        "of the noise at the start, up to 1; less is cleaner and varies less (default: what the weights want)"
+    )
+    add("--temperature", type=float, metavar="T", help=about)
     add("--seconds", type=float, help="length of the sound (default: that of the training clips)")
     about = "what is spoken; speech models need it, others have no use for it"
     add("--transcription", metavar="WORDS", help=about)
@@ -185,8 +190,8 @@ def add_train(commands: Any) -> None:
         minilib generate "a bell rings" --weights runs/tiny
     """
     add = command(commands, train, "train the pipeline, or single stages of it", examples).add_argument
-    about = f"all, or some of {', '.join(STAGES)} (the last three build on the others); "
-    about += "or adversarial, which sharpens the vocoder, or judge, the classifier that scores sounds"
+    about = f"all, or some of {', '.join(STAGES)} (the last four build on the others); "
+    about += "or judge, the classifier that scores sounds"
     add("stages", nargs="+", metavar="STAGE", help=about)
     add("--preset", default="tiny", help="tiny: two CPU cores; colab: one GPU (default: tiny)")
     about = "captioned recordings to learn from (default: SoundWorld, the built-in corpus)"
@@ -213,11 +218,16 @@ def add_evaluate(commands: Any) -> None:
     examples = """
         minilib evaluate
         minilib evaluate --n 50 --weights runs/tiny --json results.json
+
+        minilib train judge --data recordings --out runs/own    (learns the column class of recordings/metadata.csv)
+        minilib evaluate --data recordings --weights runs/own
     """
     about = "measure how well captions of held-out scenes are followed"
     add = command(commands, evaluate, about, examples).add_argument
     add("--n", type=int, default=200, help="how often each question is asked (default: 200)")
     add("--seed", type=seed_number, default=0, help="of scenes and noise (default: 0)")
+    about = "captioned recordings to compare with: those whose column part says test (default: SoundWorld)"
+    add("--data", type=Path, metavar="FOLDER", help=about)
     add_sampler(add)
     add_weights(add)
     add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
@@ -292,13 +302,14 @@ def generate(args: argparse.Namespace) -> None:
 
     profile = Profile({"imports": time.perf_counter() - began})
     check_captions(args.captions, None)
-    check_numbers(args.steps, args.guidance, args.candidates)
+    check_numbers(args.steps, args.guidance, args.candidates, temperature=args.temperature)
     with profile.measure("load weights"):
         pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
     seed = random.randrange(2**32) if args.seed is None else args.seed
     for caption in args.captions:
         warn_of_unknown_words(pipe, caption)
-    numbers = {key: getattr(args, key) for key in ("steps", "sampler", "guidance", "seconds", "candidates")}
+    names = ("steps", "sampler", "guidance", "temperature", "seconds", "candidates")
+    numbers = {key: getattr(args, key) for key in names}
     waves = pipe(args.captions, seed=seed, transcription=args.transcription, **numbers)
     profile.seconds.update(pipe.profile.seconds)
     with profile.measure("write"):
@@ -357,10 +368,18 @@ def evaluate(args: argparse.Namespace) -> None:
     output = output_files(args.json, 1, (".json",))[0] if args.json else None
     from minilib import metrics
 
-    pipe, judge, _ = pipeline_and_judge(args)
     options = {key: getattr(args, key) for key in ("n", "seed", "steps", "guidance", "sampler")}
-    results = metrics.evaluate(pipe, judge, **options)
-    print(metrics.report(results))
+    if args.data:
+        from minilib.data import AudioFolder
+
+        folder = AudioFolder(args.data, part="test")
+        pipe, judge, _ = pipeline_and_judge(args, own_judge(args))
+        results = metrics.evaluate_recordings(pipe, judge, folder, **options)
+    else:
+        pipe, judge, _ = pipeline_and_judge(args, shipped_judge())
+        listener = metrics.Listener.from_pretrained(shipped_listener())
+        results = metrics.evaluate(pipe, judge, listener=listener, **options)
+    print(metrics.report(results, recorded=bool(args.data)))
     write_numbers(output, results)
 
 
@@ -369,24 +388,33 @@ def chain(args: argparse.Namespace) -> None:
     output = output_files(args.json, 1, (".json",))[0] if args.json else None
     from minilib import chain
 
-    pipe, judge, folder = pipeline_and_judge(args)
+    pipe, judge, folder = pipeline_and_judge(args, shipped_judge())
     results = chain.explain(pipe, judge, chain.untuned(pipe, folder), args.n, args.seed)
     print(chain.report(results))
     write_numbers(output, results)
 
 
-def pipeline_and_judge(args: argparse.Namespace) -> tuple[AudioLDM2, Judge, Path]:
-    """The weights that are asked for, the judge that ships, and where the weights are."""
+def own_judge(args: argparse.Namespace) -> Path:
+    """The folder of the judge that has been trained beside the weights, on recordings of one's own."""
+    path = Path(args.weights or shipped_weights()) / "judge"
+    if not (path / "config.json").is_file():
+        how = f"minilib train judge --data {args.data} --out {path.parent}"
+        raise FileNotFoundError(f"{path} holds no judge: train one with: {how}")
+    return path
+
+
+def pipeline_and_judge(args: argparse.Namespace, judge: Path) -> tuple[AudioLDM2, Judge, Path]:
+    """The weights that are asked for, a judge, and where the weights are."""
     import torch
 
     from minilib import released
     from minilib.audioldm2 import AudioLDM2
     from minilib.metrics import Judge
 
-    judge = Judge.from_pretrained(shipped_judge(), dtype=torch.float32)
+    model = Judge.from_pretrained(judge, dtype=torch.float32)
     folder = released.fetch(args.weights or shipped_weights())
     pipe = AudioLDM2.from_pretrained(folder)
-    return pipe, judge.to(pipe.device), folder
+    return pipe, model.to(pipe.device), folder
 
 
 def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
@@ -496,6 +524,12 @@ def doctor(args: argparse.Namespace) -> int:
 def shipped_weights() -> Path:
     """The folder of the weights that come with the repository."""
     return shipped("tiny", "give a folder with --weights, or train some with: minilib train all")
+
+
+def shipped_listener() -> Path:
+    """The folder of the CLAP that was trained apart, and of its tokenizer."""
+    how = "train one with: minilib train clap --seed 1 --out data/weights/judges"
+    return shipped("judges/clap", how).parent
 
 
 def shipped_judge() -> Path:

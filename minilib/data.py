@@ -120,6 +120,12 @@ class AudioFolder:
             raise FileNotFoundError(f"{self._table}: {many}, the first {missing[0]!r}")
 
 
+def of_part(folder: str | os.PathLike, part: str) -> AudioFolder:
+    """The captioned recordings of one part ("train", "test") where the table tells parts, or else all (Chapter 01)."""
+    every = AudioFolder(folder)
+    return AudioFolder(folder, part=part) if "part" in every.rows[0] else every
+
+
 def _find_table(folder: Path) -> tuple[Path, str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")

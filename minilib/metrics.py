@@ -13,20 +13,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minilib import audio, judges
-from minilib.audioldm2 import AudioLDM2, check_numbers
+from minilib.audioldm2 import (
+    AnyTokenizer,
+    AudioLDM2,
+    check_numbers,
+    clap_condition,
+    load_part,
+)
+from minilib.clap import CLAP
+from minilib.data import AudioFolder
 from minilib.frechet import frechet_distance
 from minilib.model import Model
+from minilib.released import ReleasedCLAP
 from minilib.soundworld import CLASSES, INSTRUMENTS, Event, SoundWorld
-from minilib.text import split_words
+from minilib.text import Tokenizer, split_words
 
 BATCH = 16  # sounds that are made or scored together
 CHUNK = 3072  # frames, 30.72 s: longer recordings are reconstructed in pieces of this length ...
@@ -114,6 +125,41 @@ class Judge(Model):
 
 # One size for all presets: the measure must not change with what it measures.
 Judge.presets = dict.fromkeys(("tiny", "colab", "full"), JudgeConfig(classes=(*CLASSES, *INSTRUMENTS)))
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A CLAP that compares sounds with captions. Chapter 17.
+
+    One that was trained apart from the pipeline has not taught its GPT-2 what a caption means, and so flatters nobody.
+    """
+
+    clap: CLAP | ReleasedCLAP
+    tokenizer: AnyTokenizer
+
+    @classmethod
+    def of(cls, pipe: AudioLDM2) -> Listener:
+        """The pipeline's own CLAP."""
+        return cls(pipe.clap, pipe.clap_tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Listener:
+        """Load `clap` and `tokenizer.json` from a folder; errors as of `AudioLDM2.from_pretrained`."""
+        folder = Path(folder)
+        return cls(load_part(folder, "clap", torch.float32), Tokenizer.load(folder / "tokenizer.json"))
+
+    @torch.no_grad()
+    def embed(self, waves: Tensor) -> Tensor:
+        """Embeddings (n, D), of unit length, of sounds (n, N)."""
+        device = next(self.clap.parameters()).device
+        return torch.cat([self.clap.embed_waves(batch.to(device)).cpu() for batch in waves.split(BATCH)])
+
+    @torch.no_grad()
+    def scores(self, waves: Tensor, captions: list[str]) -> Tensor:
+        """Cosine (n,) of each sound (n, N) with its caption."""
+        told = clap_condition(captions, self.tokenizer, self.clap)[0][:, 0]
+        return (self.embed(waves) * told.cpu()).sum(dim=1)
+
 
 # ---------------------------------------------------------------------------------------------------------
 # Spectral errors
@@ -259,6 +305,24 @@ def held_out_scenes(
     return Scenes([clip.caption for clip in clips], waves, labels, events)
 
 
+def recorded_scenes(judge: Judge, folder: AudioFolder, n: int, seed: int, seconds: float) -> Scenes:
+    """Draw n recordings of a folder, of the classes that the judge knows, all as likely. Chapter 17.
+
+    The table has a column `class`; of each recording the first `seconds` are kept.
+    """
+    kinds = {name: kind for name, kind in folder.by("class").items() if name in judge.config.classes}
+    if len(kinds) < 2:
+        known = ", ".join(judge.config.classes)
+        raise ValueError(f"{folder.folder} holds too few of the classes that the judge knows: {known}")
+    rng = np.random.default_rng(seed)
+    names, n_samples = rng.choice(list(kinds), size=n), round(seconds * audio.SAMPLE_RATE)
+    places = [int(rng.integers(len(kinds[name]))) for name in names]
+    waves = [kinds[name].wave(i)[:n_samples] for name, i in zip(names, places, strict=True)]
+    waves = torch.stack([F.pad(wave, (0, n_samples - len(wave))) for wave in waves])
+    captions = [kinds[name].captions[i] for name, i in zip(names, places, strict=True)]
+    return Scenes(captions, waves, torch.tensor([[judge.config.classes.index(name)] for name in names]))
+
+
 def enough_scenes(n: int, seed: int, seconds: float) -> int:
     """How many held-out scenes of one event ask each question of `judges.answers` at least n times. Chapter 17."""
     world = SoundWorld("test", seed=seed, seconds=seconds, pairs=0.0)
@@ -312,20 +376,14 @@ def attributes(waves: Tensor, events: list[Event]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def clap_scores(pipe: AudioLDM2, waves: Tensor, captions: list[str]) -> Tensor:
-    """Cosine (n,) of each sound (n, N) with its caption, as the pipeline's own CLAP sees them. Chapter 17."""
-    sounds = torch.cat([pipe.embed_waves(batch.to(pipe.device)) for batch in waves.split(BATCH)])
-    return (sounds * pipe.encode(captions).clap[0][:, 0]).sum(dim=1).cpu()
-
-
-def scores(pipe: AudioLDM2, judge: Judge, waves: Tensor, scenes: Scenes, n: int) -> dict[str, Tensor]:
+def scores(listener: Listener, judge: Judge, waves: Tensor, scenes: Scenes, n: int) -> dict[str, Tensor]:
     """All that is asked of sounds (m, N) that should be these scenes, question by question. Chapter 17.
 
     Class and CLAP are asked of the first n; what else the captions tell, of all.
     """
     return {
         **judged(judge, waves[:n], scenes.labels[:n]),
-        "clap": clap_scores(pipe, waves[:n], scenes.captions[:n]),
+        "clap": listener.scores(waves[:n], scenes.captions[:n]),
         **(attributes(waves, scenes.events) if scenes.events else {}),
     }
 
@@ -336,9 +394,10 @@ def evaluate(
     n: int = 200,
     seed: int = 0,
     steps: int = 25,
-    guidance: float = 3.5,
+    guidance: float | None = None,
     progress: bool = True,
     sampler: str = "ddim",
+    listener: Listener | None = None,
 ) -> dict[str, float]:
     """Generate held-out scenes of one and of two events, and tunes, and judge whether captions are followed.
 
@@ -347,6 +406,7 @@ def evaluate(
         n: how often each question is asked, 2 or more; seed: of the scenes and of the noise.
         steps, guidance, sampler: as for the pipeline.
         progress: show a bar over the sounds.
+        listener: whose cosine of sound and caption is asked for; the pipeline's own CLAP if None.
     Returns:
         a flat dictionary: for every question its mean over the scenes, and under the same name after a prefix
         `chance.` (guessing), `control.` (the same sounds, captions shuffled), `roundtrip.` (clean renders through VAE
@@ -354,38 +414,84 @@ def evaluate(
         `single.clap`, and in closed form `pitch`, `count`, `speed`, `loudness`; of two: `pair.first`, `pair.second`,
         `pair.both`, `pair.any`, `pair.clap`; of tunes, where the weights know any: `music.instrument`, `music.tempo`,
         `music.loudness`, `music.clap`. `frechet` is the distance of the generated sounds of one event from as many
-        other renders in the judge's features, `ceiling.frechet` that of renders.
+        other renders in the judge's features, `ceiling.frechet` that of renders, and `frechet.clap` the same in the
+        listener's embeddings.
     Raises:
         ValueError: `n` is below 2, or steps or guidance are not as the pipeline takes them.
 
     Chapter 17.
     """
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n must be a whole number, 2 or more, not {n}")
-    check_numbers(steps, guidance, candidates=1)
+    guidance = check_asked(pipe, n, steps, guidance)
+    listener = listener or Listener.of(pipe)
     draw = partial(held_out_scenes, judge, seed=seed, seconds=pipe.seconds)
     kinds = {
         "single": draw(enough_scenes(n, seed, pipe.seconds), n_events=1),
         "pair": draw(n, n_events=2),
     }
-    if set(pipe.vocabulary.get("classes", ())) & set(INSTRUMENTS):
+    if plays(pipe):
         kinds["music"] = draw(n, n_events=1, music=True)
     results: dict[str, float] = {"n": n, "seed": seed, "steps": steps, "guidance": guidance}
+    results["temperature"] = pipe.temperature
     total = sum(len(scenes.captions) for scenes in kinds.values())
     with tqdm(total=total, desc="evaluate", unit="sound", disable=not progress) as bar:
         for kind, scenes in kinds.items():
             generated = generate(pipe, scenes.captions, seed, bar, steps, guidance, sampler)
             back = round_trip(pipe, scenes.waves)
-            results |= compared(pipe, judge, kind, n, scenes, scenes.shuffled(seed), generated, back)
+            results |= compared(listener, judge, kind, n, scenes, scenes.shuffled(seed), generated, back)
             if kind == "single":
                 others = held_out_scenes(judge, n, seed + 1, pipe.seconds, 1).waves
                 sounds = {"": generated, "roundtrip.": back, "ceiling.": scenes.waves}
-                results |= distances({k: x[:n] for k, x in sounds.items()}, others, judge)
+                sounds = {prefix: x[:n] for prefix, x in sounds.items()}
+                results |= distances("frechet", sounds, others, judge.embed)
+                results |= distances("frechet.clap", sounds, others, listener.embed)
     return results
 
 
-def compared(
+def evaluate_recordings(
     pipe: AudioLDM2,
+    judge: Judge,
+    folder: AudioFolder,
+    n: int = 200,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float | None = None,
+    progress: bool = True,
+    sampler: str = "ddim",
+) -> dict[str, float]:
+    """Generate from the captions of recordings that training never heard, and ask for their classes.
+
+    Args:
+        pipe, judge: what is measured, and who measures, trained on other recordings.
+        folder: recordings with captions and a column `class`; n: how many are drawn, of all classes as likely.
+        seed, steps, guidance, progress, sampler: as for `evaluate`.
+    Returns:
+        as `evaluate`, of the questions `single.class` and `single.clap`; the ceiling is that of the recordings.
+    Raises:
+        ValueError: numbers are not as described, or the judge knows less than two of the classes.
+
+    Chapter 17.
+    """
+    guidance = check_asked(pipe, n, steps, guidance)
+    scenes = recorded_scenes(judge, folder, n, seed, pipe.seconds)
+    with tqdm(total=n, desc="evaluate", unit="sound", disable=not progress) as bar:
+        generated = generate(pipe, scenes.captions, seed, bar, steps, guidance, sampler)
+    back = round_trip(pipe, scenes.waves)
+    found = compared(Listener.of(pipe), judge, "single", n, scenes, scenes.shuffled(seed), generated, back)
+    how = {"n": n, "seed": seed, "steps": steps, "guidance": guidance, "temperature": pipe.temperature}
+    return {**how, **found}
+
+
+def check_asked(pipe: AudioLDM2, n: int, steps: int, guidance: float | None) -> float:
+    """The guidance to sample with; ValueError for numbers that no evaluation can use. Chapter 17."""
+    if not isinstance(n, int) or n < 2:
+        raise ValueError(f"n must be a whole number, 2 or more, not {n}")
+    guidance = pipe.guidance if guidance is None else guidance
+    check_numbers(steps, guidance, candidates=1)
+    return guidance
+
+
+def compared(
+    listener: Listener,
     judge: Judge,
     kind: str,
     n: int,
@@ -396,10 +502,10 @@ def compared(
 ) -> dict[str, float]:
     """The answers for one kind of scenes, and what stands beside them, as `evaluate` names them. Chapter 17."""
     rounds = {
-        "": scores(pipe, judge, generated, scenes, n),
-        "control.": scores(pipe, judge, generated, shuffled, n),
-        "roundtrip.": scores(pipe, judge, back, scenes, n),
-        "ceiling.": scores(pipe, judge, scenes.waves, scenes, n),
+        "": scores(listener, judge, generated, scenes, n),
+        "control.": scores(listener, judge, generated, shuffled, n),
+        "roundtrip.": scores(listener, judge, back, scenes, n),
+        "ceiling.": scores(listener, judge, scenes.waves, scenes, n),
     }
     name = partial(question_name, kind)
     found = {f"{k}{name(q)}": float(x.nanmean()) for k, answers in rounds.items() for q, x in answers.items()}
@@ -416,6 +522,11 @@ def standard_error(x: Tensor) -> float:
     return float(x.std(correction=0)) / len(x) ** 0.5
 
 
+def plays(pipe: AudioLDM2) -> bool:
+    """Whether the pipeline has been trained on tunes. Chapter 17."""
+    return not set(INSTRUMENTS).isdisjoint(pipe.vocabulary.get("classes", ()))
+
+
 def question_name(kind: str, question: str) -> str:
     """What `evaluate` calls the answer to a question about scenes of a kind. Chapter 17."""
     if kind == "single" and question in QUESTIONS:
@@ -423,10 +534,12 @@ def question_name(kind: str, question: str) -> str:
     return f"{kind}.{'instrument' if kind == 'music' and question == 'class' else question}"
 
 
-def distances(sounds: dict[str, Tensor], renders: Tensor, judge: Judge) -> dict[str, float]:
-    """The Fréchet distance of sets of sounds (n, N) from as many renders (n, N), by prefix. Chapter 17."""
-    other = judge.embed(renders)
-    return {f"{prefix}frechet": frechet_distance(judge.embed(x), other) for prefix, x in sounds.items()}
+def distances(
+    name: str, sounds: dict[str, Tensor], renders: Tensor, embed: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """The Fréchet distance of sets of sounds (n, N) from as many renders (n, N), by prefix and name. Chapter 17."""
+    other = embed(renders)
+    return {f"{prefix}{name}": frechet_distance(embed(x), other) for prefix, x in sounds.items()}
 
 
 def generate(
@@ -457,9 +570,11 @@ def round_trip(pipe: AudioLDM2, waves: Tensor) -> Tensor:
     return torch.cat([pipe.vocoder(pipe.reconstruct(mel))[:, : waves.shape[1]].cpu() for mel in mels])
 
 
-def report(results: dict[str, float]) -> str:
-    """What `evaluate` found, as a table to read: chance < value < ceiling. Chapter 17."""
-    about = "{n} times each question of held-out scenes; {steps} steps, guidance {guidance:g}, seed {seed}"
+def report(results: dict[str, float], recorded: bool = False) -> str:
+    """What `evaluate` or `evaluate_recordings` found, as a table to read: chance < value < ceiling. Chapter 17."""
+    asked = "{n} recordings held out" if recorded else "{n} times each question of held-out scenes"
+    about = asked + "; {steps} steps, guidance {guidance:g}, seed {seed}"
+    wanted = "recordings" if recorded else "renders"
     table = f"{'':17}{'chance':>9}{'control':>10}{'value':>17}{'round trip':>13}{'ceiling':>10}\n"
     shown = lambda key: f"{results[key]:.3f}" if key in results else "-"
     for question in (key.removeprefix("ceiling.") for key in results if key.startswith("ceiling.")):
@@ -468,9 +583,10 @@ def report(results: dict[str, float]) -> str:
         )
         value = shown(question) + (f" ± {error}" if error != "-" else "")
         table += f"{question:17}{chance:>9}{control:>10}{value:>17}{back:>13}{ceiling:>10}\n"
-    legend = """chance: guessing. control: the same sounds, captions shuffled. value: the sounds, ± standard error.
-round trip: clean renders through VAE and vocoder. ceiling: clean renders. clap: cosine of sound and caption.
-frechet: distance from other renders, the less the better; its ceiling is that of clean renders."""
+    legend = f"""chance: guessing. control: the same sounds, captions shuffled. value: the sounds, ± standard error.
+round trip: clean {wanted} through VAE and vocoder. ceiling: clean {wanted}. clap: cosine of sound and caption."""
+    if not recorded:
+        legend += "\nfrechet: distance from other renders, the less the better; its ceiling is that of clean renders."
     return f"{about.format(**results)}\n\n{table}\n{legend}"
 
 

@@ -42,13 +42,16 @@ class Model(nn.Module, PyTorchModelHubMixin):
         self.config = config
 
     @classmethod
-    def preset(cls, name: str) -> Model:
-        """Build the model at one of its named sizes (`tiny`, `colab`, `full`, ...), with random weights. Chapter 02."""
+    def preset(cls, name: str, **changes: Any) -> Model:
+        """Build the model at one of its named sizes (`tiny`, `colab`, `full`, ...), with random weights.
+
+        What else is named is changed in the preset's config. Chapter 02.
+        """
         if name not in cls.presets:
             raise ValueError(
                 f"preset must be one of {', '.join(cls.presets)} for {cls.__name__}, not {name!r}"
             )
-        return cls(cls.presets[name])
+        return cls(dataclasses.replace(cls.presets[name], **changes))
 
     @property
     def device(self) -> torch.device:

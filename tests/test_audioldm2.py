@@ -76,6 +76,16 @@ def test_given_latents_are_where_sampling_starts(tiny_pipe):
         tiny_pipe(CAPTIONS, latents=latents[:1], **FAST)
 
 
+def test_temperature_scales_the_noise_that_sampling_starts_from(tiny_pipe, monkeypatch):
+    shape = tiny_pipe.latent_shape(2, tiny_pipe.n_samples(None))
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    cooler = tiny_pipe(CAPTIONS, latents=0.5 * latents, **FAST)
+    assert torch.equal(tiny_pipe(CAPTIONS, seed=7, temperature=0.5, **FAST), cooler)
+    monkeypatch.setattr(tiny_pipe, "temperature", 0.5)  # its own
+    assert torch.equal(tiny_pipe(CAPTIONS, seed=7, **FAST), cooler)
+    assert not torch.equal(tiny_pipe(CAPTIONS, seed=7, temperature=1.0, **FAST), cooler)
+
+
 def test_guidance_1_ignores_the_negative_and_others_do_not(tiny_pipe):
     without = tiny_pipe(CAPTIONS, guidance=1.0, seed=0, **FAST)
     assert torch.equal(without, tiny_pipe(CAPTIONS, guidance=1.0, negative="rain falls", seed=0, **FAST))
@@ -184,6 +194,12 @@ def test_unknown_words_are_found_whatever_their_case_and_marks(tiny_pipe):
         ({"guidance": float("nan")}, ValueError, "guidance must be a finite number, 0 or more, not nan"),
         ({"guidance": float("inf")}, ValueError, "guidance must be a finite number"),
         ({"guidance": -1.0}, ValueError, "guidance must be a finite number"),
+        ({"temperature": 0.0}, ValueError, "temperature must lie above 0, and be at most 1, not 0"),
+        (
+            {"temperature": float("nan")},
+            ValueError,
+            "temperature must lie above 0, and be at most 1, not nan",
+        ),
         ({"seconds": 0}, ValueError, "seconds must lie between 0.1 and 60, not 0"),
         ({"seconds": 10000}, ValueError, "seconds must lie between 0.1 and 60, not 10000"),
         ({"seconds": float("nan")}, ValueError, "seconds must lie between"),
@@ -204,7 +220,7 @@ def test_saved_and_loaded_pipelines_make_the_same_sounds(tiny_pipe, tmp_path):
     tiny_pipe.save_pretrained(tmp_path / "again")
     again = minilib.AudioLDM2.from_pretrained(tmp_path / "again", device="cpu")
     assert torch.equal(tiny_pipe(CAPTIONS, seed=0, **FAST), again(CAPTIONS, seed=0, **FAST))
-    for name in ("vocabulary", "seconds", "rescale"):
+    for name in ("vocabulary", "seconds", "rescale", "guidance", "temperature"):
         assert getattr(again, name) == getattr(tiny_pipe, name)
     assert [m.config for m in again.models()] == [m.config for m in tiny_pipe.models()]
 
@@ -216,6 +232,21 @@ def test_weights_in_half_precision_load_as_float32_in_evaluation_mode(tiny_pipe_
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     for model in tiny_pipe.models():
         assert {p.dtype for p in model.parameters()} == {torch.float32} and not model.training
+
+
+def test_a_pipeline_brings_its_own_guidance_and_a_call_may_say_another(copied, tiny_pipe):
+    description = json.loads((copied / "pipeline.json").read_text())
+    (copied / "pipeline.json").write_text(json.dumps({**description, "guidance": 2.0}))
+    pipe = AudioLDM2.from_pretrained(copied, device="cpu")
+    assert torch.equal(pipe(CAPTIONS, seed=0, **FAST), tiny_pipe(CAPTIONS, guidance=2.0, seed=0, **FAST))
+    assert torch.equal(
+        pipe(CAPTIONS, guidance=3.0, seed=0, **FAST), tiny_pipe(CAPTIONS, guidance=3.0, seed=0, **FAST)
+    )
+    pipe.save_pretrained(copied.parent / "again")
+    assert AudioLDM2.from_pretrained(copied.parent / "again", device="cpu").guidance == 2.0
+    del description["guidance"]  # as older pipelines have it
+    (copied / "pipeline.json").write_text(json.dumps(description))
+    assert AudioLDM2.from_pretrained(copied, device="cpu").guidance == 3.5
 
 
 def test_a_pipeline_generates_without_the_audiomae_that_only_training_needs(copied):
@@ -267,6 +298,14 @@ DAMAGE = {
     "strange pipeline.json": (
         lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "rescale": 2}'),
         "pipeline.json is damaged: `rescale` must lie between 0 and 1, not 2",
+    ),
+    "strange temperature": (
+        lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "temperature": 0}'),
+        "pipeline.json is damaged: `temperature` must lie above 0, at most 1, not 0",
+    ),
+    "strange guidance": (
+        lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "guidance": -1}'),
+        "pipeline.json is damaged: `guidance` must be a number, 0 or more, not -1",
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
     "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json"),

@@ -25,7 +25,7 @@ def scenes(judge, tiny_pipe):
 
 @pytest.fixture
 def few_ways(monkeypatch):
-    monkeypatch.setattr(chain, "GUIDANCE", (1.0, 3.5))
+    monkeypatch.setattr(chain, "STRENGTHS", (1.0, 3.5))
     monkeypatch.setattr(chain, "STEPS", (2, 25))
 
 
@@ -34,6 +34,9 @@ def test_every_way_stands_once_and_the_untuned_parts_only_where_they_were_kept()
     assert len({way.name for way in with_untuned}) == len(with_untuned) == 2 * 4 + 7 - 1 + 5 - 1
     assert {way.loa for way in without} == {"true", "joint", "none"} and set(without) < set(with_untuned)
     assert Way() in without  # how the pipeline samples
+    own = chain.ways(False, guidance=1.7)  # of a pipeline that brings its own guidance
+    assert Way("true", guidance=1.7) in own and Way(guidance=1.7, steps=5) in own and Way() in own
+    assert Way("true") not in own
 
 
 def test_the_way_of_the_pipeline_is_the_pipelines_own(tiny_pipe, scenes):
@@ -95,5 +98,5 @@ def test_the_command_prints_the_table_and_writes_the_numbers(
     line = ["chain", "--n", "2", "--weights", str(tiny_pipe_folder), "--json", str(tmp_path / "chain.json")]
     assert cli.main(line) == 0
     numbers = json.loads((tmp_path / "chain.json").read_text())
-    assert capsys.readouterr().out.startswith("2 held-out scenes of one event and 2 of two, seed 0")
+    assert capsys.readouterr().out.startswith("2 held-out scenes of one event, 2 of two, seed 0")
     assert numbers["n"] == 2 and any(math.isfinite(x) for key, x in numbers.items() if key.endswith("pitch"))

@@ -152,8 +152,9 @@ def test_generate_takes_weights_from_a_folder_and_options_from_the_line(capsys, 
         AudioLDM2, "__call__", lambda self, captions, **given: taken.update(given) or torch.zeros(1, 1600)
     )
     line = "--steps 7 --sampler dpm --guidance 2 --seconds 1.5 --seed 4 --candidates 3 --transcription yes"
+    line += " --temperature 0.5"
     assert run(capsys, "generate", "a dog barks", "--weights", weights, *line.split())[0] == 0
-    numbers = {"steps": 7, "guidance": 2.0, "seconds": 1.5, "seed": 4, "candidates": 3}
+    numbers = {"steps": 7, "guidance": 2.0, "temperature": 0.5, "seconds": 1.5, "seed": 4, "candidates": 3}
     assert taken == {**numbers, "sampler": "dpm", "transcription": "yes"}
 
 
@@ -186,10 +187,18 @@ def test_reconstruct_takes_what_soundfile_reads(capsys, here, weights):
     assert audio.load(here / "back.ogg").shape == (1600,)
 
 
-def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights):
+def a_judge_and_a_listener(weights: Path) -> None:
+    """Ship an untrained judge, and the CLAP of these weights in place of one trained apart."""
     from minilib.metrics import Judge
 
-    Judge.preset("tiny").save_pretrained(cli.DATA / "weights/judges/judge", dtype=torch.float16)
+    judges = cli.DATA / "weights" / "judges"
+    Judge.preset("tiny").save_pretrained(judges / "judge", dtype=torch.float16)
+    shutil.copytree(weights / "clap", judges / "clap")
+    shutil.copy(weights / "tokenizer.json", judges)
+
+
+def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights):
+    a_judge_and_a_listener(weights)
     line = "--n 2 --steps 1 --seed 3 --guidance 1"
     code, out, _ = run(capsys, "evaluate", *line.split(), "--json", "numbers.json")
     numbers = json.loads((here / "numbers.json").read_text())
@@ -274,6 +283,7 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
         (["a dog barks", "--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
         (["a dog barks", "--guidance", "nan"], "guidance must be a finite number, 0 or more, not nan"),
         (["a dog barks", "--guidance", "-1"], "guidance must be a finite number, 0 or more, not -1"),
+        (["a dog barks", "--temperature", "2"], "temperature must lie above 0, and be at most 1, not 2"),
         (["a dog barks", "--seconds", "0"], "seconds must lie between 0.1 and 60, not 0"),
         (["a dog barks", "--seconds", "10000"], "seconds must lie between 0.1 and 60, not 10000"),
         (["a dog barks", "--seconds", "inf"], "seconds must lie between 0.1 and 60, not inf"),
@@ -415,6 +425,9 @@ def test_evaluate_and_vocabulary_refuse(capsys, here, weights, tmp_path):
     from minilib.metrics import Judge
 
     Judge.preset("tiny").save_pretrained(cli.DATA / "weights/judges/judge")
+    assert "minilib train clap --seed 1 --out data/weights/judges" in refused(capsys, "evaluate")
+    shutil.rmtree(cli.DATA / "weights/judges")
+    a_judge_and_a_listener(weights)
     for line, said in (
         (["--n", "1"], "n must be a whole number, 2 or more"),
         (["--steps", "0"], "steps must be"),
@@ -433,7 +446,7 @@ def a_data_folder(folder: Path, table: str, *sounds: str) -> Path:
 def test_train_refuses_unknown_stages_presets_and_numbers(capsys, here):
     said = refused(capsys, "train", "vea")
     assert (
-        "stage must be all or one of vae, vocoder, adversarial, audiomae, clap, text, gpt, ldm, joint" in said
+        "stage must be all or one of vae, vocoder, audiomae, clap, text, gpt, ldm, joint, adversarial" in said
         and "'vea'" in said
     )
     assert "stage must be all" in refused(capsys, "train", "vae", "all")

@@ -19,10 +19,10 @@ def made(**changes) -> VAE:
 
 
 @pytest.mark.parametrize("piece", [1, 3000, 2**19], ids=["row by row", "some pieces", "one piece"])
-@pytest.mark.parametrize("pack", [1, 2])
-def test_decoding_in_pieces_is_decoding(monkeypatch, piece, pack):
+@pytest.mark.parametrize("pack, final_norm", [(1, True), (2, True), (2, False)])
+def test_decoding_in_pieces_is_decoding(monkeypatch, piece, pack, final_norm):
     monkeypatch.setattr(lean, "PIECE", piece)
-    vae, z0 = made(pack=pack, layers_per_block=1), torch.randn(2, 4 * pack**2, 13, 4)
+    vae, z0 = made(pack=pack, final_norm=final_norm, layers_per_block=1), torch.randn(2, 4 * pack**2, 13, 4)
     whole = vae.decode(z0)
     torch.testing.assert_close(
         lean.decode(vae, z0), whole, rtol=1e-4, atol=1e-5 * float(whole.detach().abs().max())

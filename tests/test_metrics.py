@@ -338,6 +338,29 @@ def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle):
             metrics.evaluate(tiny_pipe, oracle, n=bad, progress=False)
 
 
+def test_clap_trained_apart_listens_in_place_of_the_pipelines_own(
+    tiny_pipe, tiny_pipe_folder, oracle, tmp_path
+):
+    sounds, captions = noise(20, 10240), ["a dog barks", "rain falls"] * 10
+    own = metrics.Listener.of(tiny_pipe)
+    embedded = tiny_pipe.embed_waves(sounds)
+    torch.testing.assert_close(own.embed(sounds), embedded)
+    cosine = (embedded * tiny_pipe.encode(captions).clap[0][:, 0]).sum(dim=1)
+    torch.testing.assert_close(own.scores(sounds, captions), cosine)
+    torch.manual_seed(7)
+    type(tiny_pipe.clap)(tiny_pipe.clap.config).save_pretrained(tmp_path / "clap")
+    tiny_pipe.tokenizer.save(tmp_path / "tokenizer.json")
+    apart = metrics.Listener.from_pretrained(tmp_path)
+    assert not apart.clap.training
+    by_own, by_other = (
+        metrics.evaluate(tiny_pipe, oracle, n=3, steps=1, progress=False, listener=listener)
+        for listener in (None, apart)
+    )
+    heard = {key for key in by_own if "clap" in key}
+    assert {"single.clap", "pair.clap", "frechet.clap", "ceiling.frechet.clap"} <= heard
+    assert all((by_own[key] != by_other[key]) == (key in heard) for key in by_own)
+
+
 def test_the_standard_error_of_a_share_is_the_binomial_one(perfect_pipe, oracle, monkeypatch):
     monkeypatch.setattr(oracle, "hear", lambda waves: torch.zeros(len(waves), dtype=torch.long))
     monkeypatch.setattr(

@@ -23,6 +23,7 @@ from minilib.training import (
     STAGES,
     Recipe,
     TrainingData,
+    clips,
     loop,
     runs,
     stages,
@@ -158,28 +159,39 @@ def test_joint_shows_each_clip_at_several_levels_and_beside_its_own_loa(data, pa
         assert torch.equal(given["z0"][2 * i], batch["z0"][i, 0]) and given["t"][2 * i] == batch["t"][i, 0]
         assert torch.equal(given["loa"][2 * i], batch["loa"][i])
         torch.testing.assert_close(given["loa"][2 * i + 1], written[i])
-        assert torch.equal(given["text"][2 * i + 1], batch["words"][i])
+        assert torch.equal(given["text"][2 * i + 1], batch["text"][i])
 
 
 def test_shares_of_true_loa_and_of_empty_captions_are_the_papers(data, parts):
     stage = make("joint", data, parts, replace(small("joint"), batch_size=16))
-    true, unread, hidden = [], [], []
+    true, unread = [], []
     empty_text = stage.encode([""])["text"][0, 0]
-
-    def is_empty(text: torch.Tensor) -> torch.Tensor:
-        return (text[:, 0] - empty_text).abs().amax(dim=1) < 1e-4
-
     for step in range(60):
         batch = stage.batch(training.step_generator(0, "joint", step))
-        no_words, no_caption = is_empty(batch["words"]), is_empty(batch["text"])
-        assert no_caption[no_words].all()  # "no condition" is none for both
-        unread.append(no_words)
-        hidden.append(no_caption[~no_words])
+        no_caption = (batch["text"][:, 0] - empty_text).abs().amax(dim=1) < 1e-4
+        unread.append(no_caption)
         true.append(batch["true_loa"][~no_caption])
-        assert not batch["true_loa"][no_caption].any()  # where GPT-2 reads nothing, the LOA is always its own
+        assert not batch["true_loa"][no_caption].any()  # where nothing is read, the LOA is always GPT-2's own
     assert abs(torch.cat(unread).float().mean() - 0.1) < 0.03
-    assert abs(torch.cat(hidden).float().mean() - stages.P_TEXT_ALONE) < 0.03
     assert abs(torch.cat(true).float().mean() - 0.25) < 0.05
+
+
+def test_captions_are_encoded_once_and_as_the_pipeline_does(data, parts, monkeypatch):
+    fresh = replace(data, conditions={})
+    stage = make("gpt", fresh, parts)
+    calls, read = [], stages.encode_captions
+    monkeypatch.setattr(stages, "encode_captions", lambda *given: calls.append(given) or read(*given))
+    for captions in (data.corpus.captions[:5], ["", data.corpus.captions[7]]):
+        with torch.no_grad():
+            (clap, clap_mask), (text, mask) = read(
+                captions, data.tokenizer, data.tokenizer, parts["clap"], parts["text"]
+            )
+        ours = stage.encode(captions)
+        assert torch.equal(ours["text_mask"], mask) and torch.equal(ours["clap_mask"], clap_mask)
+        torch.testing.assert_close(ours["clap"], clap)
+        torch.testing.assert_close(ours["text"][mask], text[mask])
+        assert ours["text"].shape == text.shape and not ours["text"][~mask].any()
+    assert len(calls) == 1  # all captions of the corpus together
 
 
 def test_gpts_teacher_shows_a_quarter_of_the_clips_and_of_these_any_share(data, parts):
@@ -257,7 +269,7 @@ def test_the_recipe_says_how_often_high_noise_levels_are_drawn(name, data, parts
 def test_a_narrow_band_holds_nothing_above_it_and_the_rest_as_it_was():
     n = torch.arange(16000, dtype=torch.float64) / audio.SAMPLE_RATE
     low, high = torch.sin(2 * torch.pi * 500 * n)[None], torch.sin(2 * torch.pi * 6000 * n)[None]
-    torch.testing.assert_close(stages.low_passed(low + high, 3000.0), low)
+    torch.testing.assert_close(clips.low_passed(low + high, 3000.0), low)
 
 
 def test_recordings_are_narrowed_only_where_the_recipe_says_so(data):

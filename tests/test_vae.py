@@ -58,3 +58,18 @@ def test_the_kl_term_is_that_of_two_gaussians():
         loss = plain.loss({"mel": mels(), "eps": torch.zeros_like(mean)})
     torch.testing.assert_close(loss["kl"], expected)
     torch.testing.assert_close(loss["loss"], loss["l1"] + PLAIN.kl_weight * loss["kl"])
+
+
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_the_final_norm_forgets_how_loud_a_mel_is(final_norm):
+    """Without the branches of the residual blocks, the way to the latent is linear but for the final SiLU and norm."""
+    torch.manual_seed(0)
+    vae = VAE(replace(PLAIN, final_norm=final_norm)).eval()
+    for name, parameter in vae.named_parameters():
+        if name.endswith("bias") or "conv2.weight" in name or "to_out" in name:
+            torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        for way, x in ((vae.encode, 9.0 * mels()), (vae.decode, 9.0 * torch.randn(2, 4, 8, 4))):
+            once, twice = way(x), way(2.0 * x)
+            assert ((twice - once).abs().max() < 0.01 * once.abs().max()) == final_norm
+    assert any("conv_norm_out" in name for name, _ in vae.named_parameters()) == final_norm

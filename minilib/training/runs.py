@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ import torch
 
 from minilib.audioldm2 import load_part, load_tokenizers, save_description, save_tokenizers
 from minilib.chain import SEPARATE, TUNED
-from minilib.data import OPEN_LICENCES, AudioFolder, Corpus
+from minilib.data import OPEN_LICENCES, AudioFolder, Corpus, of_part
 from minilib.files import replacing
 from minilib.model import read_json
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabulary
 from minilib.text import Tokenizer, split_words
 from minilib.training.beside import Beside
+from minilib.training.clips import TrainingData
 from minilib.training.loop import Recipe, log, train
 from minilib.training.processes import check_shares, is_main, meet, n_processes, one_voice
-from minilib.training.stages import ALL_STAGES, STAGES, TrainingData
+from minilib.training.stages import ALL_STAGES, STAGES
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Run:
     recipes: dict[str, Recipe]
     pairs: float = 0.5  # share of the clips of effects with two events
     music: float = 0.0  # share of clips that are tunes
-    rescale: float = 0.0  # of guided predictions, when the pipeline samples
+    sampling: dict[str, float] = field(
+        default_factory=dict
+    )  # how the pipeline samples, where it is not as usual
 
 
 RUNS = {
@@ -44,6 +47,7 @@ RUNS = {
         n_clips=12000,
         seconds=2.56,
         music=0.25,
+        sampling={"guidance": 1.5, "temperature": 0.7},
         recipes={
             "vae": Recipe(steps=8200, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
             "vocoder": Recipe(steps=1500, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
@@ -164,6 +168,8 @@ def run_stage(
     train(stage, out, resume, progress, row)
     for part in stage.makes:
         data.features.pop(part, None)
+        if part in ("clap", "text"):
+            data.conditions.clear()
     if is_main():
         for part, model in stage.finish().items():
             model.save_pretrained(out / part, dtype=torch.float16)
@@ -259,13 +265,14 @@ def check_needs(out: Path, name: str) -> None:
 
 def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> TrainingData:
     """Clips, captions, tokenizer and recordings for a run, kept in `out` for the next one. Chapter 16."""
-    if folder is None:
+    recorded = None if folder is None else of_part(folder, "train")
+    if recorded is None:
         corpus = cached_soundworld(run, out / "cache", seed)
         classes = sorted([*CLASSES, *(INSTRUMENTS if run.music else ())])
         captions = known_captions(classes, corpus)
         words = {"words": vocabulary(music=run.music > 0), "classes": classes, "captions": captions}
     else:
-        corpus = Corpus.from_folder(AudioFolder(folder), run.seconds, progress=is_main())
+        corpus = Corpus.from_folder(recorded, run.seconds, progress=is_main())
         spoken = {word for caption in corpus.captions for word in split_words(caption)}
         words = {
             "words": sorted(spoken - {""}),
@@ -275,13 +282,13 @@ def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> T
     heard = recordings(run.seconds) if folder is None else []
     if holds_released(out):
         tokenizer, clap_tokenizer = load_tokenizers(out, load_part(out, "gpt"))
-        return TrainingData(corpus, tokenizer, heard, clap_tokenizer=clap_tokenizer)
+        return TrainingData(corpus, tokenizer, heard, clap_tokenizer=clap_tokenizer, folder=recorded)
     if is_main():
         tokenizer = Tokenizer.train(corpus.captions)
         save_tokenizers(out, tokenizer, tokenizer)
-        save_description(out, run.seconds, words, run.rescale)
+        save_description(out, run.seconds, words, **run.sampling)
     meet().wait_for_everyone()
-    return TrainingData(corpus, Tokenizer.load(out / "tokenizer.json"), heard)
+    return TrainingData(corpus, Tokenizer.load(out / "tokenizer.json"), heard, folder=recorded)
 
 
 def holds_released(out: Path) -> bool:

@@ -1,16 +1,14 @@
 """The stages of AudioLDM 2 in the paper's order (2308.05734 §3.4): what each one trains, on which batches.
 
 vae, vocoder and audiomae hear sound alone; clap and text read captions; gpt learns to write the LOA, ldm to turn true
-LOA into latents; joint tunes these two together. Two stand apart: adversarial, which sharpens a trained vocoder, and
-the judge. Chapter 16 builds them.
+LOA into latents; joint tunes these two together; adversarial sharpens the vocoder. The judge stands apart. Chapter 16
+builds them.
 """
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,82 +21,22 @@ from minilib import audio
 from minilib.audioldm2 import VOCODERS, encode_captions
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
-from minilib.data import Corpus
 from minilib.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from minilib.gpt import LOARegressor
 from minilib.metrics import Judge
 from minilib.model import Model
-from minilib.released import ReleasedTokenizer
-from minilib.soundworld import SoundWorld
-from minilib.text import PAD, T5, Tokenizer, noise_spans, span_corrupt
+from minilib.text import PAD, T5, noise_spans, span_corrupt
+from minilib.training.clips import Recordings, Renders, TrainingData, crop
 from minilib.training.loop import Recipe
-from minilib.training.processes import is_main, n_processes
+from minilib.training.processes import is_main
 from minilib.unet import UNet
 from minilib.vae import VAE, centre, standardise
 
 P_EMPTY = 0.1  # share of the conditions that are emptied, for classifier-free guidance
 P_TAUGHT = 0.25  # share of the clips of which GPT-2 is shown true vectors, in its own stage
 P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
-P_TEXT_ALONE = 0.1  # share of the captions that joint hides from GPT-2 and shows to the U-Net
 FEATURES, MEL = 2.0, 45.0  # weights of HiFi-GAN's losses beside the adversarial one (2010.05646 §2.4)
 MEL_MEAN, MEL_STD = -7.0, 3.0  # about, of SoundWorld's log-mels and of recordings
-
-
-@dataclass
-class TrainingData:
-    """What the stages learn from: captioned clips, and recordings without captions if there are any. Chapter 16."""
-
-    corpus: Corpus  # clips with captions, all of one length
-    tokenizer: Tokenizer
-    recordings: list[Corpus] = field(default_factory=list)  # by kind; heard by VAE, vocoder and AudioMAE only
-    features: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # LOA and latents of all clips, kept between stages
-    clap_tokenizer: ReleasedTokenizer | None = None  # CLAP's own, where it has one
-
-    def waves(self, recipe: Recipe, generator: torch.Generator) -> Tensor:
-        """Draw a batch of clips (B, N), some of them recordings where there are any: each a kind, a clip, a gain."""
-        n_recorded = round(recipe.batch_size * recipe.recorded) if self.recordings else 0
-        waves = [self.corpus.wave(draw(len(self.corpus), recipe.batch_size - n_recorded, generator))]
-        for kind in torch.randint(len(self.recordings) or 1, (n_recorded,), generator=generator).tolist():
-            clip = self.recordings[kind].wave(draw(len(self.recordings[kind]), 1, generator))
-            gain = 10.0 ** (0.6 * torch.rand((), generator=generator) - 0.45)  # -9 to +3 dB
-            if recipe.narrow and torch.rand((), generator=generator) < recipe.narrow:
-                clip = low_passed(clip, 2000 + 4000 * float(torch.rand((), generator=generator)))
-            waves.append((clip * gain).clamp(-1.0, 1.0))
-        return torch.cat(waves)
-
-    def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """Draw n captioned clips: indices (n,) and captions."""
-        indices = draw(len(self.corpus), n, generator)
-        return indices, [self.corpus.captions[i] for i in indices.tolist()]
-
-
-def low_passed(waves: Tensor, hertz: float) -> Tensor:
-    """Waves (B, N) without the frequencies above `hertz`, as a telephone or an old recorder leaves them. Chapter 16."""
-    spectrum = torch.fft.rfft(waves)
-    spectrum[:, round(hertz * waves.shape[1] / audio.SAMPLE_RATE) :] = 0
-    return torch.fft.irfft(spectrum, waves.shape[1])
-
-
-def draw(total: int, n: int, generator: torch.Generator) -> Tensor:
-    """n of `total` indices, without repetition where there are enough. Chapter 16."""
-    if n <= total:
-        return torch.randperm(total, generator=generator)[:n]
-    return torch.randint(total, (n,), generator=generator)
-
-
-def crop(waves: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
-    """Cut a piece of n_samples from each wave (B, N): of three random ones the loudest, for little to learn is silence.
-
-    Chapter 16.
-    """
-    starts = torch.randint(waves.shape[1] - n_samples + 1, (3, len(waves), 1), generator=generator)
-    pieces = torch.stack(
-        [waves.gather(1, start + torch.arange(n_samples)) for start in starts]
-    )  # (3, B, n_samples)
-    loudest = pieces.square().sum(dim=2).argmax(dim=0)  # (B,)
-    return pieces[loudest, torch.arange(len(waves))]
 
 
 class Stage(ABC):
@@ -131,10 +69,13 @@ class Stage(ABC):
 
     def encode(self, captions: list[str]) -> dict[str, Tensor]:
         """Conditions of captions by the frozen encoders, as the losses name them. Chapter 16."""
-        tokenizers = self.data.tokenizer, self.data.clap_tokenizer or self.data.tokenizer
-        with torch.no_grad():
-            given = encode_captions(captions, *tokenizers, self.parts["clap"], self.parts["text"])
-        (clap, clap_mask), (text, text_mask) = given
+        known = over_captions(self.parts["clap"], self.parts["text"], self.data)
+        clap, states = zip(*(known[caption] for caption in captions), strict=True)
+        S = max(self.data.tokenizer.pad_to, *map(len, states))
+        text = torch.stack([F.pad(x, (0, 0, 0, S - len(x))) for x in states])  # (B, S, D)
+        text_mask = torch.arange(S) < torch.tensor([len(x) for x in states])[:, None]  # (B, S)
+        clap = torch.stack(clap)  # (B, 1, D)
+        clap_mask = torch.ones(clap.shape[:2], dtype=torch.bool)
         return {"clap": clap, "clap_mask": clap_mask, "text": text, "text_mask": text_mask}
 
 
@@ -358,16 +299,15 @@ class Joint(nn.Module):
         (as in DAgger, Ross et al., 1011.0686).
 
         Args:
-            batch: of B clips, `loa` (B, L, D), GPT-2's conditions, and the U-Net's `words` (B, S, D) and `words_mask`
-                (B, S); of each at K noise levels, `z0` and `eps` (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
+            batch: of B clips, `loa` (B, L, D) and the conditions; of each at K noise levels, `z0` and `eps`
+                (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
         """
         conditions, levels = named(batch), batch["t"].shape[1]
         with torch.no_grad():
             own = self.gpt.generate(conditions)
         predicted = self.gpt(conditions, own)
         noisy = {name: batch[name].flatten(0, 1) for name in ("z0", "t", "eps", "true_loa")}
-        clips = {"predicted": predicted, "loa": batch["loa"]}
-        clips |= {"text": batch["words"], "text_mask": batch["words_mask"]}
+        clips = {"predicted": predicted, **{name: batch[name] for name in ("loa", "text", "text_mask")}}
         clips = {name: x.repeat_interleave(levels, dim=0) for name, x in clips.items()}
         loa = torch.where(noisy["true_loa"][:, None, None], clips["loa"], clips["predicted"])
         noise = self.unet.loss({**noisy, **clips, "loa": loa})
@@ -376,11 +316,7 @@ class Joint(nn.Module):
 
 
 class JointStage(LDMStage):
-    """Joint fine-tuning: true LOA with probability 0.25, predicted LOA with 0.75 (2308.05734 §3.4).
-
-    Where the LOA says all that the text does, the U-Net does not learn to read. So now and then GPT-2 gets an empty
-    caption, and the U-Net the full one. (The `tiny` one still hardly reads: data/weights/LOG.md.) Chapter 16.
-    """
+    """Joint fine-tuning: true LOA with probability 0.25, predicted LOA with 0.75 (2308.05734 §3.4). Chapter 16."""
 
     name, makes, needs = "joint", ("gpt", "unet"), ("vae", "audiomae", "clap", "text", "gpt", "unet")
 
@@ -392,12 +328,9 @@ class JointStage(LDMStage):
         z0 = self.z0[indices].repeat(self.recipe.levels, 1, 1, 1)  # (K * B, C, T/r, F/r)
         batch = noised(z0, self.model.unet.config.n_steps, generator, self.recipe.level_power)
         batch = {name: x.unflatten(0, (-1, len(indices))).transpose(0, 1) for name, x in batch.items()}
-        words = emptied(captions, generator)  # for both
-        captions = emptied(words, generator, P_TEXT_ALONE)  # for GPT-2 alone
+        captions = emptied(captions, generator)
         full = torch.tensor([bool(caption) for caption in captions])[:, None]  # (B, 1)
         batch["true_loa"] = full & (torch.rand(batch["t"].shape, generator=generator) < P_TRUE_LOA)
-        read = self.encode(words)
-        batch |= {"words": read["text"], "words_mask": read["text_mask"]}
         return {**batch, "loa": self.loa[indices], **self.encode(captions)}
 
     def finish(self) -> dict[str, Model]:
@@ -409,56 +342,44 @@ class JudgeStage(Stage):
 
     name, makes = "judge", ("judge",)
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        world = SoundWorld("train", self.seed + 1, music=0.3)  # no clip of the generator's own training
-        n = min(len(self.data.corpus), 4000)
-        workers = max(1, (os.cpu_count() or 1) // n_processes())  # each process renders all clips
-        self.clips = Corpus.from_soundworld(world, n, progress=is_main(), workers=workers)
-        labels = {name: i for i, name in enumerate(self.model.config.classes)}
-        events = [world.scene(i).events for i in range(n)]
-        self.labels = [[labels[event.name] for event in pair] for pair in events]
+    def __init__(
+        self, preset: str, recipe: Recipe, data: TrainingData, parts: dict[str, Model], seed: int = 0
+    ):
+        if data.folder is None:
+            self.sounds = Renders(Judge.presets[preset].classes, len(data.corpus), seed)
+        else:
+            self.sounds = Recordings(data.folder, data.corpus.waves.shape[1] / audio.SAMPLE_RATE)
+        super().__init__(preset, recipe, data, parts, seed)
 
     def build(self) -> nn.Module:
-        return seeded(Judge, self.preset, self.seed)
+        return seeded(Judge, self.preset, self.seed, classes=self.sounds.classes)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Whole clips of one event, or one half of clips of two."""
-        n_events = 1 + int(torch.randint(2, (), generator=generator))
-        candidates = torch.tensor([i for i, labels in enumerate(self.labels) if len(labels) == n_events])
-        indices = candidates[draw(len(candidates), self.recipe.batch_size, generator)]
-        halves = torch.randint(n_events, (len(indices),), generator=generator)
-        n_samples = self.clips.waves.shape[1] // n_events
-        clips = self.clips.wave(indices).unflatten(1, (n_events, n_samples))  # (B, events, N / events)
-        waves = clips[torch.arange(len(indices)), halves]
-        pairs = zip(indices.tolist(), halves.tolist(), strict=True)
-        return {
-            "mel": audio.log_mel(waves),
-            "label": torch.tensor([self.labels[i][half] for i, half in pairs]),
-        }
+        waves, labels = self.sounds.draw(self.recipe.batch_size, generator)
+        return {"mel": audio.log_mel(waves), "label": labels}
 
 
-STAGES: dict[str, type[Stage]] = {  # in the order of the paper
+STAGES: dict[str, type[Stage]] = {  # in the order of the paper; adversarial could follow the vocoder at once
     stage.name: stage
     for stage in (
-        VAEStage, VocoderStage, AdversarialStage, AudioMAEStage, CLAPStage, TextStage, GPTStage, LDMStage, JointStage,
+        VAEStage, VocoderStage, AudioMAEStage, CLAPStage, TextStage, GPTStage, LDMStage, JointStage, AdversarialStage,
         JudgeStage,
     )
 }  # fmt: skip
-APART = ("adversarial", "judge")  # these are trained only where they are asked for
+APART = ("judge",)  # trained only where it is asked for
 ALL_STAGES = tuple(name for name in STAGES if name not in APART)
 
 
-def seeded(model_class: type[Model], preset: str, seed: int) -> Model:
-    """A preset with weights drawn from a seed, whatever was drawn before. Chapter 16."""
+def seeded(model_class: type[Model], preset: str, seed: int, **changes: Any) -> Model:
+    """A preset, changed, with weights drawn from a seed, whatever was drawn before. Chapter 16."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model_class.preset(preset)
+        return model_class.preset(preset, **changes)
 
 
-def emptied(captions: list[str], generator: torch.Generator, p: float = P_EMPTY) -> list[str]:
-    """The captions, each one emptied with probability p, for classifier-free guidance. Chapter 15."""
-    empty = torch.rand(len(captions), generator=generator) < p
+def emptied(captions: list[str], generator: torch.Generator) -> list[str]:
+    """The captions, a tenth of them emptied, for classifier-free guidance. Chapter 15."""
+    empty = torch.rand(len(captions), generator=generator) < P_EMPTY
     return ["" if e else caption for caption, e in zip(captions, empty.tolist(), strict=True)]
 
 
@@ -478,6 +399,24 @@ def noised(z0: Tensor, n_steps: int, generator: torch.Generator, power: float = 
     places = u**power
     t = 1 + (places * n_steps).long().clamp_max(n_steps - 1)
     return {"z0": z0, "t": t, "eps": torch.randn(z0.shape, generator=generator)}
+
+
+@torch.no_grad()
+def over_captions(clap: Model, text: Model, data: TrainingData) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the frozen encoders make of the empty caption and of all others, computed once. Chapter 16.
+
+    Returns:
+        by caption, CLAP's vector (1, D) and T5's states (S, D'), without those of its padding.
+    """
+    if not data.conditions:
+        tokenizers = data.tokenizer, data.clap_tokenizer or data.tokenizer
+        captions = sorted({"", *data.corpus.captions}, key=lambda caption: (len(caption), caption))
+        for start in range(0, len(captions), 64):
+            some = captions[start : start + 64]
+            (vectors, _), (states, mask) = encode_captions(some, *tokenizers, clap, text)
+            for caption, vector, row, n in zip(some, vectors.cpu(), states.cpu(), mask.sum(dim=1).tolist()):
+                data.conditions[caption] = vector, row[:n].clone()
+    return data.conditions
 
 
 @torch.no_grad()

@@ -1,0 +1,120 @@
+"""Sounds of one's own: a folder with classes and parts trains a judge, and what it never heard is asked for."""
+
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from minilib import audio, cli, metrics, training
+from minilib.data import AudioFolder, of_part
+from minilib.training import RUNS, clips
+
+SECONDS = 0.64
+N = round(SECONDS * audio.SAMPLE_RATE)
+
+
+def sound(name: str, rng: np.random.Generator) -> np.ndarray:
+    """A tone or a hiss, a little shorter than a clip."""
+    n = int(N * rng.uniform(0.5, 0.9))
+    tone = np.sin(2 * np.pi * rng.uniform(800, 1200) * np.arange(n) / audio.SAMPLE_RATE)
+    return rng.uniform(0.1, 0.5) * (tone if name == "tone" else rng.uniform(-1, 1, n))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """20 tones and 20 hisses to learn from, 4 of each to be asked for, 2 others of a third class."""
+    rng, lines = np.random.default_rng(0), ["file_name,caption,class,part"]
+    (tmp_path / "own").mkdir()
+    for part, n in (("train", 20), ("test", 4)):
+        for name in ("tone", "hiss"):
+            lines += [f"{part}-{name}-{i}.wav,a {name} sounds,{name},{part}" for i in range(n)]
+    lines += [f"rare-{part}.wav,something rare,rare,{part}" for part in ("train", "test")]
+    for line in lines[1:]:
+        file_name, _, name, _ = line.split(",")
+        soundfile.write(tmp_path / "own" / file_name, sound(name, rng), audio.SAMPLE_RATE)
+    (tmp_path / "own" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "own"
+
+
+@pytest.fixture
+def short_run(monkeypatch):
+    recipe = training.Recipe(steps=40, batch_size=16, lr=2e-3, warmup=4)
+    run = training.runs.Run(n_clips=8, seconds=SECONDS, recipes={**RUNS["tiny"].recipes, "judge": recipe})
+    monkeypatch.setitem(RUNS, "tiny", run)
+
+
+def test_a_run_keeps_to_the_part_that_is_for_training(folder, tmp_path):
+    assert len(of_part(folder, "train")) == 41 and len(of_part(folder, "test")) == 9
+    data = training.runs.prepare_data(RUNS["tiny"], tmp_path / "out", folder, seed=0)
+    assert len(data.corpus) == 41 and {row["part"] for row in data.folder.rows} == {"train"}
+    table = (folder / "metadata.csv").read_text().replace("part", "set")
+    (folder / "metadata.csv").write_text(table)
+    assert len(of_part(folder, "train")) == 50  # where the table tells no parts, all
+
+
+def test_a_judge_of_recordings_scores_what_it_never_heard(
+    folder, tmp_path, short_run, tiny_pipe_folder, capsys, monkeypatch
+):
+    training.train_stages("judge", out=tmp_path / "run", data=folder, progress=False)
+    judge = metrics.Judge.from_pretrained(tmp_path / "run" / "judge", dtype=torch.float32)
+    assert judge.config.classes == ("hiss", "tone")  # of a third one there are too few
+    shutil.copytree(tiny_pipe_folder, tmp_path / "run", dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    line = [
+        "evaluate",
+        "--data",
+        str(folder),
+        "--weights",
+        "run",
+        "--n",
+        "12",
+        "--steps",
+        "1",
+    ]
+    assert cli.main(line) == 0
+    told = capsys.readouterr().out
+    assert (
+        "12 recordings held out" in told and "frechet" not in told and "round trip: clean recordings" in told
+    )
+    row = next(line.split() for line in told.splitlines() if line.startswith("single.class"))
+    assert row[1] == "0.500" and row[-1] == "1.000"  # chance and ceiling
+
+
+def test_recordings_are_drawn_by_class_each_at_another_level_and_place(folder):
+    sounds = clips.Recordings(of_part(folder, "train"), SECONDS)
+    waves, labels = sounds.draw(200, torch.Generator().manual_seed(0))
+    assert waves.shape == (200, N) and waves.abs().max() <= 1.0
+    assert 70 < labels.sum() < 130
+    levels = waves.square().mean(dim=1).log10() * 10
+    assert levels.max() - levels.min() > 12
+    assert len(torch.unique(waves.abs().cummax(dim=1).indices[:, -1])) > 150
+    assert (waves == 0).float().mean() < 0.01  # digital silence gives nothing away
+
+
+def test_what_was_asked_for_stands_beside_the_recording(folder):
+    judge = metrics.Judge(metrics.JudgeConfig(classes=("hiss", "tone")))
+    scenes = metrics.recorded_scenes(judge, AudioFolder(folder, part="test"), 30, 0, SECONDS)
+    names = [judge.config.classes[label] for label in scenes.labels[:, 0]]
+    assert scenes.captions == [f"a {name} sounds" for name in names] and set(names) == {"hiss", "tone"}
+    crossings = (scenes.waves[:, 1:].sign() != scenes.waves[:, :-1].sign()).float().mean(dim=1)
+    assert all((rate > 0.2) == (name == "hiss") for rate, name in zip(crossings, names, strict=True))
+
+
+def test_what_no_judge_can_learn_or_tell_is_said_in_a_sentence(folder, tmp_path, capsys):
+    judge = metrics.Judge(metrics.JudgeConfig(classes=("dog", "tone")))
+    with pytest.raises(ValueError, match="holds too few of the classes that the judge knows: dog, tone"):
+        metrics.recorded_scenes(judge, AudioFolder(folder, part="test"), 4, 0, SECONDS)
+    with pytest.raises(ValueError, match="must hold 20 recordings or more of two classes"):
+        clips.Recordings(AudioFolder(folder, part="test"), SECONDS)
+    line = ["evaluate", "--data", str(folder), "--weights", str(tmp_path)]
+    assert cli.main(line) == 2
+    assert f"train one with: minilib train judge --data {folder} --out {tmp_path}" in capsys.readouterr().err
+    table = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(table.replace("class", "kind"))
+    with pytest.raises(ValueError, match="has no column 'class' that a judge could learn"):
+        clips.Recordings(AudioFolder(folder), SECONDS)
+    (folder / "metadata.csv").write_text(table.replace("part", "set"))
+    assert cli.main(line) == 2
+    assert "has no column 'part' to choose 'test' by" in capsys.readouterr().err
