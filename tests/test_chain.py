@@ -82,6 +82,16 @@ def test_the_table_has_a_row_for_each_way(tiny_pipe, judge, few_ways):
     assert 0 <= results[f"se.{name}.single.class"] <= 0.5 and "separate" not in str(results)
 
 
+def test_links_and_steps_are_asked_at_the_pipelines_own_guidance(tiny_pipe, judge, few_ways, monkeypatch):
+    monkeypatch.setattr(tiny_pipe, "guidance", 2.0)
+    results = chain.explain(tiny_pipe, judge, n=2, progress=False)
+    asked = {key.removesuffix(".single.class") for key in results if key.endswith(".single.class")}
+    own = {Way(loa, text, 2.0).name for loa in ("true", "joint", "none") for text in (True, False)}
+    assert {name for name in asked if not name.startswith("se.")} == own | {
+        Way(guidance=2.0, steps=2).name, Way(guidance=1.0).name, Way(guidance=3.5).name
+    }  # fmt: skip
+
+
 def test_bad_input_is_told_in_a_sentence(tiny_pipe, judge, monkeypatch):
     with pytest.raises(ValueError, match="n must be a whole number, 2 or more, not 1"):
         chain.explain(tiny_pipe, judge, n=1)

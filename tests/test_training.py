@@ -375,11 +375,24 @@ def test_all_stages_make_a_pipeline_that_generates(short_run, tmp_path, capsys):
     train_stages("all", out=tmp_path, steps=1, progress=False)
     pipe = AudioLDM2.from_pretrained(tmp_path, device="cpu")
     assert pipe("a dog barks", steps=1, seed=0, progress=False).shape == (1, 40960)
+    assert {"guidance": pipe.guidance, "temperature": pipe.temperature} == RUNS["tiny"].sampling
     assert "barks" in pipe.vocabulary["words"] and pipe.unknown_words("a zebra barks") == ["zebra"]
     log = (tmp_path / "train.log").read_text()
     assert all(f"{name:9s} finished: 1 steps" in log for name in ALL_STAGES)
     train_stages("all", out=tmp_path, steps=1, progress=False, resume=True)
     assert capsys.readouterr().out.count("finished before") == len(ALL_STAGES)
+
+
+def test_captions_are_encoded_anew_once_an_encoder_has_changed(short_run, data, tmp_path):
+    order = {"preset": "tiny", "out": tmp_path, "seed": 0, "resume": False, "progress": False}
+    kept = replace(data, conditions={"a dog barks": (torch.zeros(1, 4), torch.zeros(2, 4))})
+    recipe = replace(small("vocoder"), steps=1)
+    runs.run_stage("vocoder", recipe, kept, **order)
+    assert kept.conditions
+    for name in ("clap", "text"):
+        kept.conditions["a dog barks"] = torch.zeros(1, 4), torch.zeros(2, 4)
+        runs.run_stage(name, replace(small(name), steps=1), kept, **order)
+        assert not kept.conditions
 
 
 SCRIPT = """
