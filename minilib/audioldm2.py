@@ -361,8 +361,8 @@ class AudioLDM2:
         if latents.shape != shape:
             raise ValueError(f"latents must be of shape {shape}, not {tuple(latents.shape)}")
         with self.profile.measure("sample"):
-            how = (progress, eta, sampler, temperature)
-            z0 = self.sample(loa, conditions, steps, guidance, generator, latents, unconditional, *how)
+            how = {"progress": progress, "eta": eta, "sampler": sampler, "temperature": temperature}
+            z0 = self.sample(loa, conditions, steps, guidance, generator, latents, unconditional, **how)
         with self.profile.measure("decode"):
             waves = self.decode(z0, n_samples)
         if candidates > 1:

@@ -396,7 +396,9 @@ def chain(args: argparse.Namespace) -> None:
 
 def own_judge(args: argparse.Namespace) -> Path:
     """The folder of the judge that has been trained beside the weights, on recordings of one's own."""
-    path = Path(args.weights or shipped_weights()) / "judge"
+    if not args.weights:
+        raise ValueError(f"--data needs --weights: the folder of a pipeline that was trained on {args.data}")
+    path = Path(args.weights) / "judge"
     if not (path / "config.json").is_file():
         how = f"minilib train judge --data {args.data} --out {path.parent}"
         raise FileNotFoundError(f"{path} holds no judge: train one with: {how}")

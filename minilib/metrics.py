@@ -465,7 +465,8 @@ def evaluate_recordings(
         folder: recordings with captions and a column `class`; n: how many are drawn, of all classes as likely.
         seed, steps, guidance, progress, sampler: as for `evaluate`.
     Returns:
-        as `evaluate`, of the questions `single.class` and `single.clap`; the ceiling is that of the recordings.
+        as `evaluate`, of the questions `single.class` and `single.clap` (by the pipeline's own CLAP); the ceiling is
+        that of the recordings.
     Raises:
         ValueError: numbers are not as described, or the judge knows less than two of the classes.
 

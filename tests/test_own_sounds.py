@@ -111,6 +111,11 @@ def test_what_no_judge_can_learn_or_tell_is_said_in_a_sentence(folder, tmp_path,
     line = ["evaluate", "--data", str(folder), "--weights", str(tmp_path)]
     assert cli.main(line) == 2
     assert f"train one with: minilib train judge --data {folder} --out {tmp_path}" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--data", str(folder)]) == 2  # of those that ship no judge is to be trained
+    assert (
+        f"--data needs --weights: the folder of a pipeline that was trained on {folder}"
+        in capsys.readouterr().err
+    )
     table = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_text(table.replace("class", "kind"))
     with pytest.raises(ValueError, match="has no column 'class' that a judge could learn"):

@@ -37,9 +37,8 @@ class Run:
     recipes: dict[str, Recipe]
     pairs: float = 0.5  # share of the clips of effects with two events
     music: float = 0.0  # share of clips that are tunes
-    sampling: dict[str, float] = field(
-        default_factory=dict
-    )  # how the pipeline samples, where it is not as usual
+    # how the pipeline samples, where not as usual: guidance, temperature, rescale
+    sampling: dict[str, float] = field(default_factory=dict)
 
 
 RUNS = {
