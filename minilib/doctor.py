@@ -221,8 +221,8 @@ def torchaudio() -> Finding:
 def room_for_a_run() -> int:
     """Bytes that `minilib train all --preset tiny` writes, at most: clips, weights, and two checkpoints at a time.
 
-    A checkpoint holds weights, their average and AdamW's two moments, in float32, and its successor is written before
-    it goes. No stage trains more than all parts.
+    A checkpoint holds weights, their average and at most AdamW's two moments, in float32, and its successor is written
+    before it goes. No stage trains more than all parts.
     """
     from minilib.audio import SAMPLE_RATE
     from minilib.audioldm2 import PARTS

@@ -54,6 +54,22 @@ def test_a_run_keeps_to_the_part_that_is_for_training(folder, tmp_path):
     assert len(of_part(folder, "train")) == 50  # where the table tells no parts, all
 
 
+def test_a_tokenizer_stays_with_the_encoders_that_read_with_it(folder, tmp_path, tiny_pipe_folder):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_pipe_folder, out)
+    (out / "vocabulary.json").write_text('{"words": ["old"]}')
+    tokenizer = (out / "tokenizer.json").read_bytes()
+    for names, same, words in (
+        (["vocoder", "judge"], True, "old"),  # neither reads captions
+        (["clap", "gpt"], True, "hiss"),  # text stays
+        (["text", "clap"], False, "hiss"),
+    ):
+        data = training.runs.prepare_data(RUNS["tiny"], out, folder, seed=0, names=names)
+        assert ((out / "tokenizer.json").read_bytes() == tokenizer) == same, names
+        assert data.tokenizer.backend.to_str() == (out / "tokenizer.json").read_text()
+        assert words in (out / "vocabulary.json").read_text()
+
+
 def test_a_judge_of_recordings_scores_what_it_never_heard(
     folder, tmp_path, short_run, tiny_pipe_folder, capsys, monkeypatch
 ):

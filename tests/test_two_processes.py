@@ -55,7 +55,8 @@ def small_world(patch: pytest.MonkeyPatch) -> None:
     small = DiscriminatorsConfig((2, 3), (2, 2, 4, 4, 4), 1, (4, 4, 4, 8, 8, 8, 8), (1, 2, 2, 2, 2, 2, 1))
     patch.setitem(Discriminators.presets, "small", small)
     recipe = Recipe(steps=3, batch_size=8, lr=3e-3, warmup=1, crop=48, ema=0.9, levels=2, checkpoint_every=2)
-    patch.setitem(RUNS, "small", training.Run(16, SECONDS, dict.fromkeys(STAGES, recipe)))
+    recipes = {name: replace(recipe, muon=RUNS["tiny"].recipes[name].muon) for name in STAGES}
+    patch.setitem(RUNS, "small", training.Run(16, SECONDS, recipes))
     patch.setattr(os, "cpu_count", lambda: 1)
     patch.delenv("MINILIB_REALAUDIO", raising=False)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minilib.files import replacing
+from minilib.training.muon import Muon
 from minilib.training.processes import check_shares, is_main, meet, share_batch_norm
 
 
@@ -33,6 +34,7 @@ class Recipe:
     final_lr: float = 0.02  # share of `lr` that is left at the end of the cosine; 1 keeps it constant
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
+    muon: tuple[str, ...] = ()  # layers that Muon trains in place of AdamW: "linear", "conv"
     clip: float = 1.0  # norm of the gradient at most
     ema: float = 0.0  # decay of the moving average of the weights that is saved
     accumulate: int = 1  # micro-batches per step
@@ -232,7 +234,9 @@ def has_bf16() -> bool:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW (1711.05101), with no decay on biases, norms and other vectors. Chapter 16."""
+    """AdamW (1711.05101), with no decay on biases, norms and other vectors, or Muon beside it. Chapter 16."""
+    if recipe.muon:
+        return Muon(model, recipe.muon, recipe.lr, recipe.betas, recipe.weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,25 @@ RUNS = {
             "audiomae": Recipe(steps=1000, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99),
             "clap": Recipe(steps=320, batch_size=64, lr=1e-3, ema=0.99),
             "text": Recipe(steps=1500, batch_size=64, lr=2e-3),
-            "gpt": Recipe(steps=4500, batch_size=32, lr=3e-3, ema=0.998),
-            "ldm": Recipe(steps=4500, batch_size=16, lr=2e-3, ema=0.998, level_power=0.7, precision="bf16"),
+            "gpt": Recipe(steps=4500, batch_size=32, lr=2e-3, ema=0.998, muon=("linear",)),
+            "ldm": Recipe(
+                steps=4000,
+                batch_size=16,
+                lr=2e-3,
+                ema=0.998,
+                level_power=0.7,
+                precision="bf16",
+                muon=("conv",),
+            ),
             "joint": Recipe(
-                steps=4000, batch_size=16, levels=2, lr=1.5e-3, ema=0.998, level_power=0.7, precision="bf16"
+                steps=3400,
+                batch_size=16,
+                levels=2,
+                lr=1.5e-3,
+                ema=0.998,
+                level_power=0.7,
+                precision="bf16",
+                muon=("conv",),
             ),
             "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
         },
@@ -136,7 +152,7 @@ def train_stages(
     recipes = {name: replace(run.recipes[name], steps=steps or run.recipes[name].steps) for name in todo}
     for name, recipe in recipes.items():
         check_shares(name, recipe.batch_size, recipe.accumulate)
-    training_data = prepare_data(run, out, data, seed)
+    training_data = prepare_data(run, out, data, seed, todo)
     log(out, opening_line(preset, seed, training_data))
     order = {"preset": preset, "out": out, "seed": seed, "resume": resume, "progress": progress}
     first, others = in_parallel(todo)
@@ -183,7 +199,7 @@ def run_stage(
 
 def run_beside(name: str, run: Run, folder: str | Path | None, **order: Any) -> None:
     """Train one stage in a process of its own, whose bar stands below the other's. Chapter 16."""
-    data = prepare_data(run, order["out"], folder, order["seed"])
+    data = prepare_data(run, order["out"], folder, order["seed"], [name])
     run_stage(name, data=data, row=1, **order)
 
 
@@ -262,8 +278,14 @@ def check_needs(out: Path, name: str) -> None:
             )
 
 
-def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> TrainingData:
-    """Clips, captions, tokenizer and recordings for a run, kept in `out` for the next one. Chapter 16."""
+def prepare_data(
+    run: Run, out: Path, folder: str | Path | None, seed: int, names: Sequence[str] = ALL_STAGES
+) -> TrainingData:
+    """Clips, captions, tokenizer and recordings for these stages of a run, kept in `out` for the next one. Chapter 16.
+
+    A tokenizer belongs to the encoders that learned to read with it: where one of them stays, so does the tokenizer,
+    which is open to any word.
+    """
     recorded = None if folder is None else of_part(folder, "train")
     if recorded is None:
         corpus = cached_soundworld(run, out / "cache", seed)
@@ -282,10 +304,13 @@ def prepare_data(run: Run, out: Path, folder: str | Path | None, seed: int) -> T
     if holds_released(out):
         tokenizer, clap_tokenizer = load_tokenizers(out, load_part(out, "gpt"))
         return TrainingData(corpus, tokenizer, heard, clap_tokenizer=clap_tokenizer, folder=recorded)
+    stays = any((out / part / "config.json").is_file() for part in {"clap", "text"}.difference(names))
     if is_main():
-        tokenizer = Tokenizer.train(corpus.captions)
-        save_tokenizers(out, tokenizer, tokenizer)
-        save_description(out, run.seconds, words, **run.sampling)
+        if not stays:
+            tokenizer = Tokenizer.train(corpus.captions)
+            save_tokenizers(out, tokenizer, tokenizer)
+        if not stays or {"gpt", "joint"}.intersection(names):  # these learn what the words sound like
+            save_description(out, run.seconds, words, **run.sampling)
     meet().wait_for_everyone()
     return TrainingData(corpus, Tokenizer.load(out / "tokenizer.json"), heard, folder=recorded)
 

@@ -1,0 +1,105 @@
+"""Muon: a weight matrix learns in all its directions at the same pace.
+
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); at the scale of AdamW's steps as Liu et
+al. (2502.16982 §2.2) take it. Chapter 16 builds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.95
+QUINTIC = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of the Newton-Schulz iteration: s -> a s + b s^3 + c s^5 (Jordan et al.)
+STEPS = 3  # iterations; Jordan et al. take 5
+LAYERS = {"linear": (nn.Linear,), "conv": (nn.Conv1d, nn.Conv2d)}  # whose weights are matrices
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the weights of linear layers or convolutions, AdamW (1711.05101) for all else. Chapter 16.
+
+    AdamW scales every number of a gradient by itself. Muon sees the momentum of a matrix as U S V^T and steps along
+    U V^T, so what has small gradients is learned as fast as what has large ones. A convolution (O, I, k, k) counts as
+    a matrix (O, k k I). The step has the size of one of AdamW's, so one learning rate serves both.
+
+    Args:
+        model: its parameters that require a gradient are optimised.
+        layers: whose weights are matrices to Muon: "linear", "conv", or both.
+        lr, betas, weight_decay: as for AdamW; no decay on biases, norms and other vectors.
+
+    Raises:
+        ValueError: layers of another kind.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: tuple[str, ...],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ):
+        if unknown := set(layers) - set(LAYERS):
+            raise ValueError(f"layers must be among {', '.join(LAYERS)}, not {', '.join(sorted(unknown))}")
+        kinds = tuple(kind for name in layers for kind in LAYERS[name])
+        inner = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
+        muon, matrices, vectors = [], [], []
+        for p in model.parameters():
+            if p.requires_grad:
+                (muon if id(p) in inner else matrices if p.dim() > 1 else vectors).append(p)
+        groups = [
+            {"params": muon, "weight_decay": weight_decay, "muon": True},
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        super().__init__(groups, lr=lr, betas=betas, fused=True)
+        self._step_supports_amp_scaling = False  # so that a GradScaler skips whole steps
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> Any:
+        """Take one step: the matrices along what is orthogonal in their momentum, then AdamW the others."""
+        for group in self.param_groups:
+            for weight in group["params"] if group.get("muon") else ():
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:  # AdamW, when it is loaded, asks all states for a step
+                    state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(weight)}
+                momentum = state["momentum"]
+                momentum.lerp_(weight.grad, 1.0 - MOMENTUM)
+                ahead = weight.grad.lerp(momentum, MOMENTUM).movedim(
+                    1, -1
+                )  # Nesterov's; channels last, as in memory
+                update = orthogonal(ahead.flatten(1))  # (O, k k I)
+                size = (
+                    0.2 * max(update.shape) ** 0.5
+                )  # the root mean square of AdamW's steps (2502.16982 Eq. 4)
+                weight.mul_(1.0 - group["lr"] * group["weight_decay"])
+                weight.add_(update.view_as(ahead).movedim(-1, 1), alpha=-group["lr"] * size)
+                weight.grad = None  # it has taken its step
+        return super().step(closure)
+
+
+def orthogonal(matrix: Tensor, steps: int = STEPS) -> Tensor:
+    """About U V^T of a matrix U S V^T (m, n): its larger singular values come to lie near 1. Chapter 16.
+
+    The Newton-Schulz iteration X <- a X + b (X X^T) X + c (X X^T)^2 X needs products and no decomposition. All its
+    factors are polynomials of X X^T, so they are multiplied there, in the smaller of the two dimensions.
+    """
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / (x.norm() + 1e-7)
+    (a, b, c), gram, product = QUINTIC, x @ x.T, None  # gram: (d, d)
+    for i in range(steps):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor if i + 1 < steps else gram
+    x = product @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
