@@ -1,7 +1,7 @@
 """Muon: a weight matrix learns in all its directions at the same pace.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); at the scale of AdamW's steps as Liu et
-al. (2502.16982 §2.2) take it. Chapter 16 builds it.
+al. (2502.16982) take it. Chapter 16 builds it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-QUINTIC = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of the Newton-Schulz iteration: s -> a s + b s^3 + c s^5 (Jordan et al.)
+# of the Newton-Schulz iteration s -> a s + b s^3 + c s^5 (Jordan et al.)
+QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 3  # iterations; Jordan et al. take 5
 LAYERS = {"linear": (nn.Linear,), "conv": (nn.Conv1d, nn.Conv2d)}  # whose weights are matrices
 
@@ -80,7 +77,7 @@ class Muon(torch.optim.AdamW):
                 update = orthogonal(ahead.flatten(1))  # (O, k k I)
                 size = (
                     0.2 * max(update.shape) ** 0.5
-                )  # the root mean square of AdamW's steps (2502.16982 Eq. 4)
+                )  # the root mean square of AdamW's steps (2502.16982)
                 weight.mul_(1.0 - group["lr"] * group["weight_decay"])
                 weight.add_(update.view_as(ahead).movedim(-1, 1), alpha=-group["lr"] * size)
                 weight.grad = None  # it has taken its step
