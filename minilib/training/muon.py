@@ -75,9 +75,7 @@ class Muon(torch.optim.AdamW):
                     1, -1
                 )  # Nesterov's; channels last, as in memory
                 update = orthogonal(ahead.flatten(1))  # (O, k k I)
-                size = (
-                    0.2 * max(update.shape) ** 0.5
-                )  # the root mean square of AdamW's steps (2502.16982)
+                size = 0.2 * max(update.shape) ** 0.5  # the root mean square of AdamW's steps (2502.16982)
                 weight.mul_(1.0 - group["lr"] * group["weight_decay"])
                 weight.add_(update.view_as(ahead).movedim(-1, 1), alpha=-group["lr"] * size)
                 weight.grad = None  # it has taken its step
