@@ -71,9 +71,8 @@ class Muon(torch.optim.AdamW):
                     state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(weight)}
                 momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1.0 - MOMENTUM)
-                ahead = weight.grad.lerp(momentum, MOMENTUM).movedim(
-                    1, -1
-                )  # Nesterov's; channels last, as in memory
+                ahead = weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
+                ahead = ahead.movedim(1, -1)  # (O, k, k, I), as convolutions lie in memory
                 update = orthogonal(ahead.flatten(1))  # (O, k k I)
                 size = 0.2 * max(update.shape) ** 0.5  # the root mean square of AdamW's steps (2502.16982)
                 weight.mul_(1.0 - group["lr"] * group["weight_decay"])
