@@ -99,3 +99,31 @@ def test_frozen_weights_and_those_without_a_gradient_stay():
 def test_layers_that_muon_does_not_know_are_named():
     with pytest.raises(ValueError, match="layers must be among linear, conv, not norm"):
         Muon(nn.Linear(2, 2), ("norm", "conv"), 1e-2, (0.9, 0.99), 0.1)
+
+
+def test_a_closure_gives_the_gradients_of_its_own_step():
+    net, x = nn.Linear(4, 4), draw(8, 4)
+    optimizer, before = Muon(net, ("linear",), 1e-2, (0.9, 0.99), 0.0), net.weight.detach().clone()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert not torch.equal(net.weight, before) and optimizer.step(closure) < first
+
+
+def test_a_model_without_such_layers_is_left_to_adamw():
+    ours, theirs = nn.Linear(4, 4), nn.Linear(4, 4)
+    theirs.load_state_dict(ours.state_dict())
+    groups = [
+        {"params": [theirs.weight], "weight_decay": 0.1},
+        {"params": [theirs.bias], "weight_decay": 0.0},
+    ]
+    optimizers = Muon(ours, ("conv",), 1e-2, (0.9, 0.99), 0.1), torch.optim.AdamW(groups, 1e-2, (0.9, 0.99))
+    for net, optimizer in zip((ours, theirs), optimizers, strict=True):
+        net(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)

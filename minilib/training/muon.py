@@ -61,7 +61,11 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
-        """Take one step: the matrices along what is orthogonal in their momentum, then AdamW the others."""
+        """Take one step: the matrices along what is orthogonal in their momentum, then AdamW the others.
+
+        `closure`, if there is one, computes loss and gradients first; its loss is returned.
+        """
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for weight in group["params"] if group.get("muon") else ():
                 if weight.grad is None:
@@ -78,7 +82,8 @@ class Muon(torch.optim.AdamW):
                 weight.mul_(1.0 - group["lr"] * group["weight_decay"])
                 weight.add_(update.view_as(ahead).movedim(-1, 1), alpha=-group["lr"] * size)
                 weight.grad = None  # it has taken its step
-        return super().step(closure)
+        super().step()
+        return loss
 
 
 def orthogonal(matrix: Tensor, steps: int = STEPS) -> Tensor:
