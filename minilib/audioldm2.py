@@ -24,7 +24,7 @@ from minilib import audio, lean, released
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
 from minilib.diffusion import ddim_sample, dpm_solver_sample
-from minilib.files import replacing
+from minilib.files import replacing, replacing_entries
 from minilib.gpt import LOARegressor
 from minilib.guidance import guided
 from minilib.model import Model, read_json
@@ -44,6 +44,7 @@ PARTS: dict[str, tuple[type, ...]] = {  # the folders of a pipeline, and the cla
     "vocoder": (Vocos, HiFiGAN),
     "audiomae": (AudioMAE,),
 }
+TOKENIZERS = ("tokenizer.json", "tokenizer", "clap_tokenizer")  # one for both encoders, or one for each
 VOCODERS = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}  # of each preset
 GUIDANCE = 3.5  # of the paper, where a pipeline brings none of its own (2308.05734)
 MAX_SECONDS = 60.0
@@ -501,14 +502,17 @@ class AudioLDM2:
         return sorted({word for word in split_words(caption) if word and word not in known}) if known else []
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write all parts, the tokenizer and the description, so that `from_pretrained` finds them. Chapter 16."""
-        folder = Path(folder)
-        for name in PARTS:
-            if (model := getattr(self, name)) is not None:
-                model.save_pretrained(folder / name, dtype=dtype)
-        save_tokenizers(folder, self.tokenizer, self.clap_tokenizer)
-        sampling = {"guidance": self.guidance, "temperature": self.temperature, "rescale": self.rescale}
-        save_description(folder, self.seconds, self.vocabulary, self.unconditional_loa, **sampling)
+        """Write all parts, the tokenizer and the description, so that `from_pretrained` finds them. Chapter 16.
+
+        They take the place of an older pipeline's in `folder`, all or none; what else is there stays.
+        """
+        with replacing_entries(Path(folder), [*PARTS, *TOKENIZERS]) as new:
+            for name in PARTS:
+                if (model := getattr(self, name)) is not None:
+                    model.save_pretrained(new / name, dtype=dtype)
+            save_tokenizers(new, self.tokenizer, self.clap_tokenizer)
+            sampling = {"guidance": self.guidance, "temperature": self.temperature, "rescale": self.rescale}
+            save_description(new, self.seconds, self.vocabulary, self.unconditional_loa, **sampling)
 
     def check_transcription(self, transcription: str | Sequence[str] | None, n: int) -> list[str] | None:
         """What is to be spoken, as a list of n; a sentence where it is missing or has no place. Chapter 16."""

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,6 +61,47 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             with suppress(OSError):  # another process may have put something there
                 for parent in missing:
                     parent.rmdir()
+
+
+@contextmanager
+def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Write several entries of a folder, all or none: what is made in the folder it yields moves into `folder`.
+
+    Args:
+        folder: made if it is missing; what else it holds stays.
+        names: of what was there and goes, also where nothing new takes its place.
+
+    Raises:
+        OSError: something can't be written; it names `folder`, and what stood there is untouched.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+    new, old = beside / "new", beside / "old"
+    placed: list[str] = []
+    whole = False
+    try:
+        with naming(folder):
+            new.mkdir()
+            old.mkdir()
+            yield new
+            written = sorted(path.name for path in new.iterdir())
+            for name in sorted({*written, *names}):  # from here on only names change, which takes no room
+                if (folder / name).exists():
+                    os.replace(folder / name, old / name)
+            for name in written:
+                os.replace(new / name, folder / name)
+                placed.append(name)
+            whole = True
+    finally:
+        if not whole:
+            for name in placed:
+                os.replace(folder / name, new / name)
+            for path in old.glob("*"):
+                os.replace(path, folder / path.name)
+        shutil.rmtree(beside)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 @contextmanager

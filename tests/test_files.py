@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import small_parts
 
-from minilib import audio, cli, files
+from minilib import AudioLDM2, audio, cli, files
 from minilib.data import Corpus
 from minilib.model import Model
 from minilib.soundworld import SoundWorld
@@ -127,8 +127,71 @@ def test_a_folder_that_can_not_take_its_place_is_put_back(tmp_path, monkeypatch)
     assert contents(tmp_path) == {"folder": None, "folder/old": b""}
 
 
+def pipeline(n: int) -> AudioLDM2:
+    """The n-th version: other weights, and a vocabulary that grows."""
+    parts = small_parts()
+    for part in parts.values() if n else ():
+        part.load_state_dict({name: torch.zeros_like(x) for name, x in part.state_dict().items()})
+    return AudioLDM2(Tokenizer.train(["ab ab"]), parts, 0.64, {"words": [2**20 * n * "x"]})
+
+
+def test_of_a_pipeline_that_does_not_fit_no_part_takes_the_place_of_an_older_one(tmp_path):
+    pipeline(0).save_pretrained(tmp_path)
+    (tmp_path / "train.log").write_text("another's")
+    before = contents(tmp_path)
+    assert max(len(x or b"") for x in before.values()) < 2**20  # each part fits, the vocabulary does not
+    with files_of_at_most(2**20), pytest.raises(OSError, match=f"File too large: '{tmp_path}'"):
+        pipeline(1).save_pretrained(tmp_path)
+    assert contents(tmp_path) == before
+    with files_of_at_most(2**20), pytest.raises(OSError, match="File too large"):
+        pipeline(1).save_pretrained(tmp_path / "a")
+    assert contents(tmp_path) == before
+    pipeline(1).save_pretrained(tmp_path)
+    after = contents(tmp_path)
+    assert after.keys() == before.keys() and after["train.log"] == before["train.log"]
+    assert all(
+        after[f"{name}/model.safetensors"] != before[f"{name}/model.safetensors"] for name in small_parts()
+    )
+
+
+def test_what_an_older_pipeline_had_alone_goes_with_it(tmp_path):
+    pipeline(0).save_pretrained(tmp_path)
+    (tmp_path / "clap_tokenizer").mkdir()
+    pipe = pipeline(1)
+    pipe.audiomae = None
+    pipe.save_pretrained(tmp_path)
+    assert not (tmp_path / "clap_tokenizer").exists() and not (tmp_path / "audiomae").exists()
+    assert AudioLDM2.from_pretrained(tmp_path, device="cpu").vocabulary == pipe.vocabulary
+
+
+@pytest.mark.parametrize("failing", ["a", "b", "c"])
+def test_entries_that_can_not_take_their_places_are_put_back(tmp_path, monkeypatch, failing):
+    for name in "acd":
+        (tmp_path / name).write_text(f"old {name}")
+    replace = os.replace
+
+    def fails_once(source, target):
+        if Path(source).parent.name == "new" and Path(source).name == failing:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(OSError, match="error"), files.replacing_entries(tmp_path, ["d"]) as new:
+        for name in "abc":
+            (new / name).write_text(f"new {name}")
+    assert contents(tmp_path) == {name: f"old {name}".encode() for name in "acd"}
+    monkeypatch.undo()
+    with files.replacing_entries(tmp_path, ["d"]) as new:
+        (new / "a").write_text("new a")
+    assert contents(tmp_path) == {"a": b"new a", "c": b"old c"}
+
+
 def test_errors_that_have_nothing_to_do_with_writing_come_through(tmp_path):
-    for replacing in (files.replacing, files.replacing_folder):
+    for replacing in (
+        files.replacing,
+        files.replacing_folder,
+        lambda path: files.replacing_entries(path, []),
+    ):
         with pytest.raises(ZeroDivisionError), replacing(tmp_path / "target"):
             raise ZeroDivisionError
         with pytest.raises(FileNotFoundError), replacing(tmp_path / "target"):
