@@ -112,6 +112,12 @@ def add_sampler(add: Any) -> None:
     add("--guidance", type=float, metavar="W", help=about)
 
 
+def add_candidates(add: Any) -> None:
+    """Add --candidates."""
+    about = "make N sounds for each caption, keep the one that CLAP finds most like it (default: 1)"
+    add("--candidates", type=int, default=1, metavar="N", help=about)
+
+
 def add_generate(commands: Any) -> None:
     """Add the command `generate`."""
     examples = """
@@ -132,8 +138,7 @@ def add_generate(commands: Any) -> None:
     about = "what is spoken; speech models need it, others have no use for it"
     add("--transcription", metavar="WORDS", help=about)
     add("--seed", type=seed_number, help="the same seed makes the same sound (default: drawn anew)")
-    about = "make N sounds for each caption, keep the one that CLAP finds most like it (default: 1)"
-    add("--candidates", type=int, default=1, metavar="N", help=about)
+    add_candidates(add)
     add_weights(add)
     add("--plot", type=Path, metavar="PNG", help="draw the mel spectrogram into this file")
     add("--profile", action="store_true", help="print the seconds that each stage took")
@@ -218,6 +223,7 @@ def add_evaluate(commands: Any) -> None:
     examples = """
         minilib evaluate
         minilib evaluate --n 50 --weights runs/tiny --json results.json
+        minilib evaluate --candidates 3    (as the paper does)
 
         minilib train judge --data recordings --out runs/own    (learns the column class of recordings/metadata.csv)
         minilib evaluate --data recordings --weights runs/own
@@ -229,6 +235,7 @@ def add_evaluate(commands: Any) -> None:
     about = "captioned recordings to compare with: those whose column part says test (default: SoundWorld)"
     add("--data", type=Path, metavar="FOLDER", help=about)
     add_sampler(add)
+    add_candidates(add)
     add_weights(add)
     add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
 
@@ -368,7 +375,7 @@ def evaluate(args: argparse.Namespace) -> None:
     output = output_files(args.json, 1, (".json",))[0] if args.json else None
     from minilib import metrics
 
-    options = {key: getattr(args, key) for key in ("n", "seed", "steps", "guidance", "sampler")}
+    options = {key: getattr(args, key) for key in ("n", "seed", "steps", "guidance", "sampler", "candidates")}
     if args.data:
         from minilib.data import AudioFolder
 

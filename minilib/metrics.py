@@ -397,6 +397,7 @@ def evaluate(
     guidance: float | None = None,
     progress: bool = True,
     sampler: str = "ddim",
+    candidates: int = 1,
     listener: Listener | None = None,
 ) -> dict[str, float]:
     """Generate held-out scenes of one and of two events, and tunes, and judge whether captions are followed.
@@ -404,7 +405,7 @@ def evaluate(
     Args:
         pipe, judge: what is measured, and who measures.
         n: how often each question is asked, 2 or more; seed: of the scenes and of the noise.
-        steps, guidance, sampler: as for the pipeline.
+        steps, guidance, sampler, candidates: as for the pipeline; the paper's results are of 3 candidates.
         progress: show a bar over the sounds.
         listener: whose cosine of sound and caption is asked for; the pipeline's own CLAP if None.
     Returns:
@@ -417,11 +418,11 @@ def evaluate(
         other renders in the judge's features, `ceiling.frechet` that of renders, and `frechet.clap` the same in the
         listener's embeddings.
     Raises:
-        ValueError: `n` is below 2, or steps or guidance are not as the pipeline takes them.
+        ValueError: `n` is below 2, or another number is not as the pipeline takes it.
 
     Chapter 17.
     """
-    guidance = check_asked(pipe, n, steps, guidance)
+    how = sampling(pipe, n, steps, guidance, sampler, candidates)
     listener = listener or Listener.of(pipe)
     draw = partial(held_out_scenes, judge, seed=seed, seconds=pipe.seconds)
     kinds = {
@@ -430,12 +431,11 @@ def evaluate(
     }
     if plays(pipe):
         kinds["music"] = draw(n, n_events=1, music=True)
-    results: dict[str, float] = {"n": n, "seed": seed, "steps": steps, "guidance": guidance}
-    results["temperature"] = pipe.temperature
+    results = told(n, seed, how)
     total = sum(len(scenes.captions) for scenes in kinds.values())
     with tqdm(total=total, desc="evaluate", unit="sound", disable=not progress) as bar:
         for kind, scenes in kinds.items():
-            generated = generate(pipe, scenes.captions, seed, bar, steps, guidance, sampler)
+            generated = generate(pipe, scenes.captions, seed, bar, **how)
             back = round_trip(pipe, scenes.waves)
             results |= compared(listener, judge, kind, n, scenes, scenes.shuffled(seed), generated, back)
             if kind == "single":
@@ -457,13 +457,14 @@ def evaluate_recordings(
     guidance: float | None = None,
     progress: bool = True,
     sampler: str = "ddim",
+    candidates: int = 1,
 ) -> dict[str, float]:
     """Generate from the captions of recordings that training never heard, and ask for their classes.
 
     Args:
         pipe, judge: what is measured, and who measures, trained on other recordings.
         folder: recordings with captions and a column `class`; n: how many are drawn, of all classes as likely.
-        seed, steps, guidance, progress, sampler: as for `evaluate`.
+        seed, steps, guidance, progress, sampler, candidates: as for `evaluate`.
     Returns:
         as `evaluate`, of the questions `single.class` and `single.clap` (by the pipeline's own CLAP); the ceiling is
         that of the recordings.
@@ -472,23 +473,30 @@ def evaluate_recordings(
 
     Chapter 17.
     """
-    guidance = check_asked(pipe, n, steps, guidance)
+    how = sampling(pipe, n, steps, guidance, sampler, candidates)
     scenes = recorded_scenes(judge, folder, n, seed, pipe.seconds)
     with tqdm(total=n, desc="evaluate", unit="sound", disable=not progress) as bar:
-        generated = generate(pipe, scenes.captions, seed, bar, steps, guidance, sampler)
+        generated = generate(pipe, scenes.captions, seed, bar, **how)
     back = round_trip(pipe, scenes.waves)
     found = compared(Listener.of(pipe), judge, "single", n, scenes, scenes.shuffled(seed), generated, back)
-    how = {"n": n, "seed": seed, "steps": steps, "guidance": guidance, "temperature": pipe.temperature}
-    return {**how, **found}
+    return {**told(n, seed, how), **found}
 
 
-def check_asked(pipe: AudioLDM2, n: int, steps: int, guidance: float | None) -> float:
-    """The guidance to sample with; ValueError for numbers that no evaluation can use. Chapter 17."""
+def sampling(
+    pipe: AudioLDM2, n: int, steps: int, guidance: float | None, sampler: str, candidates: int
+) -> dict[str, Any]:
+    """How the pipeline is to sample; ValueError for numbers that no evaluation can use. Chapter 17."""
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number, 2 or more, not {n}")
     guidance = pipe.guidance if guidance is None else guidance
-    check_numbers(steps, guidance, candidates=1)
-    return guidance
+    check_numbers(steps, guidance, candidates)
+    how = {"steps": steps, "guidance": guidance, "temperature": pipe.temperature}
+    return {**how, "sampler": sampler, "candidates": candidates}
+
+
+def told(n: int, seed: int, how: dict[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation that its results begin with. Chapter 17."""
+    return {"n": n, "seed": seed, **{name: x for name, x in how.items() if name != "sampler"}}
 
 
 def compared(
@@ -544,22 +552,15 @@ def distances(
 
 
 def generate(
-    pipe: AudioLDM2,
-    captions: list[str],
-    seed: int,
-    bar: Any,
-    steps: int,
-    guidance: float,
-    sampler: str,
+    pipe: AudioLDM2, captions: list[str], seed: int, bar: Any, candidates: int = 1, **how: Any
 ) -> Tensor:
     """Generate one sound for each caption, batch by batch: (n, N). Chapter 17."""
     generator, waves = torch.Generator().manual_seed(seed), []
     for start in range(0, len(captions), BATCH):
         some = captions[start : start + BATCH]
-        latents = torch.randn(pipe.latent_shape(len(some), pipe.n_samples(None)), generator=generator)
-        waves.append(
-            pipe(some, steps=steps, guidance=guidance, latents=latents, progress=False, sampler=sampler)
-        )
+        shape = pipe.latent_shape(len(some) * candidates, pipe.n_samples(None))
+        latents = torch.randn(shape, generator=generator)
+        waves.append(pipe(some, latents=latents, candidates=candidates, progress=False, **how))
         bar.update(len(some))
     return torch.cat(waves)
 
@@ -574,7 +575,9 @@ def round_trip(pipe: AudioLDM2, waves: Tensor) -> Tensor:
 def report(results: dict[str, float], recorded: bool = False) -> str:
     """What `evaluate` or `evaluate_recordings` found, as a table to read: chance < value < ceiling. Chapter 17."""
     asked = "{n} recordings held out" if recorded else "{n} times each question of held-out scenes"
-    about = asked + "; {steps} steps, guidance {guidance:g}, seed {seed}"
+    about = asked + "; {steps} steps, guidance {guidance:g}, temperature {temperature:g}, seed {seed}"
+    if results["candidates"] > 1:
+        about += ", the best of {candidates} candidates each"
     wanted = "recordings" if recorded else "renders"
     table = f"{'':17}{'chance':>9}{'control':>10}{'value':>17}{'round trip':>13}{'ceiling':>10}\n"
     shown = lambda key: f"{results[key]:.3f}" if key in results else "-"

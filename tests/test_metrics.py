@@ -338,6 +338,16 @@ def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle):
             metrics.evaluate(tiny_pipe, oracle, n=bad, progress=False)
 
 
+def test_the_best_of_several_candidates_is_more_like_its_caption(tiny_pipe, oracle):
+    one, eight = (
+        metrics.evaluate(tiny_pipe, oracle, n=4, steps=1, progress=False, candidates=k) for k in (1, 8)
+    )
+    assert (one["candidates"], eight["candidates"]) == (1, 8)
+    assert eight["single.clap"] > one["single.clap"] and eight["pair.clap"] > one["pair.clap"]
+    with pytest.raises(ValueError, match="candidates must be a whole number from 1 to 64, not 0"):
+        metrics.evaluate(tiny_pipe, oracle, n=4, progress=False, candidates=0)
+
+
 def test_clap_trained_apart_listens_in_place_of_the_pipelines_own(
     tiny_pipe, tiny_pipe_folder, oracle, tmp_path
 ):
@@ -372,19 +382,22 @@ def test_the_standard_error_of_a_share_is_the_binomial_one(perfect_pipe, oracle,
             torch.tensor([[0]] * 3 + [[1]] * (n - 3)).repeat(1, n_events),
         ),
     )
-    monkeypatch.setattr(metrics, "generate", lambda pipe, captions, *_: noise(len(captions), 10240))
+    monkeypatch.setattr(metrics, "generate", lambda pipe, captions, *_, **__: noise(len(captions), 10240))
     results = metrics.evaluate(perfect_pipe, oracle, n=12, progress=False)
     assert results["single.class"] == pytest.approx(0.25)
     assert results["se.single.class"] == pytest.approx(math.sqrt(0.25 * 0.75 / 12))
 
 
 def test_the_report_reads_from_chance_to_ceiling():
-    results = {"n": 5, "seed": 0, "steps": 25, "guidance": 3.5}
+    results = {"n": 5, "seed": 0, "steps": 25, "guidance": 3.5, "temperature": 0.7, "candidates": 1}
     parts = {"": 0.9, "se.": 0.021, "chance.": 0.034, "control.": 0.05, "roundtrip.": 0.95, "ceiling.": 0.99}
     results |= {f"{prefix}single.class": value for prefix, value in parts.items()}
     results |= {f"{prefix}pair.clap": value for prefix, value in parts.items() if prefix != "chance."}
     lines = metrics.report(results).splitlines()
-    assert lines[0].startswith("5 times each question of held-out scenes; 25 steps, guidance 3.5")
+    said = "5 times each question of held-out scenes; 25 steps, guidance 3.5, temperature 0.7, seed 0"
+    assert lines[0] == said
+    best = metrics.report({**results, "candidates": 3}).splitlines()[0]
+    assert best == said + ", the best of 3 candidates each"
     assert lines[2].split() == ["chance", "control", "value", "round", "trip", "ceiling"]
     assert lines[3].split() == ["single.class", "0.034", "0.050", "0.900", "±", "0.021", "0.950", "0.990"]
     assert lines[4].split() == ["pair.clap", "-", "0.050", "0.900", "±", "0.021", "0.950", "0.990"]
