@@ -60,6 +60,19 @@ def test_the_kl_term_is_that_of_two_gaussians():
     torch.testing.assert_close(loss["loss"], loss["l1"] + PLAIN.kl_weight * loss["kl"])
 
 
+def test_an_error_counts_less_where_both_mels_are_faint(monkeypatch):
+    """The left half is made 2 nats too loud: from faint to faint, from loud to loud, from faint to heard."""
+    vae, eps = VAE(replace(PLAIN, kl_weight=0.0, faint_weight=0.2)).eval(), torch.zeros(1, 4, 8, 4)
+    for level, error, counted in ((-15.0, 2.0, 0.2), (1.0, 2.0, 1.0), (-15.0, 16.0, 1.0)):
+        mel = torch.full((1, 1, 32, 16), level)
+        made = mel.clone()
+        made[..., :8] += error
+        monkeypatch.setattr(vae, "restore", lambda z, made=made: made)
+        loss = vae.loss({"mel": mel, "eps": eps})
+        assert loss["l1"].item() == pytest.approx(error / 2)
+        assert loss["loss"].item() == pytest.approx(counted * error / 2, rel=0.01)
+
+
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_the_final_norm_forgets_how_loud_a_mel_is(final_norm):
     """Without the branches of the residual blocks, the way to the latent is linear but for the final SiLU and norm."""

@@ -24,7 +24,8 @@ PITCHES = ("low", "medium", "high")
 SPEEDS = ("slow", "normal", "fast")
 LOUDNESSES = ("quiet", "normal", "loud")
 MARKED = {"low", "high", "slow", "fast", "quiet", "loud", "rising", "falling"}  # what a caption says
-PEAKS = {"quiet": 0.18, "normal": 0.5, "loud": 0.9}  # of the event's waveform
+# Of the event's waveform: 10 dB apart, so that each sounds twice as loud as the one before (Stevens, JASA 27, 1955).
+PEAKS = {"quiet": 0.09, "normal": 0.285, "loud": 0.9}
 ONSET = (0.05, 0.12)  # seconds of silence before a single event, least and most
 LEEWAY = 0.03  # octaves up or down by which f0, rate and interval vary: what a caption leaves open
 HELD_OUT = 0.12  # the share of combinations and of pairs that only the test hears

@@ -46,10 +46,11 @@ RUNS = {
     "tiny": Run(
         n_clips=12000,
         seconds=2.56,
-        music=0.25,
+        pairs=0.4,
+        music=0.4,
         sampling={"guidance": 1.5, "temperature": 0.7},
         recipes={
-            "vae": Recipe(steps=8200, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
+            "vae": Recipe(steps=7600, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
             "vocoder": Recipe(steps=1500, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
             "adversarial": Recipe(
                 steps=400, batch_size=16, lr=2e-4, betas=(0.8, 0.99), crop=48, recorded=0.5, ema=0.99
@@ -68,7 +69,7 @@ RUNS = {
                 muon=("conv",),
             ),
             "joint": Recipe(
-                steps=3400,
+                steps=3200,
                 batch_size=16,
                 levels=2,
                 lr=1.5e-3,
