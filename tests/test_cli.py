@@ -199,12 +199,12 @@ def a_judge_and_a_listener(weights: Path) -> None:
 
 def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights):
     a_judge_and_a_listener(weights)
-    line = "--n 2 --steps 1 --seed 3 --guidance 1"
+    line = "--n 2 --steps 1 --seed 3 --guidance 1 --candidates 2"
     code, out, _ = run(capsys, "evaluate", *line.split(), "--json", "numbers.json")
     numbers = json.loads((here / "numbers.json").read_text())
-    assert code == 0 and out.startswith(
-        "2 times each question of held-out scenes; 1 steps, guidance 1, seed 3"
-    )
+    said = "2 times each question of held-out scenes; 1 steps, guidance 1, temperature 1, seed 3"
+    assert code == 0 and out.startswith(said + ", the best of 2 candidates each\n")
+    assert numbers["candidates"] == 2
     assert f"{numbers['single.class']:.3f}" in out
     assert {"n", "pair.both", "pitch", "control.loudness", "frechet", "ceiling.single.class"} <= set(numbers)
 
