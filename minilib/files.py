@@ -74,7 +74,7 @@ def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     Raises:
         OSError: something can't be written; it names `folder`, and what stood there is untouched.
     """
-    made = not folder.exists()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
     new, old = beside / "new", beside / "old"
@@ -100,8 +100,9 @@ def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
             for path in old.glob("*"):
                 os.replace(path, folder / path.name)
         shutil.rmtree(beside)
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        with suppress(OSError):  # they hold something: what was written, or another's
+            for path in missing:
+                path.rmdir()
 
 
 @contextmanager

@@ -431,7 +431,7 @@ def evaluate(
     }
     if plays(pipe):
         kinds["music"] = draw(n, n_events=1, music=True)
-    results = told(n, seed, how)
+    results = settings(n, seed, how)
     total = sum(len(scenes.captions) for scenes in kinds.values())
     with tqdm(total=total, desc="evaluate", unit="sound", disable=not progress) as bar:
         for kind, scenes in kinds.items():
@@ -479,7 +479,7 @@ def evaluate_recordings(
         generated = generate(pipe, scenes.captions, seed, bar, **how)
     back = round_trip(pipe, scenes.waves)
     found = compared(Listener.of(pipe), judge, "single", n, scenes, scenes.shuffled(seed), generated, back)
-    return {**told(n, seed, how), **found}
+    return {**settings(n, seed, how), **found}
 
 
 def sampling(
@@ -494,7 +494,7 @@ def sampling(
     return {**how, "sampler": sampler, "candidates": candidates}
 
 
-def told(n: int, seed: int, how: dict[str, Any]) -> dict[str, float]:
+def settings(n: int, seed: int, how: dict[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation that its results begin with. Chapter 17."""
     return {"n": n, "seed": seed, **{name: x for name, x in how.items() if name != "sampler"}}
 

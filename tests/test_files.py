@@ -144,7 +144,7 @@ def test_of_a_pipeline_that_does_not_fit_no_part_takes_the_place_of_an_older_one
         pipeline(1).save_pretrained(tmp_path)
     assert contents(tmp_path) == before
     with files_of_at_most(2**20), pytest.raises(OSError, match="File too large"):
-        pipeline(1).save_pretrained(tmp_path / "a")
+        pipeline(1).save_pretrained(tmp_path / "a" / "b")
     assert contents(tmp_path) == before
     pipeline(1).save_pretrained(tmp_path)
     after = contents(tmp_path)
