@@ -49,6 +49,7 @@ VOCODERS = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}  # of each preset
 GUIDANCE = 3.5  # of the paper, where a pipeline brings none of its own (2308.05734)
 MAX_SECONDS = 60.0
 MAX_STEPS = 1000
+EVERYWHERE = (0, MAX_STEPS)  # noise levels of guidance, where the weights do not say
 
 
 @dataclass
@@ -132,6 +133,7 @@ class AudioLDM2:
         unconditional_loa: str = "gpt",
         guidance: float = GUIDANCE,
         temperature: float = 1.0,
+        guidance_interval: Sequence[int] = EVERYWHERE,
     ):
         self.tokenizer, self.clap_tokenizer = tokenizer, clap_tokenizer or tokenizer
         self.text, self.clap, self.gpt = parts["text"], parts["clap"], parts["gpt"]
@@ -141,6 +143,7 @@ class AudioLDM2:
         self.vocabulary = vocabulary or {}
         self.unconditional_loa = check_unconditional(unconditional_loa)
         self.guidance = guidance  # how much these weights want, where a call does not say ...
+        self.guidance_interval = tuple(guidance_interval)  # ... at which noise levels
         self.temperature = temperature  # ... and how wide the noise that sampling starts from
         self.rescale = rescale  # the share of `guidance.rescale_guided`; 0 with the released weights
         self.profile = Profile()
@@ -185,6 +188,7 @@ class AudioLDM2:
             description.get("unconditional_loa", "gpt"),
             description.get("guidance", GUIDANCE),
             description.get("temperature", 1.0),
+            description.get("guidance_interval", EVERYWHERE),
         )
         return pipe.to(device or default_device())
 
@@ -313,6 +317,7 @@ class AudioLDM2:
         eta: float = 0.0,
         sampler: str = "ddim",
         temperature: float | None = None,
+        guidance_interval: Sequence[int] | None = None,
     ) -> Tensor:
         """Generate one sound for each caption. Chapter 16.
 
@@ -331,6 +336,8 @@ class AudioLDM2:
             sampler: "ddim", or "dpm" for DPM-Solver++, which needs fewer steps.
             temperature: deviation of the noise that sampling starts from, above 0 to 1; less than 1 gives sounds that
                 vary less and are cleaner (as in Grad-TTS, 2105.06337). None for the pipeline's own.
+            guidance_interval: (low, high), guide at noise levels above low, up to high (2404.07724); below, guidance
+                would exaggerate details. None for the pipeline's own.
 
         Returns:
             Waveforms (B, N), float32 in [-1, 1], N = 16000 * seconds, on the CPU.
@@ -341,7 +348,7 @@ class AudioLDM2:
         captions, negatives = check_captions(captions, negative)
         guidance = self.guidance if guidance is None else guidance
         temperature = self.temperature if temperature is None else temperature
-        check_numbers(steps, guidance, candidates, eta, temperature)
+        check_numbers(steps, guidance, candidates, eta, temperature, guidance_interval)
         check_sampler(sampler, eta)
         transcriptions = self.check_transcription(transcription, len(captions))
         n_samples = self.n_samples(seconds)
@@ -363,6 +370,7 @@ class AudioLDM2:
             raise ValueError(f"latents must be of shape {shape}, not {tuple(latents.shape)}")
         with self.profile.measure("sample"):
             how = {"progress": progress, "eta": eta, "sampler": sampler, "temperature": temperature}
+            how |= {"guidance_interval": guidance_interval}
             z0 = self.sample(loa, conditions, steps, guidance, generator, latents, unconditional, **how)
         with self.profile.measure("decode"):
             waves = self.decode(z0, n_samples)
@@ -416,6 +424,7 @@ class AudioLDM2:
         eta: float = 0.0,
         sampler: str = "ddim",
         temperature: float | None = None,
+        guidance_interval: Sequence[int] | None = None,
     ) -> Tensor:
         """G: Y' -> z0, latent diffusion with classifier-free guidance (2308.05734 §3.3). Chapter 16.
 
@@ -427,6 +436,7 @@ class AudioLDM2:
             eta: share of new noise in each DDIM step, 0 to 1, drawn from `generator`.
             sampler: "ddim" or "dpm".
             temperature: deviation of the noise to start from; None for the pipeline's own.
+            guidance_interval: of noise levels, in which there is guidance; None for the pipeline's own.
 
         Returns:
             z0 (B, C, T/r, F/r).
@@ -434,7 +444,7 @@ class AudioLDM2:
         if latents is None:
             shape = self.latent_shape(len(loa), self.n_samples(None))
             latents = torch.randn(shape, generator=generator)
-        model = self.noise_predictor(loa, conditions, guidance, unconditional)
+        model = self.noise_predictor(loa, conditions, guidance, unconditional, guidance_interval)
         temperature = self.temperature if temperature is None else temperature
         latents = temperature * latents.to(self.device, torch.float32)
         if sampler == "dpm":
@@ -447,6 +457,7 @@ class AudioLDM2:
         conditions: Conditions,
         guidance: float | None = None,
         unconditional: Conditions | None = None,
+        guidance_interval: Sequence[int] | None = None,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """All that a sampler asks of the U-Net: (zt (B, C, T/r, F/r), t (B,)) -> eps_hat, guided. As `sample`.
 
@@ -460,7 +471,8 @@ class AudioLDM2:
             empty = [(unconditional.loa, None), unconditional.text]
         # guided by two conditions of the same latents, which therefore need not come twice
         unet = lambda zt, t, *contexts: self.unet(zt[: len(loa)], t[: len(loa)], *contexts)
-        predict = guided(unet, [(loa, None), conditions.text], empty, guidance, self.rescale)
+        interval = self.guidance_interval if guidance_interval is None else guidance_interval
+        predict = guided(unet, [(loa, None), conditions.text], empty, guidance, self.rescale, interval)
         dtype = next(self.unet.parameters()).dtype
         return lambda zt, t: self.unet.as_eps(zt, t, predict(zt.to(dtype), t).to(zt.dtype))
 
@@ -511,7 +523,8 @@ class AudioLDM2:
                 if (model := getattr(self, name)) is not None:
                     model.save_pretrained(new / name, dtype=dtype)
             save_tokenizers(new, self.tokenizer, self.clap_tokenizer)
-            sampling = {"guidance": self.guidance, "temperature": self.temperature, "rescale": self.rescale}
+            own = ("guidance", "guidance_interval", "temperature", "rescale")
+            sampling = {name: getattr(self, name) for name in own}
             save_description(new, self.seconds, self.vocabulary, self.unconditional_loa, **sampling)
 
     def check_transcription(self, transcription: str | Sequence[str] | None, n: int) -> list[str] | None:
@@ -575,11 +588,12 @@ def save_description(
     seconds: float,
     vocabulary: dict[str, Any],
     unconditional_loa: str = "gpt",
-    **sampling: float,
+    **sampling: Any,
 ) -> None:
     """Write what a pipeline needs beside parts and tokenizers: `pipeline.json` and the vocabulary.
 
-    `sampling` says how these weights want to be sampled: `guidance`, `temperature`, `rescale`. Chapter 16.
+    `sampling` says how these weights want to be sampled: `guidance`, `guidance_interval`, `temperature`, `rescale`.
+    Chapter 16.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = {"seconds": seconds, **sampling, "unconditional_loa": unconditional_loa}
@@ -595,6 +609,10 @@ def check_description(description: dict[str, Any], path: Path) -> None:
     guidance = description.get("guidance", GUIDANCE)
     if not isinstance(guidance, int | float) or not 0.0 <= guidance < math.inf:
         raise ValueError(f"{path} is damaged: `guidance` must be a number, 0 or more, not {guidance!r}")
+    try:
+        check_interval(description.get("guidance_interval", EVERYWHERE))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     temperature = description.get("temperature", 1.0)
     if not isinstance(temperature, int | float) or not 0.0 < temperature <= 1.0:
         raise ValueError(f"{path} is damaged: `temperature` must lie above 0, at most 1, not {temperature!r}")
@@ -675,7 +693,12 @@ def check_seconds(seconds: float) -> float:
 
 
 def check_numbers(
-    steps: int, guidance: float | None, candidates: int, eta: float = 0.0, temperature: float | None = None
+    steps: int,
+    guidance: float | None,
+    candidates: int,
+    eta: float = 0.0,
+    temperature: float | None = None,
+    guidance_interval: Sequence[int] | None = None,
 ) -> None:
     """Raise ValueError for numbers that no sampler can use. Chapter 16."""
     if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
@@ -688,3 +711,14 @@ def check_numbers(
         raise ValueError(f"eta must lie between 0 and 1, not {eta}")
     if temperature is not None and not 0.0 < temperature <= 1.0:
         raise ValueError(f"temperature must lie above 0, and be at most 1, not {temperature}")
+    if guidance_interval is not None:
+        check_interval(guidance_interval)
+
+
+def check_interval(interval: Sequence[int]) -> None:
+    """Raise ValueError where these are not the ends of an interval of noise levels. Chapter 16."""
+    whole = isinstance(interval, list | tuple) and all(type(level) is int for level in interval)
+    if not whole or len(interval) != 2 or not 0 <= interval[0] < interval[1] <= MAX_STEPS:
+        raise ValueError(
+            f"guidance_interval must be two noise levels from 0 to {MAX_STEPS}, the lower first, not {interval}"
+        )

@@ -134,6 +134,8 @@ def add_generate(commands: Any) -> None:
         "of the noise at the start, up to 1; less is cleaner and varies less (default: what the weights want)"
     )
     add("--temperature", type=float, metavar="T", help=about)
+    about = "noise levels of 0 to 1000 above LOW, up to HIGH, at which guidance works (default: what the weights want)"
+    add("--guidance-interval", type=int, nargs=2, metavar=("LOW", "HIGH"), help=about)
     add("--seconds", type=float, help="length of the sound (default: that of the training clips)")
     about = "what is spoken; speech models need it, others have no use for it"
     add("--transcription", metavar="WORDS", help=about)
@@ -309,15 +311,16 @@ def generate(args: argparse.Namespace) -> None:
 
     profile = Profile({"imports": time.perf_counter() - began})
     check_captions(args.captions, None)
-    check_numbers(args.steps, args.guidance, args.candidates, temperature=args.temperature)
+    alike = {name: getattr(args, name) for name in ("temperature", "guidance_interval")}
+    check_numbers(args.steps, args.guidance, args.candidates, **alike)
     with profile.measure("load weights"):
         pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
     seed = random.randrange(2**32) if args.seed is None else args.seed
     for caption in args.captions:
         warn_of_unknown_words(pipe, caption)
-    names = ("steps", "sampler", "guidance", "temperature", "seconds", "candidates")
+    names = ("steps", "sampler", "guidance", "seconds", "candidates")
     numbers = {key: getattr(args, key) for key in names}
-    waves = pipe(args.captions, seed=seed, transcription=args.transcription, **numbers)
+    waves = pipe(args.captions, seed=seed, transcription=args.transcription, **numbers, **alike)
     profile.seconds.update(pipe.profile.seconds)
     with profile.measure("write"):
         for path, wave in zip(sounds, waves):

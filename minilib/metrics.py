@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from minilib import audio, judges
 from minilib.audioldm2 import (
+    EVERYWHERE,
     AnyTokenizer,
     AudioLDM2,
     check_numbers,
@@ -490,13 +491,16 @@ def sampling(
         raise ValueError(f"n must be a whole number, 2 or more, not {n}")
     guidance = pipe.guidance if guidance is None else guidance
     check_numbers(steps, guidance, candidates)
-    how = {"steps": steps, "guidance": guidance, "temperature": pipe.temperature}
+    how = {"steps": steps, "guidance": guidance, "guidance_interval": pipe.guidance_interval}
+    how |= {"temperature": pipe.temperature}
     return {**how, "sampler": sampler, "candidates": candidates}
 
 
 def settings(n: int, seed: int, how: dict[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation that its results begin with. Chapter 17."""
-    return {"n": n, "seed": seed, **{name: x for name, x in how.items() if name != "sampler"}}
+    numbers = {name: x for name, x in how.items() if name not in ("sampler", "guidance_interval")}
+    low, high = how["guidance_interval"]
+    return {"n": n, "seed": seed, **numbers, "guidance.low": low, "guidance.high": high}
 
 
 def compared(
@@ -575,7 +579,10 @@ def round_trip(pipe: AudioLDM2, waves: Tensor) -> Tensor:
 def report(results: dict[str, float], recorded: bool = False) -> str:
     """What `evaluate` or `evaluate_recordings` found, as a table to read: chance < value < ceiling. Chapter 17."""
     asked = "{n} recordings held out" if recorded else "{n} times each question of held-out scenes"
-    about = asked + "; {steps} steps, guidance {guidance:g}, temperature {temperature:g}, seed {seed}"
+    low, high = results["guidance.low"], results["guidance.high"]
+    where = "" if (low, high) == EVERYWHERE else f" at levels {low} to {high}"
+    about = asked + "; {steps} steps, guidance {guidance:g}" + where
+    about += ", temperature {temperature:g}, seed {seed}"
     if results["candidates"] > 1:
         about += ", the best of {candidates} candidates each"
     wanted = "recordings" if recorded else "renders"

@@ -86,6 +86,24 @@ def test_temperature_scales_the_noise_that_sampling_starts_from(tiny_pipe, monke
     assert not torch.equal(tiny_pipe(CAPTIONS, seed=7, temperature=1.0, **FAST), cooler)
 
 
+def test_guidance_works_within_its_interval_of_noise_levels(tiny_pipe, monkeypatch):
+    sound = lambda **how: tiny_pipe(CAPTIONS, seed=7, guidance=3.0, **how, **FAST)
+    all_over, upper, lower = (
+        sound(guidance_interval=levels) for levels in ((0, 1000), (500, 1000), (0, 500))
+    )
+    assert torch.equal(sound(), all_over)  # where the weights do not say
+    assert torch.equal(
+        sound(guidance_interval=(999, 1000)), tiny_pipe(CAPTIONS, seed=7, guidance=1.0, **FAST)
+    )
+    assert (
+        not torch.equal(upper, all_over)
+        and not torch.equal(lower, all_over)
+        and not torch.equal(upper, lower)
+    )
+    monkeypatch.setattr(tiny_pipe, "guidance_interval", (500, 1000))  # its own
+    assert torch.equal(sound(), upper) and torch.equal(sound(guidance_interval=[0, 500]), lower)
+
+
 def test_guidance_1_ignores_the_negative_and_others_do_not(tiny_pipe):
     without = tiny_pipe(CAPTIONS, guidance=1.0, seed=0, **FAST)
     assert torch.equal(without, tiny_pipe(CAPTIONS, guidance=1.0, negative="rain falls", seed=0, **FAST))
@@ -200,6 +218,15 @@ def test_unknown_words_are_found_whatever_their_case_and_marks(tiny_pipe):
             ValueError,
             "temperature must lie above 0, and be at most 1, not nan",
         ),
+        (
+            {"guidance_interval": (700, 300)},
+            ValueError,
+            "guidance_interval must be two noise levels from 0 to 1000, the lower first, not \\(700, 300\\)",
+        ),
+        ({"guidance_interval": (0, 1001)}, ValueError, "guidance_interval must be two noise levels"),
+        ({"guidance_interval": (0.5, 1000)}, ValueError, "guidance_interval must be two noise levels"),
+        ({"guidance_interval": 300}, ValueError, "guidance_interval must be two noise levels"),
+        ({"guidance_interval": ()}, ValueError, "guidance_interval must be two noise levels"),
         ({"seconds": 0}, ValueError, "seconds must lie between 0.1 and 60, not 0"),
         ({"seconds": 10000}, ValueError, "seconds must lie between 0.1 and 60, not 10000"),
         ({"seconds": float("nan")}, ValueError, "seconds must lie between"),
@@ -216,11 +243,12 @@ def test_bad_arguments_are_named_in_one_sentence(tiny_pipe, arguments, error, sa
 # Folders
 
 
-def test_saved_and_loaded_pipelines_make_the_same_sounds(tiny_pipe, tmp_path):
+def test_saved_and_loaded_pipelines_make_the_same_sounds(tiny_pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_pipe, "guidance_interval", (300, 1000))
     tiny_pipe.save_pretrained(tmp_path / "again")
     again = minilib.AudioLDM2.from_pretrained(tmp_path / "again", device="cpu")
     assert torch.equal(tiny_pipe(CAPTIONS, seed=0, **FAST), again(CAPTIONS, seed=0, **FAST))
-    for name in ("vocabulary", "seconds", "rescale", "guidance", "temperature"):
+    for name in ("vocabulary", "seconds", "rescale", "guidance", "guidance_interval", "temperature"):
         assert getattr(again, name) == getattr(tiny_pipe, name)
     assert [m.config for m in again.models()] == [m.config for m in tiny_pipe.models()]
 
@@ -306,6 +334,10 @@ DAMAGE = {
     "strange guidance": (
         lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "guidance": -1}'),
         "pipeline.json is damaged: `guidance` must be a number, 0 or more, not -1",
+    ),
+    "strange interval of guidance": (
+        lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "guidance_interval": [300]}'),
+        r"pipeline.json is damaged: guidance_interval must be two noise levels from 0 to 1000, the lower first",
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
     "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json"),

@@ -152,10 +152,11 @@ def test_generate_takes_weights_from_a_folder_and_options_from_the_line(capsys, 
         AudioLDM2, "__call__", lambda self, captions, **given: taken.update(given) or torch.zeros(1, 1600)
     )
     line = "--steps 7 --sampler dpm --guidance 2 --seconds 1.5 --seed 4 --candidates 3 --transcription yes"
-    line += " --temperature 0.5"
+    line += " --temperature 0.5 --guidance-interval 300 900"
     assert run(capsys, "generate", "a dog barks", "--weights", weights, *line.split())[0] == 0
     numbers = {"steps": 7, "guidance": 2.0, "temperature": 0.5, "seconds": 1.5, "seed": 4, "candidates": 3}
-    assert taken == {**numbers, "sampler": "dpm", "transcription": "yes"}
+    words = {"sampler": "dpm", "transcription": "yes"}
+    assert taken == {**numbers, **words, "guidance_interval": [300, 900]}
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(capsys, here, weights, monkeypatch):
@@ -204,7 +205,8 @@ def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights)
     numbers = json.loads((here / "numbers.json").read_text())
     said = "2 times each question of held-out scenes; 1 steps, guidance 1, temperature 1, seed 3"
     assert code == 0 and out.startswith(said + ", the best of 2 candidates each\n")
-    assert numbers["candidates"] == 2
+    assert numbers["candidates"] == 2 and numbers["guidance.high"] == 1000
+    assert all(isinstance(value, int | float) for value in numbers.values())
     assert f"{numbers['single.class']:.3f}" in out
     assert {"n", "pair.both", "pitch", "control.loudness", "frechet", "ceiling.single.class"} <= set(numbers)
 
@@ -284,6 +286,10 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
         (["a dog barks", "--guidance", "nan"], "guidance must be a finite number, 0 or more, not nan"),
         (["a dog barks", "--guidance", "-1"], "guidance must be a finite number, 0 or more, not -1"),
         (["a dog barks", "--temperature", "2"], "temperature must lie above 0, and be at most 1, not 2"),
+        (
+            ["a dog barks", "--guidance-interval", "5", "4"],
+            "guidance_interval must be two noise levels from 0 to",
+        ),
         (["a dog barks", "--seconds", "0"], "seconds must lie between 0.1 and 60, not 0"),
         (["a dog barks", "--seconds", "10000"], "seconds must lie between 0.1 and 60, not 10000"),
         (["a dog barks", "--seconds", "inf"], "seconds must lie between 0.1 and 60, not inf"),

@@ -77,6 +77,27 @@ def test_guided_calls_the_model_once_and_at_guidance_1_with_half_the_batch():
     assert sizes == [(4, 4, 4, 4), (2, 2, 2, 2)]
 
 
+@pytest.mark.parametrize(
+    ("level", "wanted"), [(299, False), (300, False), (301, True), (700, True), (701, False)]
+)
+def test_guided_guides_within_its_interval_of_levels_and_calls_for_half_the_batch_outside(level, wanted):
+    sizes = []
+
+    def counting(xt, t, *contexts):
+        sizes.append(len(xt))
+        return model(xt, t, *contexts)
+
+    conditional, unconditional = (
+        (context(2, 5), context(2, 7)),
+        (context(2, 5, seed=3), context(2, 7, seed=4)),
+    )
+    xt, t = randn(2, 4, seed=5), torch.tensor([level, level])
+    predict = guided(counting, conditional, unconditional, 3.5, interval=(300, 700))
+    cond, both = model(xt, t, *conditional), guided(model, conditional, unconditional, 3.5)
+    torch.testing.assert_close(predict(xt, t), both(xt, t) if wanted else cond)
+    assert sizes == [4 if wanted else 2]
+
+
 def test_guided_names_missing_unconditional_contexts():
     with pytest.raises(
         ValueError, match="unconditional must hold contexts when guidance is not 1; given None and 3.5"

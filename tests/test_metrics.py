@@ -390,6 +390,7 @@ def test_the_standard_error_of_a_share_is_the_binomial_one(perfect_pipe, oracle,
 
 def test_the_report_reads_from_chance_to_ceiling():
     results = {"n": 5, "seed": 0, "steps": 25, "guidance": 3.5, "temperature": 0.7, "candidates": 1}
+    results |= {"guidance.low": 0, "guidance.high": 1000}
     parts = {"": 0.9, "se.": 0.021, "chance.": 0.034, "control.": 0.05, "roundtrip.": 0.95, "ceiling.": 0.99}
     results |= {f"{prefix}single.class": value for prefix, value in parts.items()}
     results |= {f"{prefix}pair.clap": value for prefix, value in parts.items() if prefix != "chance."}
@@ -398,6 +399,8 @@ def test_the_report_reads_from_chance_to_ceiling():
     assert lines[0] == said
     best = metrics.report({**results, "candidates": 3}).splitlines()[0]
     assert best == said + ", the best of 3 candidates each"
+    within = metrics.report({**results, "guidance.low": 300}).splitlines()[0]
+    assert within == said.replace("guidance 3.5", "guidance 3.5 at levels 300 to 1000")
     assert lines[2].split() == ["chance", "control", "value", "round", "trip", "ceiling"]
     assert lines[3].split() == ["single.class", "0.034", "0.050", "0.900", "±", "0.021", "0.950", "0.990"]
     assert lines[4].split() == ["pair.clap", "-", "0.050", "0.900", "±", "0.021", "0.950", "0.990"]

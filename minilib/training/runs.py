@@ -38,8 +38,8 @@ class Run:
     recipes: dict[str, Recipe]
     pairs: float = 0.5  # share of the clips of effects with two events
     music: float = 0.0  # share of clips that are tunes
-    # how the pipeline samples, where not as usual: guidance, temperature, rescale
-    sampling: dict[str, float] = field(default_factory=dict)
+    # how the pipeline samples, where not as usual: guidance, guidance_interval, temperature, rescale
+    sampling: dict[str, Any] = field(default_factory=dict)
 
 
 RUNS = {
@@ -48,7 +48,7 @@ RUNS = {
         seconds=2.56,
         pairs=0.4,
         music=0.4,
-        sampling={"guidance": 1.5, "temperature": 0.7},
+        sampling={"guidance": 1.5, "guidance_interval": (300, 1000), "temperature": 0.7},
         recipes={
             "vae": Recipe(steps=7600, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
             "vocoder": Recipe(steps=1500, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
@@ -74,7 +74,7 @@ RUNS = {
                 levels=2,
                 lr=1.5e-3,
                 ema=0.998,
-                level_power=0.7,
+                level_power=1.2,
                 precision="bf16",
                 muon=("conv",),
             ),

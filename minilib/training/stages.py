@@ -391,9 +391,10 @@ def named(batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 def noised(z0: Tensor, n_steps: int, generator: torch.Generator, power: float = 1.0) -> dict[str, Tensor]:
     """Latents with a noise level and the noise for each (2006.11239 Algorithm 1, lines 3 and 4).
 
-    Levels are T u^power. With power 1 each is as likely as any other, below 1 the high ones are drawn more often: there
-    it is settled what will be heard, and how loud. The u of one batch are spread evenly over [0, 1), so that its loss
-    depends less on which levels it happened to draw (the low-discrepancy sampler of 2107.00630). Chapter 16.
+    Levels are T u^power. With power 1 each is as likely as any other. Below 1 the high ones are drawn more often: there
+    it is settled what will be heard. Above 1 the low ones: there, how clean and, to the decibel, how loud. The u of one
+    batch are spread evenly over [0, 1), so that its loss depends less on which levels it happened to draw (the
+    low-discrepancy sampler of 2107.00630). Chapter 16.
     """
     u = (torch.rand((), generator=generator) + torch.arange(len(z0)) / len(z0)) % 1  # (B,)
     places = u**power
