@@ -369,8 +369,8 @@ class AudioLDM2:
         if latents.shape != shape:
             raise ValueError(f"latents must be of shape {shape}, not {tuple(latents.shape)}")
         with self.profile.measure("sample"):
-            how = {"progress": progress, "eta": eta, "sampler": sampler, "temperature": temperature}
-            how |= {"guidance_interval": guidance_interval}
+            how = {"progress": progress, "eta": eta, "sampler": sampler}
+            how |= {"temperature": temperature, "guidance_interval": guidance_interval}
             z0 = self.sample(loa, conditions, steps, guidance, generator, latents, unconditional, **how)
         with self.profile.measure("decode"):
             waves = self.decode(z0, n_samples)
@@ -471,7 +471,8 @@ class AudioLDM2:
             empty = [(unconditional.loa, None), unconditional.text]
         # guided by two conditions of the same latents, which therefore need not come twice
         unet = lambda zt, t, *contexts: self.unet(zt[: len(loa)], t[: len(loa)], *contexts)
-        interval = self.guidance_interval if guidance_interval is None else guidance_interval
+        interval = tuple(self.guidance_interval if guidance_interval is None else guidance_interval)
+        interval = None if interval == EVERYWHERE else interval  # asking a GPU for its level takes time
         predict = guided(unet, [(loa, None), conditions.text], empty, guidance, self.rescale, interval)
         dtype = next(self.unet.parameters()).dtype
         return lambda zt, t: self.unet.as_eps(zt, t, predict(zt.to(dtype), t).to(zt.dtype))

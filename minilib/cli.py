@@ -311,16 +311,16 @@ def generate(args: argparse.Namespace) -> None:
 
     profile = Profile({"imports": time.perf_counter() - began})
     check_captions(args.captions, None)
-    alike = {name: getattr(args, name) for name in ("temperature", "guidance_interval")}
-    check_numbers(args.steps, args.guidance, args.candidates, **alike)
+    names = ("steps", "guidance", "candidates", "temperature", "guidance_interval")
+    numbers = {name: getattr(args, name) for name in names}
+    check_numbers(**numbers)
     with profile.measure("load weights"):
         pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
     seed = random.randrange(2**32) if args.seed is None else args.seed
     for caption in args.captions:
         warn_of_unknown_words(pipe, caption)
-    names = ("steps", "sampler", "guidance", "seconds", "candidates")
-    numbers = {key: getattr(args, key) for key in names}
-    waves = pipe(args.captions, seed=seed, transcription=args.transcription, **numbers, **alike)
+    others = {name: getattr(args, name) for name in ("sampler", "seconds", "transcription")}
+    waves = pipe(args.captions, seed=seed, **numbers, **others)
     profile.seconds.update(pipe.profile.seconds)
     with profile.measure("write"):
         for path, wave in zip(sounds, waves):

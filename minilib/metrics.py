@@ -491,9 +491,8 @@ def sampling(
         raise ValueError(f"n must be a whole number, 2 or more, not {n}")
     guidance = pipe.guidance if guidance is None else guidance
     check_numbers(steps, guidance, candidates)
-    how = {"steps": steps, "guidance": guidance, "guidance_interval": pipe.guidance_interval}
-    how |= {"temperature": pipe.temperature}
-    return {**how, "sampler": sampler, "candidates": candidates}
+    own = {name: getattr(pipe, name) for name in ("guidance_interval", "temperature")}
+    return {"steps": steps, "guidance": guidance, **own, "sampler": sampler, "candidates": candidates}
 
 
 def settings(n: int, seed: int, how: dict[str, Any]) -> dict[str, float]:

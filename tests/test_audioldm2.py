@@ -88,18 +88,12 @@ def test_temperature_scales_the_noise_that_sampling_starts_from(tiny_pipe, monke
 
 def test_guidance_works_within_its_interval_of_noise_levels(tiny_pipe, monkeypatch):
     sound = lambda **how: tiny_pipe(CAPTIONS, seed=7, guidance=3.0, **how, **FAST)
-    all_over, upper, lower = (
-        sound(guidance_interval=levels) for levels in ((0, 1000), (500, 1000), (0, 500))
-    )
-    assert torch.equal(sound(), all_over)  # where the weights do not say
-    assert torch.equal(
-        sound(guidance_interval=(999, 1000)), tiny_pipe(CAPTIONS, seed=7, guidance=1.0, **FAST)
-    )
-    assert (
-        not torch.equal(upper, all_over)
-        and not torch.equal(lower, all_over)
-        and not torch.equal(upper, lower)
-    )
+    intervals = ((0, 1000), (500, 1000), (0, 500), (999, 1000))
+    throughout, upper, lower, nowhere = (sound(guidance_interval=interval) for interval in intervals)
+    assert torch.equal(sound(), throughout)  # where the weights do not say
+    assert torch.equal(nowhere, tiny_pipe(CAPTIONS, seed=7, guidance=1.0, **FAST))
+    for one, other in ((upper, throughout), (lower, throughout), (upper, lower)):
+        assert not torch.equal(one, other)
     monkeypatch.setattr(tiny_pipe, "guidance_interval", (500, 1000))  # its own
     assert torch.equal(sound(), upper) and torch.equal(sound(guidance_interval=[0, 500]), lower)
 

@@ -43,9 +43,7 @@ class Recipe:
     crop: int = 0  # frames of each clip that a batch takes; 0 takes all
     recorded: float = 0.0  # share of recordings in a batch, where there are recordings
     levels: int = 1  # noise levels at which joint shows each latent to the U-Net
-    level_power: float = (
-        1.0  # noise levels are drawn as T u^level_power: below 1 more high ones, above 1 low ones
-    )
+    level_power: float = 1.0  # noise levels are T u^level_power: below 1 more high ones, above 1 low ones
     narrow: float = 0.0  # share of the recordings that are heard without their high frequencies
 
 
