@@ -47,6 +47,7 @@ PARTS: dict[str, tuple[type, ...]] = {  # the folders of a pipeline, and the cla
 TOKENIZERS = ("tokenizer.json", "tokenizer", "clap_tokenizer")  # one for both encoders, or one for each
 VOCODERS = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}  # of each preset
 GUIDANCE = 3.5  # of the paper, where a pipeline brings none of its own (2308.05734)
+LOUDER = 20.0  # decibels, or as many softer: what a sound is off by at most, if it is a sound at all
 MAX_SECONDS = 60.0
 MAX_STEPS = 1000
 EVERYWHERE = (0, MAX_STEPS)  # noise levels of guidance, where the weights do not say
@@ -272,6 +273,8 @@ class AudioLDM2:
     def to_diffusers(self, folder: str | Path) -> None:
         """Write a folder that diffusers' AudioLDM2Pipeline loads, and that gives the same sounds. Chapter 18.
 
+        Each as loud as `decode` leaves it: diffusers knows nothing of `levelled`.
+
         Raises:
             ValueError: a part has no counterpart there; the sentence names it, and nothing is written.
             FileExistsError: the folder holds something else.
@@ -373,7 +376,7 @@ class AudioLDM2:
             how |= {"temperature": temperature, "guidance_interval": guidance_interval}
             z0 = self.sample(loa, conditions, steps, guidance, generator, latents, unconditional, **how)
         with self.profile.measure("decode"):
-            waves = self.decode(z0, n_samples)
+            waves = self.levelled(self.decode(z0, n_samples), loa)
         if candidates > 1:
             with self.profile.measure("rank"):
                 waves = self.best(waves, conditions, candidates)
@@ -481,6 +484,19 @@ class AudioLDM2:
         """From latents (B, C, T/r, F/r) to mels by the VAE, to waveforms (B, N) by the vocoder. Chapter 16."""
         z0 = z0.to(next(self.vae.parameters()).dtype)
         return vocode(self.vocoder, lean.decode(self.vae, z0))[:, :n_samples]
+
+    def levelled(self, waves: Tensor, loa: Tensor) -> Tensor:
+        """Waveforms (B, N), each as loud as the LOA (B, L, D) says that GPT-2 wrote for it. Chapter 16.
+
+        Where that would leave [-1, 1] a sound is as loud as it can be. Without `GPTConfig.level`, as in the released
+        models, or in a pipeline that was never trained, the waveforms come back as they are.
+        """
+        wanted = self.gpt.level(loa)
+        if wanted is None:
+            return waves
+        gain = (wanted - audio.level(audio.log_mel(waves.float()))[:, 0]).clamp(-LOUDER, LOUDER)
+        waves = waves * 10 ** (gain / 20)[:, None]
+        return waves / waves.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
 
     def best(self, waves: Tensor, conditions: Conditions, candidates: int) -> Tensor:
         """Of each caption's own candidates (B * candidates, N), the one that CLAP finds most like it. Chapter 17."""

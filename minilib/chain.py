@@ -34,6 +34,7 @@ from minilib.metrics import (
 SEPARATE = "separate"  # the folder, in that of a run, of the parts as they were before joint fine-tuning
 TUNED = ("gpt", "unet")  # these parts
 LOAS = ("true", "joint", "separate", "none")
+WRITTEN = ("joint", "separate")  # by GPT-2, which then also says how loud
 STRENGTHS = (1.0, 1.5, 2.0, 2.5, 3.5, 5.0, 8.0)
 STEPS = (5, 10, 25, 50, 100)
 COLUMNS = (
@@ -98,7 +99,10 @@ def sounds(pipe: AudioLDM2, scenes: Scenes, way: Way, seed: int) -> Tensor:
         n_samples = scenes.waves.shape[1]
         latents = torch.randn(pipe.latent_shape(len(captions), n_samples), generator=generator)
         z0 = pipe.sample(loa, conditions, way.steps, way.guidance, latents=latents)
-        waves.append(pipe.decode(z0, n_samples).float().cpu())
+        made = pipe.decode(z0, n_samples)
+        if way.loa in WRITTEN:
+            made = pipe.levelled(made, loa)
+        waves.append(made.float().cpu())
     return torch.cat(waves)
 
 

@@ -90,16 +90,6 @@ def burstiness(wave: Tensor) -> float:
     return math.log(max(1e-9, power.var() / power.mean().square().clamp_min(1e-20)))
 
 
-def level(mel: Tensor) -> np.ndarray:
-    """How loud the loudest 50 ms are, log-mels (n, T, F) -> (n,) decibels: the mean magnitude of the bands.
-
-    A vocoder that gets the phases wrong changes the peak of a wave by several decibels, and this by little.
-
-    Chapter 17.
-    """
-    return audio.decibels(F.avg_pool1d(mel.double().exp().mean(dim=2), 5, 1).amax(dim=1).log()).numpy()
-
-
 def onset_strength(mel: Tensor, interval: float) -> np.ndarray:
     """By how much the bands get louder, in the mean (spectral flux; Bello et al. 2005, section III.B).
 

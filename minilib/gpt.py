@@ -21,6 +21,7 @@ Condition = tuple[
     Tensor, Tensor | None
 ]  # sequence (B, S, D) and mask (B, S), True: to be read; None: all of it
 Conditions = Mapping[str, Condition] | Sequence[Condition]
+RIDGE = 2e-3  # of `LOARegressor.fit_level`, for each clip; LOA dimensions have variance 1
 Cache = list[tuple[Tensor, Tensor] | None]  # keys and values (B, n_head, positions, d) of each block
 
 
@@ -38,6 +39,7 @@ class GPTConfig:
     learned_positions: int = 0  # of the last condition, added before its projection; 310 phonemes for speech
     vocab_size: int = 50257  # of a table that the released file holds and nothing reads
     layer_norm_epsilon: float = 1e-5
+    level: bool = False  # whether it also says how loud the sound is to be; the released model doesn't
 
 
 class Projection(nn.Module):
@@ -245,6 +247,10 @@ class LOARegressor(Model):
         for block in self.gpt2.h:  # the sum of 2 * n_layer branches starts at the scale of one
             for branch in (block.attn, block.mlp):
                 nn.init.normal_(branch.c_proj.weight, std=0.02 / (2 * config.n_layer) ** 0.5)
+        if config.level:  # no parameters: `fit_level` knows them in closed form
+            self.register_buffer("level_weight", torch.zeros(config.n_tokens, config.n_embd))
+            self.register_buffer("level_bias", torch.zeros(()))
+            self.register_buffer("level_range", torch.zeros(2))
 
     def forward(self, conditions: Conditions, loa: Tensor) -> Tensor:
         """Predict every LOA vector from the conditions and the *true* vectors before it: teacher forcing.
@@ -300,6 +306,40 @@ class LOARegressor(Model):
             loa.append(x)
         return torch.cat(loa, dim=1)
 
+    def level(self, loa: Tensor) -> Tensor | None:
+        """How loud the sound is to be that a written LOA (B, n_tokens, n_embd) stands for: (B,) decibels.
+
+        GPT-2 puts the level where it is small beside all else that an LOA says, and what is made of it by diffusion,
+        VAE and vocoder is off by several decibels. Read by one linear map it can be set right in the end: gain and
+        shape apart, as speech coders have it (Sabin and Gray, IEEE Trans. ASSP 32, 1984). Not in the paper.
+
+        Returns:
+            the level that `audio.level` will find, within what the training clips had; None if it was never fitted.
+        """
+        if not self.config.level or self.level_range[0] >= self.level_range[1]:
+            return None
+        decibels = (loa.float() * self.level_weight.float()).sum(dim=(1, 2)) + self.level_bias.float()
+        return decibels.clamp(*self.level_range.float())
+
+    @torch.no_grad()
+    def fit_level(self, loa: Tensor, decibels: Tensor) -> None:
+        """Fit `level` by ridge regression (Hoerl and Kennard, Technometrics 12, 1970).
+
+        Args:
+            loa: (N, n_tokens, n_embd), as `generate` writes them from the captions of N clips. True ones won't do:
+                they hold what no caption tells.
+            decibels: (N,), the levels of these clips.
+        """
+        x, y = loa.flatten(1).cpu().double(), decibels.cpu().double()
+        centre, mean = x.mean(dim=0), y.mean()
+        x -= centre
+        gram = x.T @ x
+        gram.diagonal().add_(RIDGE * len(x))
+        weight = torch.linalg.solve(gram, x.T @ (y - mean))
+        self.level_weight.copy_(weight.view_as(self.level_weight))
+        self.level_bias.copy_(mean - centre @ weight)
+        self.level_range.copy_(torch.stack([y.min(), y.max()]))
+
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean squared error of each predicted vector (2308.05734 §3.2; the released code takes L1).
 
@@ -323,10 +363,24 @@ class LOARegressor(Model):
 
 LOARegressor.presets = {
     "tiny": GPTConfig(
-        condition_dims=(128, 128), n_embd=192, n_layer=3, n_head=6, n_positions=256, n_tokens=16, vocab_size=1
+        condition_dims=(128, 128),
+        n_embd=192,
+        n_layer=3,
+        n_head=6,
+        n_positions=256,
+        n_tokens=16,
+        vocab_size=1,
+        level=True,
     ),
     "colab": GPTConfig(
-        condition_dims=(256, 256), n_embd=384, n_layer=6, n_head=6, n_positions=512, n_tokens=16, vocab_size=1
+        condition_dims=(256, 256),
+        n_embd=384,
+        n_layer=6,
+        n_head=6,
+        n_positions=512,
+        n_tokens=16,
+        vocab_size=1,
+        level=True,
     ),
     "full": GPTConfig(),
     "speech": GPTConfig(condition_dims=(512, 192), n_tokens=512, learned_positions=310),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minilib import audio
-from minilib.detectors import Pattern, Strokes, burstiness, level, modulation, nearest, spectrum, tempo
+from minilib.detectors import Pattern, Strokes, burstiness, modulation, nearest, spectrum, tempo
 from minilib.soundworld import CLASSES, INSTRUMENTS, Event, Melody, Scene, SoundWorld
 from minilib.soundworld.scene import (
     DEFAULT_SECONDS,
@@ -78,7 +78,7 @@ def examples(name: str) -> list[Event]:
 def level_by_kind(mels: Tensor, events: Sequence[Event]) -> dict[tuple, float]:
     """The median level at a peak of 1, in decibels, of each pitch and speed. Chapter 17."""
     levels: dict[tuple, list[float]] = {}
-    for event, decibels in zip(events, level(mels)):
+    for event, decibels in zip(events, audio.level(mels).tolist()):
         levels.setdefault((event.pitch, event.speed), []).append(decibels - 20 * math.log10(event.peak))
     return {kind: float(np.median(values)) for kind, values in levels.items()}
 
@@ -146,7 +146,7 @@ def heard(wave: Tensor, event: Event) -> dict[str, float]:
     if not wave.isfinite().all():
         raise ValueError("wave must hold finite numbers; given one with NaN or infinity")
     known, mel = reference(event.name), audio.log_mel(wave[None])[0, 0]  # (T, F)
-    found = {"peak": 10 ** ((level(mel[None])[0] - known.level[event.pitch, event.speed]) / 20)}
+    found = {"peak": 10 ** ((float(audio.level(mel)) - known.level[event.pitch, event.speed]) / 20)}
     if event.name in CLASSES and event.pitch:
         found["f0"] = known.spectrum.find(spectrum(wave[None])[0])
     if event.count:

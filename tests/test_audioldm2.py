@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 import minilib
+from minilib import audio
 from minilib.audioldm2 import PARTS, AudioLDM2, Profile
 from minilib.cli import shipped_weights
 from minilib.diffusion import eps_from_velocity
@@ -66,6 +67,34 @@ def test_the_stages_chained_equal_the_call(tiny_pipe):
     assert conditions.clap[0].shape == (2, 1, 16) and conditions.text[0].shape[0] == 2
     assert loa.shape == (2, 4, 16) and z0.shape == tiny_pipe.latent_shape(2, waves.shape[1])
     assert torch.equal(waves, tiny_pipe(CAPTIONS, guidance=2.0, seed=5, **FAST))
+
+
+def test_a_sound_is_as_loud_as_its_loa_says_but_not_past_full_scale(tiny_pipe, monkeypatch):
+    wave = torch.randn(1, 10240, generator=torch.Generator().manual_seed(0)) * 0.01
+    loa = torch.randn(3, 4, 16)
+    heard = lambda waves: audio.level(audio.log_mel(waves))[:, 0]
+    assert torch.equal(tiny_pipe.levelled(wave, loa), wave)  # nobody has fitted it
+    offsets = torch.tensor([-12.0, 6.0, 90.0])
+    given = []
+    monkeypatch.setattr(tiny_pipe.gpt, "level", lambda x: given.append(x) or heard(wave) + offsets[: len(x)])
+    levelled = tiny_pipe.levelled(wave.expand(3, -1), loa)
+    assert given[0] is loa
+    torch.testing.assert_close(
+        heard(levelled) - heard(wave), torch.tensor([-12.0, 6.0, 20.0]), atol=0.05, rtol=0
+    )
+    torch.testing.assert_close(levelled[0], 10 ** (-12 / 20) * wave[0])
+    loud = tiny_pipe.levelled(30 * wave.expand(3, -1), loa)[2]
+    assert loud.abs().max() == 1.0
+
+
+def test_the_call_sets_the_level_that_gpt_2_says_for_every_candidate(tiny_pipe, monkeypatch):
+    plain = tiny_pipe(CAPTIONS, seed=0, **FAST)
+    heard = lambda waves: audio.level(audio.log_mel(waves))[:, 0]
+    wanted = heard(plain) - torch.tensor([3.0, 6.0])
+    monkeypatch.setattr(tiny_pipe.gpt, "level", lambda loa: wanted.repeat_interleave(len(loa) // 2))
+    torch.testing.assert_close(heard(tiny_pipe(CAPTIONS, seed=0, **FAST)), wanted, atol=0.05, rtol=0)
+    several = tiny_pipe(CAPTIONS, seed=0, candidates=2, **FAST)
+    torch.testing.assert_close(heard(several), wanted, atol=0.05, rtol=0)
 
 
 def test_given_latents_are_where_sampling_starts(tiny_pipe):

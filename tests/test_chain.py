@@ -57,6 +57,16 @@ def test_each_link_makes_a_difference(tiny_pipe, scenes, change):
     assert changed.shape == usual.shape and (changed - usual).abs().mean() > 1e-5
 
 
+@pytest.mark.parametrize(
+    "loa, levelled", [("joint", True), ("separate", True), ("true", False), ("none", False)]
+)
+def test_only_what_gpt_2_wrote_says_how_loud(tiny_pipe, scenes, monkeypatch, loa, levelled):
+    way = Way(loa, steps=2)
+    plain = chain.sounds(tiny_pipe, scenes, way, seed=0)
+    monkeypatch.setattr(tiny_pipe, "levelled", lambda waves, loa: waves / 2)
+    torch.testing.assert_close(chain.sounds(tiny_pipe, scenes, way, seed=0), plain / 2 if levelled else plain)
+
+
 def test_the_parts_before_joint_tuning_are_taken_from_the_run(tiny_pipe, scenes, tmp_path):
     assert chain.untuned(tiny_pipe, tmp_path) is None
     for name in chain.TUNED:

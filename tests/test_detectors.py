@@ -137,18 +137,6 @@ def test_tempo_is_that_of_the_beat_with_a_pair_of_eighths_and_two_halves():
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Loudness
-
-
-def test_twice_the_amplitude_is_six_decibels_and_silence_around_does_not_count():
-    wave = strokes([0.5])
-    quiet, loud = detectors.level(torch.stack([mel(wave), mel(2 * wave)]))
-    assert loud - quiet == pytest.approx(20 * math.log10(2), abs=0.02)
-    once, thrice = detectors.level(torch.stack([mel(wave), mel(strokes([0.5, 1.2, 1.9]))]))
-    assert abs(thrice - once) < 1.5
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Onsets
 
 

@@ -155,6 +155,34 @@ def test_gradient_of_generation_is_that_of_the_loop_without_a_cache():
     assert difference < 1e-4
 
 
+def test_the_level_is_read_from_what_is_small_in_an_loa():
+    model = LOARegressor(dataclasses.replace(CONFIG, level=True))
+    parameters = [p.clone() for p in model.parameters()]
+    loa = torch.randn(900, 5, 32)
+    loa[:, 2, 7] *= 0.3  # where the level stands, and nothing else does
+    decibels = 40 * loa[:, 2, 7] - 25
+    model.fit_level(loa[:700], decibels[:700])
+    told = model.level(loa[700:])
+    assert told.shape == (200,) and (told - decibels[700:]).abs().max() < 3
+    assert all(torch.equal(a, b) for a, b in zip(parameters, model.parameters(), strict=True))
+    extreme = torch.zeros(2, 5, 32)
+    extreme[:, 2, 7] = torch.tensor([-50.0, 50.0])
+    least, most = decibels[:700].min(), decibels[:700].max()  # louder than all clips is none
+    torch.testing.assert_close(model.level(extreme), torch.stack([least, most]))
+
+
+def test_a_model_that_was_never_fitted_says_no_level_and_the_released_one_has_none(tmp_path):
+    loa = torch.randn(2, 5, 32)
+    model = LOARegressor(dataclasses.replace(CONFIG, level=True))
+    assert model.level(loa) is None and LOARegressor(CONFIG).level(loa) is None
+    assert not GPTConfig().level and not [
+        name for name in LOARegressor(CONFIG).state_dict() if "level" in name
+    ]
+    model.fit_level(torch.randn(50, 5, 32), torch.linspace(-40, -10, 50))
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(LOARegressor.from_pretrained(tmp_path).level(loa), model.level(loa))
+
+
 def test_the_loss_is_the_mean_square_and_falls():
     torch.manual_seed(0)
     model = LOARegressor(CONFIG)

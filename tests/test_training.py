@@ -213,6 +213,24 @@ def test_the_joint_regression_is_scored_without_a_teacher(data, parts):
         torch.testing.assert_close(stage.model.loss(batch)["loa"], F.mse_loss(written, batch["loa"]))
 
 
+@pytest.mark.parametrize("name", ["gpt", "joint"])
+def test_gpt_2_learns_how_loud_the_clips_are_as_it_then_writes_them(name, data, parts):
+    stage = make(name, data, parts)
+    assert (stage.model if name == "gpt" else stage.model.gpt).level(torch.zeros(1, 16, 192)) is None
+    gpt = stage.finish()["gpt"]
+    with torch.no_grad():
+        told = gpt.level(gpt.generate(stages.named(stage.encode(data.corpus.captions))))
+    levels = audio.level(audio.log_mel(data.corpus.wave(range(16))))[:, 0]
+    assert levels.std() > 4 and (told - levels).abs().mean() < 0.2 * levels.std()
+
+
+def test_a_released_gpt_2_stays_as_it_is(data, parts):
+    stage = make("joint", data, parts)
+    stage.parts["gpt"] = stages.LOARegressor.preset("tiny", level=False)
+    stages.fit_level(stage, stage.parts["gpt"])
+    assert not [key for key in stage.parts["gpt"].state_dict() if "level" in key]
+
+
 def test_ldm_training_reads_no_caption(data, parts):
     stage = make("ldm", data, parts)
     texts = [stage.batch(training.step_generator(0, "ldm", step))["text"] for step in range(3)]

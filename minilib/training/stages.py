@@ -251,6 +251,11 @@ class GPTStage(Stage):
         keep = taught & (torch.rand(loa.shape[:2], generator=generator) < share)
         return {"loa": loa, "keep": keep, **self.encode(emptied(captions, generator))}
 
+    def finish(self) -> dict[str, Model]:
+        """GPT-2, having learned how loud the clips are."""
+        fit_level(self, self.model)
+        return {"gpt": self.model}
+
 
 class LDMStage(Stage):
     """The U-Net on true LOA, self-supervised: no caption is read (2308.05734 §3.3). Chapter 16."""
@@ -334,6 +339,8 @@ class JointStage(LDMStage):
         return {**batch, "loa": self.loa[indices], **self.encode(captions)}
 
     def finish(self) -> dict[str, Model]:
+        """Both parts; GPT-2 has learned anew how loud the clips are, for it writes another LOA now."""
+        fit_level(self, self.model.gpt)
         return {"gpt": self.model.gpt, "unet": self.model.unet}
 
 
@@ -418,6 +425,21 @@ def over_captions(clap: Model, text: Model, data: TrainingData) -> dict[str, tup
             for caption, vector, row, n in zip(some, vectors.cpu(), states.cpu(), mask.sum(dim=1).tolist()):
                 data.conditions[caption] = vector, row[:n].clone()
     return data.conditions
+
+
+@torch.no_grad()
+def fit_level(stage: Stage, gpt: LOARegressor) -> None:
+    """Fit what GPT-2 says of the level to the clips and to what it writes from their captions. Chapter 16."""
+    if not gpt.config.level:
+        return
+    captions, batches = stage.data.corpus.captions, torch.arange(len(stage.data.corpus)).split(64)
+    bar = tqdm(batches, desc="GPT-2 over all captions", unit="batch", leave=False)
+    loa = []
+    for batch in bar:
+        conditions = named(stage.encode([captions[i] for i in batch.tolist()]))
+        here = {name: (x.to(gpt.device), mask.to(gpt.device)) for name, (x, mask) in conditions.items()}
+        loa.append(gpt.generate(here).cpu())
+    gpt.fit_level(torch.cat(loa), over_clips("level", audio.level, stage.data)[:, 0])
 
 
 @torch.no_grad()
