@@ -1,14 +1,17 @@
 """Sounds of one's own: a folder with classes and parts trains a judge, and what it never heard is asked for."""
 
+import re
 import shutil
 
 import numpy as np
+import own_sounds
 import pytest
 import soundfile
 import torch
 
 from minilib import audio, cli, metrics, training
-from minilib.data import AudioFolder, of_part
+from minilib.audioldm2 import AudioLDM2
+from minilib.data import AudioFolder, Corpus, of_part
 from minilib.training import RUNS, clips
 
 SECONDS = 0.64
@@ -139,3 +142,41 @@ def test_what_no_judge_can_learn_or_tell_is_said_in_a_sentence(folder, tmp_path,
     (folder / "metadata.csv").write_text(table.replace("part", "set"))
     assert cli.main(line) == 2
     assert "has no column 'part' to choose 'test' by" in capsys.readouterr().err
+
+
+def test_the_page_of_own_sounds_tells_what_evaluate_finds(folder, tmp_path, short_run, tiny_pipe_folder):
+    run, lines = tmp_path / "run", (folder / "metadata.csv").read_text().splitlines()
+    licences = {"class": "licence", "tone": "CC BY 4.0", "hiss": "CC BY-SA 4.0", "rare": "CC0 1.0"}
+    lines = [f"{line},{licences[line.split(',')[2]]}" for line in lines]
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    training.train_stages("judge", out=run, data=folder, progress=False)
+    for k, name in enumerate(training.ALL_STAGES):
+        training.runs.note_finished(run, name, {"steps": 10 + k, "seconds": 90 + 60 * k})
+    shutil.copytree(tiny_pipe_folder, run, dirs_exist_ok=True)
+
+    page = own_sounds.page(run, folder, minutes=31.4, memory=2.5, n=12, steps=1)
+    pipe = AudioLDM2.from_pretrained(run)
+    judge = metrics.Judge.from_pretrained(run / "judge", dtype=torch.float32)
+    found = metrics.evaluate_recordings(
+        pipe, judge, AudioFolder(folder, part="test"), n=12, steps=1, progress=False
+    )
+    assert metrics.report(found, recorded=True) in page
+    assert "41 recordings in 3 different captions, two cores, 31 minutes" in " ".join(page.split())
+    k = training.ALL_STAGES.index("gpt")
+    assert f"| `gpt` | {10 + k} | {(90 + 60 * k) / 60:.0f} |" in page and "2.5 GiB" in page
+    rows = re.findall(r"\| (tone|hiss) \| (\d+) \| (\S+) \| (\S+) \| (\S+) \|", page)
+    assert {name for name, *_ in rows} == {"tone", "hiss"} and sum(int(n) for _, n, *_ in rows) == 12
+    for column, key in ((2, "single.class"), (3, "roundtrip.single.class"), (4, "ceiling.single.class")):
+        mean = sum(int(row[1]) * float(row[column]) for row in rows) / 12
+        assert mean == pytest.approx(found[key], abs=0.01)
+    assert (
+        page.count('class="sound-card"') == 1 and "Mel spectrogram of: a tone sounds" in page
+    )  # of open licence
+    assert not re.search(r"\{\w+\}", page)
+
+
+def test_the_nearest_piece_is_the_sound_itself_at_any_level(folder):
+    corpus = Corpus.from_folder(of_part(folder, "train"), SECONDS, progress=False)
+    pieces = corpus.wave(range(len(corpus)))
+    assert own_sounds.nearest(0.1 * pieces[:5], pieces) < 0.01
+    assert 1 < own_sounds.nearest(pieces[:5], pieces[5:]) < 60

@@ -1,0 +1,250 @@
+"""Write the page "Your own sounds": how to train on recordings, and what came of one such run.
+
+    python book/tools/own_sounds.py RUN FOLDER --minutes M --memory GIB
+
+RUN holds a pipeline that `minilib train all --data FOLDER` has made, and its judge; M and GIB are how long that took
+and how much memory at most. Neither weights nor recordings are kept in this repository, only the page.
+
+On it each class that the judge knows is heard with the first caption of its test recordings, if all of its recordings
+may be used under OPEN_LICENCES: nothing is chosen by ear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from minilib import audio, metrics, show
+from minilib.audioldm2 import AudioLDM2
+from minilib.data import OPEN_LICENCES, AudioFolder, Corpus, of_part
+from minilib.metrics import Judge
+from minilib.model import read_json
+from minilib.training import ALL_STAGES
+from minilib.training.clips import FEWEST
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "book" / "your_own_sounds.md"
+N = 200  # captions that are asked for
+TEXT = """\
+# Your own sounds
+
+`minilib` learns from any folder of recordings with captions. Here is how, and what came of it once: {recordings}
+recordings in {captions} different captions, two cores, {total} minutes.
+
+## What a folder holds
+
+Sound files, and beside them a table, `metadata.csv`. Two columns are needed, `file_name` and `caption`:
+
+```text
+file_name,caption,class,part
+dogs/rex_01.wav,a dog barks twice,dog,train
+dogs/rex_02.wav,a dog barks in the distance,dog,train
+rain/roof.flac,rain on a tin roof,rain,train
+dogs/rex_17.wav,a dog barks twice,dog,test
+```
+
+- The files may be of any rate and length that
+  [libsndfile](https://libsndfile.github.io/libsndfile/formats.html) reads. They are mixed to mono, brought to 16 kHz
+  and cut into pieces of 2.56 s, each with its recording's caption; the last is filled up with silence.
+- `part` keeps what is marked `test` from training. Without that column everything is learned from.
+- `class` is for measuring: of classes with {fewest} recordings or more a judge learns to tell which one it hears.
+- A column `licence` costs nothing now, and later says what your weights have heard.
+
+## Train
+
+```bash
+minilib train all --preset tiny --data recordings --out runs/own
+```
+
+takes as long as with SoundWorld, for it makes as many steps. Ctrl-C loses nothing: the same line with `--resume` goes
+on. `runs/own/train.log` holds loss and time of each stage. With a GPU take `--preset colab`. Then
+
+```bash
+minilib generate "a dog barks twice" --weights runs/own -o bark.wav
+minilib train judge --data recordings --out runs/own
+minilib evaluate --data recordings --weights runs/own
+```
+
+make a sound, train a judge on the recordings, and ask how often it hears in what is generated what the captions of the
+`test` part say. The encoders of text know the words of your captions and no others: `minilib generate` warns of those.
+
+## One such run
+
+It heard the `train` part of a collection of freely licensed recordings: ESC-10 (dogs, rain, a chainsaw), digits
+spoken by five people, keywords, single notes of instruments, percussion, and sound effects of which there are mostly
+one or two of a kind. (The data card, `data/README.md`, names the sources of all but the digits and keywords, which
+are the Free Spoken Digit Dataset and Picovoice's wake word recordings.) It took {total} minutes, and of memory
+{memory} GiB at most:
+
+| stage | steps | minutes |
+|---|--:|--:|
+{stages}
+
+(`vae` trains on one core beside the others up to `gpt`.) The judge knows the {n_classes} classes with {fewest}
+recordings or more. From {asked} recordings of the `test` part it was asked about {n}, all of its classes as likely:
+
+```text
+{report}
+```
+
+So **{value} of what is generated is heard as what was asked for**. Guessing gives {chance}; of the recordings
+themselves {ceiling} are heard rightly, and {back} once they have been through VAE and vocoder. Class by class, from
+the most often right to the least:
+
+| class | asked | generated | round trip | recorded |
+|---|--:|--:|--:|--:|
+{classes}
+
+Of so few of each kind a share is sure to about 0.2. Less often right than the recordings, by 0.3 and more: {worst}.
+Where a caption stands for many different recordings, as "a clock ticking" does, GPT-2 answers with the mean of
+their LOAs, for it learns by squared error, and such sounds come out smeared.
+
+**Does it make sounds, or give back those it has heard?** The log-mel of a generated sound, down to 60 dB below its
+loudest spot, is {near} dB (median of the mean difference) from the nearest piece that was learned from. That of a
+recording held out is {near_held_out} dB from it, that of a piece learned from, gone through VAE and vocoder,
+{near_itself} dB. So they are no copies, as a rule, but nearer to what it has heard than new recordings of the same
+things are. From a small collection much comes back nearly as it was: don't learn from what you may not give away.
+
+## What it sounds like
+
+Each class of which all recordings are CC0, public domain or CC BY, with the first caption of its test part; sound
+number *i* has seed *i*. Nothing is chosen by ear.
+
+<div class="gallery">
+{cards}
+</div>
+
+The page is written by `python book/tools/own_sounds.py runs/own recordings --minutes {total} --memory {memory}`.
+Neither the recordings nor these weights are part of the repository.
+"""
+
+
+def open_classes(folder: Path) -> set[str]:
+    """The classes of which every recording, of all parts, is under one of OPEN_LICENCES."""
+    every, free = (AudioFolder(folder, licences=which).by("class") for which in (None, OPEN_LICENCES))
+    return {name for name in free if len(free[name]) == len(every[name])}
+
+
+def stages(run: Path) -> Iterator[tuple[str, int, float]]:
+    """Each stage of a finished run, its steps and the minutes that it took."""
+    for name in ALL_STAGES:
+        record = read_json(run / "finished" / f"{name}.json")
+        yield name, record["steps"], record["seconds"] / 60
+
+
+def by_class(judge: Judge, scenes: metrics.Scenes, *sounds: Tensor) -> list[tuple[str, int, list[float]]]:
+    """Of each class how often it was asked for, and which share of each of the `sounds` (n, N) is heard as it."""
+    right = [metrics.judged(judge, waves, scenes.labels)["class"] for waves in sounds]
+    rows = []
+    for label in scenes.labels[:, 0].unique().tolist():
+        asked = scenes.labels[:, 0] == label
+        rows.append((judge.config.classes[label], int(asked.sum()), [float(x[asked].mean()) for x in right]))
+    return sorted(rows, key=lambda row: -row[2][0])
+
+
+def heard(pipe: AudioLDM2, judge: Judge, folder: AudioFolder, names: list[str]) -> Iterator[str]:
+    """A card for each class: its first caption, the sound of it, and what the judge hears in that."""
+    for number, name in enumerate(names):
+        caption = folder.by("class")[name].captions[0]
+        wave = pipe(caption, seed=number, progress=False)[0]
+        found = judge.config.classes[int(judge.hear(wave[None]))]
+        mark = "right" if found == name else "wrong"
+        said = (
+            f"Heard as {spoken(found)}." if found == name else f"<strong>Heard as {spoken(found)}.</strong>"
+        )
+        yield (
+            f'<div class="sound-card" data-verdict="{mark}">{show.sound(wave, caption).html}'
+            f"<p>{said} <small>Seed {number}.</small></p></div>"
+        )
+
+
+def nearest(waves: Tensor, pieces: Tensor) -> float:
+    """How far log-mels of `waves` (n, N) are from the nearest of `pieces` (m, N): the median, in decibels of mean L1.
+
+    Each is measured from its own loudest spot, and silence begins 60 dB below.
+    """
+    shapes = []
+    for sounds in (waves, pieces):
+        mel = torch.cat([audio.log_mel(some)[:, 0] for some in sounds.split(64)])  # (n, T, F)
+        shapes.append(audio.decibels(mel - mel.amax(dim=(1, 2), keepdim=True)).clamp_min(-60.0))
+    own, others = shapes
+    return float(torch.stack([(others - x).abs().mean(dim=(1, 2)).min() for x in own]).median())
+
+
+def spoken(name: str) -> str:
+    """A class as a reader would write it."""
+    return html.escape(name.replace("_", " "))
+
+
+@torch.no_grad()
+def page(run: Path, folder: Path, minutes: float, memory: float, n: int = N, steps: int = 25) -> str:
+    """Generate, judge and lay out.
+
+    Args:
+        run: a pipeline and its judge; folder: what they were trained on, with columns `class` and `part`.
+        minutes, memory: that the run took, in all, and in GiB at most.
+        n: how many captions are asked; steps: of the sampler.
+    """
+    learned, held_out = of_part(folder, "train"), AudioFolder(folder, part="test")
+    pipe = AudioLDM2.from_pretrained(run)
+    judge = Judge.from_pretrained(run / "judge", dtype=torch.float32)
+    how = metrics.sampling(pipe, n, steps, None, "ddim", 1)
+    scenes = metrics.recorded_scenes(judge, held_out, n, 0, pipe.seconds)
+    with tqdm(total=n, desc="own sounds", unit="sound") as bar:
+        made = metrics.generate(pipe, scenes.captions, 0, bar, **how)
+    back, shuffled = metrics.round_trip(pipe, scenes.waves), scenes.shuffled(0)
+    found = metrics.settings(n, 0, how)
+    found |= metrics.compared(metrics.Listener.of(pipe), judge, "single", n, scenes, shuffled, made, back)
+    rows = by_class(judge, scenes, made, back, scenes.waves)
+    corpus = Corpus.from_folder(learned, pipe.seconds, progress=False)
+    pieces = corpus.wave(range(len(corpus)))
+    some = pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))[:n]]
+    names = sorted(open_classes(folder).intersection(judge.config.classes, held_out.by("class")))
+    return TEXT.format(
+        recordings=len(learned),
+        captions=len(set(learned.captions)),
+        asked=len(held_out),
+        n=n,
+        fewest=FEWEST,
+        n_classes=len(judge.config.classes),
+        memory=memory,
+        total=round(minutes),
+        stages="\n".join(f"| `{name}` | {n_steps} | {x:.0f} |" for name, n_steps, x in stages(run)),
+        report=metrics.report(found, recorded=True),
+        classes="\n".join(
+            f"| {spoken(name)} | {k} | " + " | ".join(f"{x:.2f}" for x in shares) + " |"
+            for name, k, shares in rows
+        ),
+        value=f"{found['single.class']:.3f}",
+        chance=f"{found['chance.single.class']:.3f}",
+        ceiling=f"{found['ceiling.single.class']:.3f}",
+        back=f"{found['roundtrip.single.class']:.3f}",
+        cards="\n".join(heard(pipe, judge, held_out, names)),
+        worst=", ".join(spoken(name) for name, _, (generated, _, real) in rows if real - generated > 0.295),
+        near=f"{nearest(made, pieces):.1f}",
+        near_held_out=f"{nearest(scenes.waves, pieces):.1f}",
+        near_itself=f"{nearest(metrics.round_trip(pipe, some), pieces):.1f}",
+    )
+
+
+def main() -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, required=True, metavar="M")
+    parser.add_argument("--memory", type=float, required=True, metavar="GIB")
+    args = parser.parse_args()
+    PAGE.write_text(page(args.run, args.folder, args.minutes, args.memory), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
