@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import own_sounds
@@ -180,3 +181,14 @@ def test_the_nearest_piece_is_the_sound_itself_at_any_level(folder):
     pieces = corpus.wave(range(len(corpus)))
     assert own_sounds.nearest(0.1 * pieces[:5], pieces) < 0.01
     assert 1 < own_sounds.nearest(pieces[:5], pieces[5:]) < 60
+
+
+def test_each_class_has_its_own_shares_the_best_followed_first():
+    hearer = SimpleNamespace(
+        config=SimpleNamespace(classes=("hiss", "tone", "rare")), hear=lambda waves: waves[:, 0].long()
+    )
+    asked = torch.tensor([[0], [0], [1], [1], [1]])
+    scenes = metrics.Scenes(["?"] * 5, torch.zeros(5, 8), asked)
+    sounds = lambda *heard_as: torch.tensor(heard_as)[:, None].expand(-1, 8).float()
+    rows = own_sounds.by_class(hearer, scenes, sounds(0, 1, 1, 1, 1), sounds(0, 0, 0, 0, 1))
+    assert rows == [("tone", 3, [1.0, pytest.approx(1 / 3)]), ("hiss", 2, [0.5, 1.0])]
