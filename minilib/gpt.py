@@ -21,8 +21,9 @@ Condition = tuple[
     Tensor, Tensor | None
 ]  # sequence (B, S, D) and mask (B, S), True: to be read; None: all of it
 Conditions = Mapping[str, Condition] | Sequence[Condition]
-RIDGE = 2e-3  # of `LOARegressor.fit_level`, for each clip; LOA dimensions have variance 1
 Cache = list[tuple[Tensor, Tensor] | None]  # keys and values (B, n_head, positions, d) of each block
+
+RIDGE = 2e-3  # penalty of `LOARegressor.fit_level` for each clip, where LOA dimensions have variance 1
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,9 @@ def by_class(judge: Judge, scenes: metrics.Scenes, *sounds: Tensor) -> list[tupl
 
 def heard(pipe: AudioLDM2, judge: Judge, folder: AudioFolder, names: list[str]) -> Iterator[str]:
     """A card for each class: its first caption, the sound of it, and what the judge hears in that."""
+    kinds = folder.by("class")
     for number, name in enumerate(names):
-        caption = folder.by("class")[name].captions[0]
+        caption = kinds[name].captions[0]
         wave = pipe(caption, seed=number, progress=False)[0]
         found = judge.config.classes[int(judge.hear(wave[None]))]
         mark = "right" if found == name else "wrong"
