@@ -47,6 +47,7 @@ PARTS: dict[str, tuple[type, ...]] = {  # the folders of a pipeline, and the cla
 TOKENIZERS = ("tokenizer.json", "tokenizer", "clap_tokenizer")  # one for both encoders, or one for each
 VOCODERS = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}  # of each preset
 GUIDANCE = 3.5  # of the paper, where a pipeline brings none of its own (2308.05734)
+STEPS = 25  # of the sampler, likewise
 LOUDER = 20.0  # decibels, or as many softer: what a sound is off by at most, if it is a sound at all
 MAX_SECONDS = 60.0
 MAX_STEPS = 1000
@@ -135,6 +136,7 @@ class AudioLDM2:
         guidance: float = GUIDANCE,
         temperature: float = 1.0,
         guidance_interval: Sequence[int] = EVERYWHERE,
+        steps: int = STEPS,
     ):
         self.tokenizer, self.clap_tokenizer = tokenizer, clap_tokenizer or tokenizer
         self.text, self.clap, self.gpt = parts["text"], parts["clap"], parts["gpt"]
@@ -145,7 +147,8 @@ class AudioLDM2:
         self.unconditional_loa = check_unconditional(unconditional_loa)
         self.guidance = guidance  # how much these weights want, where a call does not say ...
         self.guidance_interval = tuple(guidance_interval)  # ... at which noise levels
-        self.temperature = temperature  # ... and how wide the noise that sampling starts from
+        self.temperature = temperature  # ... how wide the noise that sampling starts from ...
+        self.steps = steps  # ... and in how many steps
         self.rescale = rescale  # the share of `guidance.rescale_guided`; 0 with the released weights
         self.profile = Profile()
 
@@ -190,6 +193,7 @@ class AudioLDM2:
             description.get("guidance", GUIDANCE),
             description.get("temperature", 1.0),
             description.get("guidance_interval", EVERYWHERE),
+            description.get("steps", STEPS),
         )
         return pipe.to(device or default_device())
 
@@ -308,7 +312,7 @@ class AudioLDM2:
     def __call__(
         self,
         captions: str | Sequence[str],
-        steps: int = 25,
+        steps: int | None = None,
         guidance: float | None = None,
         seconds: float | None = None,
         seed: int | None = None,
@@ -326,7 +330,7 @@ class AudioLDM2:
 
         Args:
             captions: B sentences (or one).
-            steps: of the sampler, 1 to 1000.
+            steps: of the sampler, 1 to 1000; more are finer and slower. None for the pipeline's own.
             guidance: strength w of classifier-free guidance, 0 or more; 1 switches it off; None for the pipeline's own.
             seconds: length of the sounds; None for the length of the training clips.
             seed: same seed, same machine: same sounds. None draws one.
@@ -418,7 +422,7 @@ class AudioLDM2:
         self,
         loa: Tensor,
         conditions: Conditions,
-        steps: int = 25,
+        steps: int | None = None,
         guidance: float | None = None,
         generator: torch.Generator | None = None,
         latents: Tensor | None = None,
@@ -433,6 +437,7 @@ class AudioLDM2:
 
         Args:
             loa: (B, L, D), predicted by `loa` or true, from `AudioMAE.loa`.
+            steps: of the sampler; None for the pipeline's own.
             guidance: strength w; None for the pipeline's own.
             latents: noise to start from (B, C, T/r, F/r), standard normal: `temperature` scales it.
             unconditional: conditions to be guided away from; None for those of the empty caption.
@@ -448,6 +453,7 @@ class AudioLDM2:
             shape = self.latent_shape(len(loa), self.n_samples(None))
             latents = torch.randn(shape, generator=generator)
         model = self.noise_predictor(loa, conditions, guidance, unconditional, guidance_interval)
+        steps = self.steps if steps is None else steps
         temperature = self.temperature if temperature is None else temperature
         latents = temperature * latents.to(self.device, torch.float32)
         if sampler == "dpm":
@@ -540,7 +546,7 @@ class AudioLDM2:
                 if (model := getattr(self, name)) is not None:
                     model.save_pretrained(new / name, dtype=dtype)
             save_tokenizers(new, self.tokenizer, self.clap_tokenizer)
-            own = ("guidance", "guidance_interval", "temperature", "rescale")
+            own = ("steps", "guidance", "guidance_interval", "temperature", "rescale")
             sampling = {name: getattr(self, name) for name in own}
             save_description(new, self.seconds, self.vocabulary, self.unconditional_loa, **sampling)
 
@@ -609,8 +615,8 @@ def save_description(
 ) -> None:
     """Write what a pipeline needs beside parts and tokenizers: `pipeline.json` and the vocabulary.
 
-    `sampling` says how these weights want to be sampled: `guidance`, `guidance_interval`, `temperature`, `rescale`.
-    Chapter 16.
+    `sampling` says how these weights want to be sampled: `steps`, `guidance`, `guidance_interval`, `temperature`,
+    `rescale`. Chapter 16.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = {"seconds": seconds, **sampling, "unconditional_loa": unconditional_loa}
@@ -623,6 +629,11 @@ def check_description(description: dict[str, Any], path: Path) -> None:
     """Raise ValueError where a `pipeline.json` does not tell what the pipeline must know. Chapter 16."""
     if not isinstance(description.get("seconds"), int | float):
         raise ValueError(f"{path} is damaged: it must tell the `seconds` of a sound")
+    steps = description.get("steps", STEPS)
+    if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
+        raise ValueError(
+            f"{path} is damaged: `steps` must be a whole number from 1 to {MAX_STEPS}, not {steps!r}"
+        )
     guidance = description.get("guidance", GUIDANCE)
     if not isinstance(guidance, int | float) or not 0.0 <= guidance < math.inf:
         raise ValueError(f"{path} is damaged: `guidance` must be a number, 0 or more, not {guidance!r}")
@@ -710,7 +721,7 @@ def check_seconds(seconds: float) -> float:
 
 
 def check_numbers(
-    steps: int,
+    steps: int | None,
     guidance: float | None,
     candidates: int,
     eta: float = 0.0,
@@ -718,7 +729,7 @@ def check_numbers(
     guidance_interval: Sequence[int] | None = None,
 ) -> None:
     """Raise ValueError for numbers that no sampler can use. Chapter 16."""
-    if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+    if steps is not None and (not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS):
         raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, not {steps}")
     if guidance is not None and not 0.0 <= guidance < math.inf:  # false for nan as well
         raise ValueError(f"guidance must be a finite number, 0 or more, not {guidance}")

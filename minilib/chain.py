@@ -18,16 +18,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minilib import audio
-from minilib.audioldm2 import GUIDANCE, AudioLDM2, load_part
+from minilib.audioldm2 import GUIDANCE, STEPS, AudioLDM2, load_part
 from minilib.metrics import (
     BATCH,
     Judge,
     Listener,
     Scenes,
+    guided_where,
     held_out_scenes,
     plays,
     question_name,
     scores,
+    settings,
     standard_error,
 )
 
@@ -36,7 +38,7 @@ TUNED = ("gpt", "unet")  # these parts
 LOAS = ("true", "joint", "separate", "none")
 WRITTEN = ("joint", "separate")  # by GPT-2, which then also says how loud
 STRENGTHS = (1.0, 1.5, 2.0, 2.5, 3.5, 5.0, 8.0)
-STEPS = (5, 10, 25, 50, 100)
+LENGTHS = (5, 10, 25, 50, 100)  # of sampling, in steps
 COLUMNS = (
     *("single.class", "pitch", "count", "speed", "loudness", "pair.first", "pair.second", "pair.both"),
     *("music.instrument", "music.tempo", "music.loudness"),  # where the weights know tunes
@@ -52,7 +54,7 @@ class Way:
     )
     text: bool = True  # whether the U-Net reads the caption's words
     guidance: float = GUIDANCE
-    steps: int = 25
+    steps: int = STEPS
 
     @property
     def name(self) -> str:
@@ -62,13 +64,12 @@ class Way:
         )
 
 
-def ways(separate: bool, guidance: float = GUIDANCE) -> list[Way]:
+def ways(separate: bool, guidance: float = GUIDANCE, steps: int = STEPS) -> list[Way]:
     """All ways of the table, each once; with the parts before joint tuning only where there are any. Chapter 17."""
-    links = [
-        Way(loa, text, guidance) for loa in LOAS if separate or loa != "separate" for text in (True, False)
-    ]
-    strengths = [Way(guidance=w) for w in sorted({*STRENGTHS, guidance})]
-    lengths = [Way(guidance=guidance, steps=k) for k in STEPS]
+    loas = [loa for loa in LOAS if separate or loa != "separate"]
+    links = [Way(loa, text, guidance, steps) for loa in loas for text in (True, False)]
+    strengths = [Way(guidance=w, steps=steps) for w in sorted({*STRENGTHS, guidance})]
+    lengths = [Way(guidance=guidance, steps=k) for k in sorted({*LENGTHS, steps})]
     return list(dict.fromkeys([*links, *strengths, *lengths]))
 
 
@@ -139,11 +140,11 @@ def explain(
     kinds = {"single": draw(n_events=1), "pair": draw(n_events=2)}
     if plays(pipe):
         kinds["music"] = draw(n_events=1, music=True)
-    results: dict[str, float] = {"n": n, "seed": seed}
+    own = {name: getattr(pipe, name) for name in ("temperature", "guidance_interval")}
+    results = settings(n, seed, own)
     listener = Listener.of(pipe)
-    for way in tqdm(
-        ways(separate is not None, pipe.guidance), desc="chain", unit="way", disable=not progress
-    ):
+    asked = ways(separate is not None, pipe.guidance, pipe.steps)
+    for way in tqdm(asked, desc="chain", unit="way", disable=not progress):
         sampled = separate if way.loa == "separate" else pipe
         for kind, scenes in kinds.items():
             answers = scores(listener, judge, sounds(sampled, scenes, way, seed), scenes, n)
@@ -164,5 +165,7 @@ def report(results: dict[str, float]) -> str:
         lines += [f"{name:{width}}" + "".join(f"{results[f'{name}.{column}']:11.3f}" for column in columns)]
     most = max(value for key, value in results.items() if key.startswith("se."))
     tunes = " and {n} tunes" if "music.tempo" in columns else ""
-    about = "{n} held-out scenes of one event, {n} of two" + tunes + ", seed {seed}"
+    where = guided_where(results)
+    about = "{n} held-out scenes of one event, {n} of two" + tunes + (where and f"; guidance{where}")
+    about += "; temperature {temperature:g}, seed {seed}"
     return f"{about.format(**results)}; standard errors up to {most:.3f}\n\n" + "\n".join(lines)

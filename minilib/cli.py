@@ -105,7 +105,8 @@ def add_output(add: Any, default: str, more: str = "") -> None:
 
 def add_sampler(add: Any) -> None:
     """Add --steps and --guidance."""
-    add("--steps", type=int, default=25, help="of the sampler; more is finer and slower (default: 25)")
+    about = "of the sampler; more is finer and slower (default: what the weights want)"
+    add("--steps", type=int, metavar="N", help=about)
     about = "ddim, or dpm (DPM-Solver++), which needs fewer steps (default: ddim)"
     add("--sampler", choices=("ddim", "dpm"), default="ddim", help=about)
     about = "how strictly captions are followed; 1 switches guidance off (default: what the weights want)"
@@ -172,7 +173,8 @@ def add_info(commands: Any) -> None:
     add = command(commands, info, "say what a pipeline holds and what a sound takes", examples).add_argument
     add("pipeline", nargs="?", metavar="FOLDER_OR_PRESET", help="default: the weights that ship")
     add("--seconds", type=float, help="length of the sound (default: that of the training clips)")
-    add("--steps", type=int, default=25, help="of the sampler (default: 25)")
+    about = "of the sampler (default: what the weights want, 25 for a preset)"
+    add("--steps", type=int, metavar="N", help=about)
     add("--json", type=Path, metavar="FILE", help="write the numbers into this file")
 
 
@@ -485,30 +487,33 @@ def info(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from minilib import costs, released
-    from minilib.audioldm2 import AudioLDM2, check_numbers, check_seconds
+    from minilib.audioldm2 import EVERYWHERE, MAX_STEPS, STEPS, AudioLDM2, check_numbers, check_seconds
+    from minilib.diffusion import time_steps
     from minilib.unet import UNet
 
     check_numbers(args.steps, 1.0, 1)
     if args.pipeline in UNet.presets:
-        folder, parts, seconds = (
-            None,
-            costs.preset_parts(args.pipeline),
-            2.56 if args.pipeline == "tiny" else 10.24,
-        )
+        folder, parts, steps, interval = None, costs.preset_parts(args.pipeline), STEPS, EVERYWHERE
+        seconds = 2.56 if args.pipeline == "tiny" else 10.24
     else:
         folder = released.fetch(args.pipeline or shipped_weights())
         pipe = AudioLDM2.from_pretrained(folder, device="cpu", dtype=None)
-        parts, seconds = costs.pipeline_parts(pipe), pipe.seconds
+        parts, seconds, steps = costs.pipeline_parts(pipe), pipe.seconds, pipe.steps
+        interval = pipe.guidance_interval if pipe.guidance != 1.0 else (0, 0)
     seconds = check_seconds(seconds if args.seconds is None else args.seconds)
+    steps = steps if args.steps is None else args.steps
     rows = costs.sizes(parts, folder)
-    flops = costs.operations(parts, seconds, args.steps)
-    print(costs.report(rows, flops, seconds, args.steps))
+    guided = sum(interval[0] < t <= interval[1] for t in time_steps(MAX_STEPS, steps))
+    flops = costs.operations(parts, seconds, guided, guided=guided > 0)
+    if guided < steps:
+        flops["sample"] += costs.operations(parts, seconds, steps - guided, guided=False)["sample"]
+    print(costs.report(rows, flops, seconds, steps, guided))
     if output:
         numbers = {
             "parts": [asdict(row) for row in rows],
             "flops": flops,
             "seconds": seconds,
-            "steps": args.steps,
+            "steps": steps,
         }
         write_numbers(output, numbers)
 

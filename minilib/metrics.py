@@ -394,7 +394,7 @@ def evaluate(
     judge: Judge,
     n: int = 200,
     seed: int = 0,
-    steps: int = 25,
+    steps: int | None = None,
     guidance: float | None = None,
     progress: bool = True,
     sampler: str = "ddim",
@@ -454,7 +454,7 @@ def evaluate_recordings(
     folder: AudioFolder,
     n: int = 200,
     seed: int = 0,
-    steps: int = 25,
+    steps: int | None = None,
     guidance: float | None = None,
     progress: bool = True,
     sampler: str = "ddim",
@@ -484,11 +484,12 @@ def evaluate_recordings(
 
 
 def sampling(
-    pipe: AudioLDM2, n: int, steps: int, guidance: float | None, sampler: str, candidates: int
+    pipe: AudioLDM2, n: int, steps: int | None, guidance: float | None, sampler: str, candidates: int
 ) -> dict[str, Any]:
     """How the pipeline is to sample; ValueError for numbers that no evaluation can use. Chapter 17."""
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number, 2 or more, not {n}")
+    steps = pipe.steps if steps is None else steps
     guidance = pipe.guidance if guidance is None else guidance
     check_numbers(steps, guidance, candidates)
     own = {name: getattr(pipe, name) for name in ("guidance_interval", "temperature")}
@@ -500,6 +501,12 @@ def settings(n: int, seed: int, how: dict[str, Any]) -> dict[str, float]:
     numbers = {name: x for name, x in how.items() if name not in ("sampler", "guidance_interval")}
     low, high = how["guidance_interval"]
     return {"n": n, "seed": seed, **numbers, "guidance.low": low, "guidance.high": high}
+
+
+def guided_where(results: dict[str, float]) -> str:
+    """The noise levels of guidance in words, by `settings`; nothing where it is all of them. Chapter 17."""
+    low, high = results["guidance.low"], results["guidance.high"]
+    return "" if (low, high) == EVERYWHERE else f" at levels {low} to {high}"
 
 
 def compared(
@@ -578,9 +585,7 @@ def round_trip(pipe: AudioLDM2, waves: Tensor) -> Tensor:
 def report(results: dict[str, float], recorded: bool = False) -> str:
     """What `evaluate` or `evaluate_recordings` found, as a table to read: chance < value < ceiling. Chapter 17."""
     asked = "{n} recordings held out" if recorded else "{n} times each question of held-out scenes"
-    low, high = results["guidance.low"], results["guidance.high"]
-    where = "" if (low, high) == EVERYWHERE else f" at levels {low} to {high}"
-    about = asked + "; {steps} steps, guidance {guidance:g}" + where
+    about = asked + "; {steps} steps, guidance {guidance:g}" + guided_where(results)
     about += ", temperature {temperature:g}, seed {seed}"
     if results["candidates"] > 1:
         about += ", the best of {candidates} candidates each"

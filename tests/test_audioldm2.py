@@ -115,6 +115,17 @@ def test_temperature_scales_the_noise_that_sampling_starts_from(tiny_pipe, monke
     assert not torch.equal(tiny_pipe(CAPTIONS, seed=7, temperature=1.0, **FAST), cooler)
 
 
+def test_sampling_takes_as_many_steps_as_the_pipeline_wants_if_a_call_does_not_say(tiny_pipe, monkeypatch):
+    sound = lambda **how: tiny_pipe(CAPTIONS, seed=7, progress=False, **how)
+    monkeypatch.setattr(tiny_pipe, "steps", 3)
+    assert torch.equal(sound(), sound(steps=3)) and not torch.equal(sound(), sound(steps=4))
+    conditions = tiny_pipe.encode(CAPTIONS)
+    loa = tiny_pipe.loa(conditions)
+    latents = torch.randn(tiny_pipe.latent_shape(2, tiny_pipe.n_samples(None)))
+    own, three = (tiny_pipe.sample(loa, conditions, k, latents=latents) for k in (None, 3))
+    assert torch.equal(own, three)
+
+
 def test_guidance_works_within_its_interval_of_noise_levels(tiny_pipe, monkeypatch):
     sound = lambda **how: tiny_pipe(CAPTIONS, seed=7, guidance=3.0, **how, **FAST)
     intervals = ((0, 1000), (500, 1000), (0, 500), (999, 1000))
@@ -268,10 +279,11 @@ def test_bad_arguments_are_named_in_one_sentence(tiny_pipe, arguments, error, sa
 
 def test_saved_and_loaded_pipelines_make_the_same_sounds(tiny_pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_pipe, "guidance_interval", (300, 1000))
+    monkeypatch.setattr(tiny_pipe, "steps", 7)
     tiny_pipe.save_pretrained(tmp_path / "again")
     again = minilib.AudioLDM2.from_pretrained(tmp_path / "again", device="cpu")
     assert torch.equal(tiny_pipe(CAPTIONS, seed=0, **FAST), again(CAPTIONS, seed=0, **FAST))
-    for name in ("vocabulary", "seconds", "rescale", "guidance", "guidance_interval", "temperature"):
+    for name in ("vocabulary", "seconds", "rescale", "guidance", "guidance_interval", "temperature", "steps"):
         assert getattr(again, name) == getattr(tiny_pipe, name)
     assert [m.config for m in again.models()] == [m.config for m in tiny_pipe.models()]
 
@@ -353,6 +365,10 @@ DAMAGE = {
     "strange temperature": (
         lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "temperature": 0}'),
         "pipeline.json is damaged: `temperature` must lie above 0, at most 1, not 0",
+    ),
+    "strange steps": (
+        lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "steps": 2.5}'),
+        "pipeline.json is damaged: `steps` must be a whole number from 1 to 1000, not 2.5",
     ),
     "strange guidance": (
         lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "guidance": -1}'),

@@ -26,7 +26,7 @@ def scenes(judge, tiny_pipe):
 @pytest.fixture
 def few_ways(monkeypatch):
     monkeypatch.setattr(chain, "STRENGTHS", (1.0, 3.5))
-    monkeypatch.setattr(chain, "STEPS", (2, 25))
+    monkeypatch.setattr(chain, "LENGTHS", (2, 25))
 
 
 def test_every_way_stands_once_and_the_untuned_parts_only_where_they_were_kept():
@@ -34,9 +34,10 @@ def test_every_way_stands_once_and_the_untuned_parts_only_where_they_were_kept()
     assert len({way.name for way in with_untuned}) == len(with_untuned) == 2 * 4 + 7 - 1 + 5 - 1
     assert {way.loa for way in without} == {"true", "joint", "none"} and set(without) < set(with_untuned)
     assert Way() in without  # how the pipeline samples
-    own = chain.ways(False, guidance=1.7)  # of a pipeline that brings its own guidance
-    assert Way("true", guidance=1.7) in own and Way(guidance=1.7, steps=5) in own and Way() in own
-    assert Way("true") not in own
+    own = chain.ways(False, guidance=1.7, steps=12)  # of a pipeline that brings its own
+    assert Way("true", guidance=1.7, steps=12) in own and Way(guidance=1.7, steps=5) in own
+    assert Way(guidance=3.5, steps=12) in own and Way(guidance=1.7, steps=12) in own
+    assert Way("true") not in own and Way() not in own
 
 
 def test_the_way_of_the_pipeline_is_the_pipelines_own(tiny_pipe, scenes):
@@ -92,14 +93,19 @@ def test_the_table_has_a_row_for_each_way(tiny_pipe, judge, few_ways):
     assert 0 <= results[f"se.{name}.single.class"] <= 0.5 and "separate" not in str(results)
 
 
-def test_links_and_steps_are_asked_at_the_pipelines_own_guidance(tiny_pipe, judge, few_ways, monkeypatch):
-    monkeypatch.setattr(tiny_pipe, "guidance", 2.0)
+def test_links_are_asked_at_the_pipelines_own_guidance_and_steps(tiny_pipe, judge, few_ways, monkeypatch):
+    own = {"guidance": 2.0, "steps": 3, "guidance_interval": (300, 1000), "temperature": 0.5}
+    for name, value in own.items():
+        monkeypatch.setattr(tiny_pipe, name, value)
     results = chain.explain(tiny_pipe, judge, n=2, progress=False)
     asked = {key.removesuffix(".single.class") for key in results if key.endswith(".single.class")}
-    own = {Way(loa, text, 2.0).name for loa in ("true", "joint", "none") for text in (True, False)}
-    assert {name for name in asked if not name.startswith("se.")} == own | {
-        Way(guidance=2.0, steps=2).name, Way(guidance=1.0).name, Way(guidance=3.5).name
-    }  # fmt: skip
+    links = {Way(loa, text, 2.0, 3) for loa in ("true", "joint", "none") for text in (True, False)}
+    strengths = {Way(guidance=w, steps=3) for w in (1.0, 3.5)}
+    lengths = {Way(guidance=2.0, steps=k) for k in (2, 25)}
+    wanted = {way.name for way in links | strengths | lengths}
+    assert {name for name in asked if not name.startswith("se.")} == wanted
+    said = "2 held-out scenes of one event, 2 of two; guidance at levels 300 to 1000; temperature 0.5, seed 0"
+    assert chain.report(results).startswith(said)
 
 
 def test_bad_input_is_told_in_a_sentence(tiny_pipe, judge, monkeypatch):
@@ -118,5 +124,7 @@ def test_the_command_prints_the_table_and_writes_the_numbers(
     line = ["chain", "--n", "2", "--weights", str(tiny_pipe_folder), "--json", str(tmp_path / "chain.json")]
     assert cli.main(line) == 0
     numbers = json.loads((tmp_path / "chain.json").read_text())
-    assert capsys.readouterr().out.startswith("2 held-out scenes of one event, 2 of two, seed 0")
+    assert capsys.readouterr().out.startswith(
+        "2 held-out scenes of one event, 2 of two; temperature 1, seed 0"
+    )
     assert numbers["n"] == 2 and any(math.isfinite(x) for key, x in numbers.items() if key.endswith("pitch"))

@@ -185,13 +185,13 @@ def spoken(name: str) -> str:
 
 
 @torch.no_grad()
-def page(run: Path, folder: Path, minutes: float, memory: float, n: int = N, steps: int = 25) -> str:
+def page(run: Path, folder: Path, minutes: float, memory: float, n: int = N, steps: int | None = None) -> str:
     """Generate, judge and lay out.
 
     Args:
         run: a pipeline and its judge; folder: what they were trained on, with columns `class` and `part`.
         minutes, memory: that the run took, in all, and in GiB at most.
-        n: how many captions are asked; steps: of the sampler.
+        n: how many captions are asked; steps: of the sampler, None for the run's own.
     """
     learned, held_out = of_part(folder, "train"), AudioFolder(folder, part="test")
     pipe = AudioLDM2.from_pretrained(run)

@@ -38,7 +38,7 @@ class Run:
     recipes: dict[str, Recipe]
     pairs: float = 0.5  # share of the clips of effects with two events
     music: float = 0.0  # share of clips that are tunes
-    # how the pipeline samples, where not as usual: guidance, guidance_interval, temperature, rescale
+    # how the pipeline samples, where not as usual: steps, guidance, guidance_interval, temperature, rescale
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,7 +48,7 @@ RUNS = {
         seconds=2.56,
         pairs=0.4,
         music=0.4,
-        sampling={"guidance": 1.5, "guidance_interval": (300, 1000), "temperature": 0.7},
+        sampling={"steps": 10, "guidance": 1.5, "guidance_interval": (300, 1000), "temperature": 0.7},
         recipes={
             "vae": Recipe(steps=7600, batch_size=4, lr=2e-3, crop=64, recorded=0.75, narrow=0.25, ema=0.995),
             "vocoder": Recipe(steps=1500, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99),
