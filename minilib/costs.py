@@ -164,7 +164,7 @@ def without_memory(part: nn.Module) -> nn.Module:
     return copy.deepcopy(part, made)  # what it has copied before, it takes as it is
 
 
-def report(rows: list[PartCost], flops: Mapping[str, int], seconds: float, steps: int) -> str:
+def report(rows: list[PartCost], flops: Mapping[str, int], seconds: float, steps: int, guided: int) -> str:
     """Both tables as text. Chapter 18."""
     on_disk = any(row.disk is not None for row in rows)
     lines = [f"{'part':18}{'class':22}{'parameters':>14}{'in memory':>12}" + f"{'on disk':>12}" * on_disk]
@@ -174,7 +174,8 @@ def report(rows: list[PartCost], flops: Mapping[str, int], seconds: float, steps
     total = [sum(getattr(row, key) or 0 for row in rows) for key in ("parameters", "memory", "disk")]
     disk = f"{megabytes(total[2]):>12}" if on_disk else ""
     lines += [f"{'total':40}{total[0]:14,}{megabytes(total[1]):>12}{disk}", ""]
-    lines.append(f"{f'{seconds:g} s of sound, {steps} steps, guided':40}{'GFLOP':>14}")
+    where = "guided" if guided == steps else f"{guided} of them guided" if guided else "not guided"
+    lines.append(f"{f'{seconds:g} s of sound, {steps} steps, {where}':40}{'GFLOP':>14}")
     lines += [f"{stage:40}{count / 1e9:14,.1f}" for stage, count in flops.items()]
     lines.append(f"{'total':40}{sum(flops.values()) / 1e9:14,.1f}")
     return "\n".join(lines)

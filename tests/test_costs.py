@@ -1,11 +1,13 @@
 """The costs that `minilib info` prints: the released sizes to a parameter, and operations as counted elsewhere."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from minilib import cli, costs
+from minilib.audioldm2 import AudioLDM2
 
 RELEASED = {  # parameters, as the released modules hold them
     "full": {
@@ -63,6 +65,28 @@ def test_info_prints_parts_stages_and_totals(tiny_pipe_folder, tmp_path, capsys)
         assert f"{row['parameters']:,}" in printed
     assert f"{sum(numbers['flops'].values()) / 1e9:,.1f}" in printed and "3 steps" in printed
     assert set(numbers["flops"]) == {"encode", "loa", "sample", "decode"}
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "passes"),
+    [
+        ({"steps": 4}, "4 steps, guided", 8),
+        ({"steps": 4, "guidance_interval": [300, 1000]}, "4 steps, 2 of them guided", 6),
+        ({"steps": 4, "guidance": 1.0}, "4 steps, not guided", 4),
+    ],
+)
+def test_info_counts_the_steps_that_the_weights_want_and_twice_those_guided(
+    tiny_pipe_folder, tmp_path, capsys, own, words, passes
+):
+    folder = shutil.copytree(tiny_pipe_folder, tmp_path / "pipe")
+    path = folder / "pipeline.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    assert cli.main(["info", str(folder), "--json", str(tmp_path / "info.json")]) == 0
+    assert words in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "info.json").read_text())
+    parts = costs.pipeline_parts(AudioLDM2.from_pretrained(folder, device="cpu"))
+    once = costs.operations(parts, numbers["seconds"], 1, guided=False)["sample"]
+    assert numbers["steps"] == 4 and numbers["flops"]["sample"] == passes * once
 
 
 def test_info_leaves_the_pipeline_as_it_was(tiny_pipe):
