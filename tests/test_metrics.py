@@ -348,6 +348,16 @@ def test_the_best_of_several_candidates_is_more_like_its_caption(tiny_pipe, orac
         metrics.evaluate(tiny_pipe, oracle, n=4, progress=False, candidates=0)
 
 
+def test_evaluation_samples_as_the_pipeline_wants_where_it_is_not_told(tiny_pipe, oracle, monkeypatch):
+    own = {"steps": 2, "guidance": 1.5, "temperature": 0.5}
+    for name, value in own.items():
+        monkeypatch.setattr(tiny_pipe, name, value)
+    found = metrics.evaluate(tiny_pipe, oracle, n=2, progress=False)
+    assert {name: found[name] for name in own} == own
+    told = metrics.evaluate(tiny_pipe, oracle, n=2, steps=1, guidance=1.0, progress=False)
+    assert (told["steps"], told["guidance"]) == (1, 1.0)
+
+
 def test_clap_trained_apart_listens_in_place_of_the_pipelines_own(
     tiny_pipe, tiny_pipe_folder, oracle, tmp_path
 ):

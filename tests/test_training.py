@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,6 +193,22 @@ def test_captions_are_encoded_once_and_as_the_pipeline_does(data, parts, monkeyp
         torch.testing.assert_close(ours["text"][mask], text[mask])
         assert ours["text"].shape == text.shape and not ours["text"][~mask].any()
     assert len(calls) == 1  # all captions of the corpus together
+
+
+def test_what_is_computed_of_all_clips_is_put_in_place_piece_by_piece(data):
+    waves = data.corpus.waves[[*range(16), *range(13)]]  # 4 batches of 8, the last of 5
+    corpus = Corpus(waves, ["a sound"] * len(waves))
+    pieces = []
+
+    def noted(mel):
+        assert not any(piece() is not None for piece in pieces[:-1]), "a piece is kept, and memory scattered"
+        levels = audio.level(mel)
+        pieces.append(weakref.ref(levels))
+        return levels
+
+    levels = stages.over_clips("level", noted, replace(data, corpus=corpus, features={}))
+    assert len(pieces) == 4
+    torch.testing.assert_close(levels, audio.level(audio.log_mel(corpus.wave(range(len(corpus))))))
 
 
 def test_gpts_teacher_shows_a_quarter_of_the_clips_and_of_these_any_share(data, parts):

@@ -8,7 +8,7 @@ builds them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -419,11 +419,18 @@ def over_captions(clap: Model, text: Model, data: TrainingData) -> dict[str, tup
     if not data.conditions:
         tokenizers = data.tokenizer, data.clap_tokenizer or data.tokenizer
         captions = sorted({"", *data.corpus.captions}, key=lambda caption: (len(caption), caption))
+        n_tokens = data.tokenizer.encode(captions)[1].sum(dim=1).tolist()
+        vectors = torch.empty(len(captions), 1, clap.dim)
+        states, end = torch.empty(sum(n_tokens), text.dim), 0  # in one piece, as what is `gathered`
         for start in range(0, len(captions), 64):
             some = captions[start : start + 64]
-            (vectors, _), (states, mask) = encode_captions(some, *tokenizers, clap, text)
-            for caption, vector, row, n in zip(some, vectors.cpu(), states.cpu(), mask.sum(dim=1).tolist()):
-                data.conditions[caption] = vector, row[:n].clone()
+            (vector, _), (state, mask) = encode_captions(some, *tokenizers, clap, text)
+            vectors[start : start + 64] = vector
+            n = int(mask.sum())
+            states[end : end + n] = state[mask]
+            end += n
+        by_caption = zip(vectors, states.split(n_tokens), strict=True)
+        data.conditions.update(zip(captions, by_caption, strict=True))
     return data.conditions
 
 
@@ -433,13 +440,15 @@ def fit_level(stage: Stage, gpt: LOARegressor) -> None:
     if not gpt.config.level:
         return
     captions, batches = stage.data.corpus.captions, torch.arange(len(stage.data.corpus)).split(64)
-    bar = tqdm(batches, desc="GPT-2 over all captions", unit="batch", leave=False)
-    loa = []
-    for batch in bar:
+
+    def written(batch: Tensor) -> Tensor:
         conditions = named(stage.encode([captions[i] for i in batch.tolist()]))
         here = {name: (x.to(gpt.device), mask.to(gpt.device)) for name, (x, mask) in conditions.items()}
-        loa.append(gpt.generate(here).cpu())
-    gpt.fit_level(torch.cat(loa), over_clips("level", audio.level, stage.data)[:, 0])
+        return gpt.generate(here).cpu()
+
+    bar = tqdm(batches, desc="GPT-2 over all captions", unit="batch", leave=False)
+    loa = gathered(len(captions), map(written, bar))
+    gpt.fit_level(loa, over_clips("level", audio.level, stage.data)[:, 0])
 
 
 @torch.no_grad()
@@ -448,5 +457,20 @@ def over_clips(part: str, function: Callable[[Tensor], Tensor], data: TrainingDa
     if part not in data.features:
         batches = torch.arange(len(data.corpus)).split(8)  # what fits into a cache of the CPU
         bar = tqdm(batches, desc=f"{part} over all clips", unit="batch", leave=False, disable=not is_main())
-        data.features[part] = torch.cat([function(audio.log_mel(data.corpus.wave(batch))) for batch in bar])
+        made = (function(audio.log_mel(data.corpus.wave(batch))) for batch in bar)
+        data.features[part] = gathered(len(data.corpus), made)
     return data.features[part]
+
+
+def gathered(n: int, pieces: Iterable[Tensor]) -> Tensor:
+    """Pieces (k, ...) as one tensor (n, ...), each copied at once to where it will stay. Chapter 16.
+
+    Kept one by one they would lie scattered among all that was computed and freed between them, and a process would
+    grow by several times what they hold.
+    """
+    whole, end = torch.empty(0), 0
+    for piece in pieces:
+        whole = whole if len(whole) else piece.new_empty(n, *piece.shape[1:])
+        whole[end : end + len(piece)] = piece
+        end += len(piece)
+    return whole
