@@ -1,8 +1,9 @@
 """Two processes train as one: same weights, same files, and an end together when one fails.
 
 The file is also the script that a launcher starts twice: `python tests/test_two_processes.py WHAT FOLDER`. Both
-processes meet on the CPU (gloo). Equality is that of float64: in float32 Adam turns gradients that are zero but for
-rounding (biases before a norm) into whole steps, so that one process in float32 is no nearer to itself in float64.
+processes meet on the CPU (gloo), or on two GPUs if accelerate finds as many. Equality is that of float64: in float32
+Adam turns gradients that are zero but for rounding (biases before a norm) into whole steps, so that one process in
+float32 is no nearer to itself in float64.
 """
 
 import json
@@ -40,6 +41,8 @@ ACCELERATE = [
     sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
     "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
 ]  # fmt: skip
+if torch.cuda.device_count() == 1:  # not enough for two
+    ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def small_world(patch: pytest.MonkeyPatch) -> None:
@@ -86,7 +89,7 @@ def make(name: str, data: TrainingData, double: bool = True, **changes) -> train
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([x.detach().double().flatten() for x in model.state_dict().values()])
+    return torch.cat([x.detach().double().flatten().cpu() for x in model.state_dict().values()])
 
 
 def interrupt(stage: training.Stage, step: int) -> None:
@@ -172,12 +175,12 @@ def small() -> Iterator[TrainingData]:
     torch.set_num_threads(n_threads)
 
 
-@pytest.fixture(scope="module")
-def folder(small, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=[TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def folder(request, small, tmp_path_factory) -> Path:
     """What two processes have left."""
     folder = tmp_path_factory.mktemp("two")
     break_off(make("clap", small), folder / "one")
-    ran = launch(*TORCHRUN, Path(__file__), "everything", folder)
+    ran = launch(*request.param, Path(__file__), "everything", folder)
     assert ran.returncode == 0, ran.stderr[-3000:]
     (folder / "stdout").write_text(ran.stdout)
     return folder

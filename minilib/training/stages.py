@@ -421,7 +421,7 @@ def over_captions(clap: Model, text: Model, data: TrainingData) -> dict[str, tup
         captions = sorted({"", *data.corpus.captions}, key=lambda caption: (len(caption), caption))
         n_tokens = data.tokenizer.encode(captions)[1].sum(dim=1).tolist()
         vectors = torch.empty(len(captions), 1, clap.dim)
-        states, end = torch.empty(sum(n_tokens), text.dim), 0  # in one piece, as what is `gathered`
+        states, end = torch.empty(sum(n_tokens), text.dim), 0  # in one piece, as what is `concatenated`
         for start in range(0, len(captions), 64):
             some = captions[start : start + 64]
             (vector, _), (state, mask) = encode_captions(some, *tokenizers, clap, text)
@@ -447,7 +447,7 @@ def fit_level(stage: Stage, gpt: LOARegressor) -> None:
         return gpt.generate(here).cpu()
 
     bar = tqdm(batches, desc="GPT-2 over all captions", unit="batch", leave=False)
-    loa = gathered(len(captions), map(written, bar))
+    loa = concatenated(len(captions), map(written, bar))
     gpt.fit_level(loa, over_clips("level", audio.level, stage.data)[:, 0])
 
 
@@ -458,11 +458,11 @@ def over_clips(part: str, function: Callable[[Tensor], Tensor], data: TrainingDa
         batches = torch.arange(len(data.corpus)).split(8)  # what fits into a cache of the CPU
         bar = tqdm(batches, desc=f"{part} over all clips", unit="batch", leave=False, disable=not is_main())
         made = (function(audio.log_mel(data.corpus.wave(batch))) for batch in bar)
-        data.features[part] = gathered(len(data.corpus), made)
+        data.features[part] = concatenated(len(data.corpus), made)
     return data.features[part]
 
 
-def gathered(n: int, pieces: Iterable[Tensor]) -> Tensor:
+def concatenated(n: int, pieces: Iterable[Tensor]) -> Tensor:
     """Pieces (k, ...) as one tensor (n, ...), each copied at once to where it will stay. Chapter 16.
 
     Kept one by one they would lie scattered among all that was computed and freed between them, and a process would
