@@ -1,8 +1,9 @@
-"""Sound as tensors: the waveform, its short-time Fourier transform (STFT), the log-mel spectrogram that
-every model here reads and writes, the way back without phase (Griffin and Lim 1984), and sound files.
+"""Sound as tensors: the waveform, its short-time Fourier transform (STFT), the log-mel
+spectrogram that every model here reads and writes, the way back without phase (Griffin
+and Lim 1984), and sound files.
 
-The settings are AudioLDM 2's (arXiv 2308.05734): 16 kHz, 100 frames a second, 64 mel bands.
-Chapter 01 builds this module.
+The settings are AudioLDM 2's (arXiv 2308.05734): 16 kHz, 100 frames a second, 64 mel
+bands. Chapter 01 builds this module.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ HOP = 160  # samples from one frame to the next: 100 frames a second
 N_FFT = 1024  # samples in a frame: 64 ms
 N_MELS = 64  # bands of the mel spectrogram
 LOG_FLOOR = 1e-5  # magnitudes below this are heard as silence, and log(0) is no number
-DB_PER_NEPER = 20 / math.log(10)  # decibels in one unit of the natural logarithm of a magnitude: 8.686
+# decibels in one unit of the natural logarithm of a magnitude: 8.686
+DB_PER_NEPER = 20 / math.log(10)
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The mel scale
 
 
 def hz_to_mel(hz: float | Tensor) -> Tensor:
     """Mel number of a frequency on Slaney's scale (Auditory Toolbox, 1998).
 
-    Up to 1000 Hz the scale is linear, 15 mel at 1000 Hz; above it is logarithmic, 27 mel for each factor 6.4.
+    Up to 1000 Hz the scale is linear, 15 mel at 1000 Hz; above it is logarithmic, 27
+    mel for each factor 6.4.
 
     Args:
         hz: frequencies in hertz, any shape.
@@ -43,7 +46,9 @@ def hz_to_mel(hz: float | Tensor) -> Tensor:
     Chapter 01.
     """
     hz = torch.as_tensor(hz, dtype=torch.float64)
-    return torch.where(hz < 1000, hz * 15 / 1000, 15 + 27 * torch.log(hz / 1000) / math.log(6.4))
+    return torch.where(
+        hz < 1000, hz * 15 / 1000, 15 + 27 * torch.log(hz / 1000) / math.log(6.4)
+    )
 
 
 def mel_to_hz(mel: float | Tensor) -> Tensor:
@@ -57,7 +62,9 @@ def mel_to_hz(mel: float | Tensor) -> Tensor:
     Chapter 01.
     """
     mel = torch.as_tensor(mel, dtype=torch.float64)
-    return torch.where(mel < 15, mel * 1000 / 15, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+    return torch.where(
+        mel < 15, mel * 1000 / 15, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27)
+    )
 
 
 @lru_cache
@@ -68,37 +75,43 @@ def mel_filters(
     fmin: float = 0.0,
     fmax: float = SAMPLE_RATE / 2,
 ) -> Tensor:
-    """Triangular filters, evenly spaced in mel and of equal area in hertz (Slaney 1998).
+    """Triangular filters, evenly spaced in mel and of equal area in hertz (Slaney
+    1998).
 
-    Band f rises from the centre of band f - 1 to its own centre and falls to the centre of band f + 1.
+    Band f rises from the centre of band f - 1 to its own centre and falls to the centre
+    of band f + 1.
 
     Args:
         n_mels: number of bands F; n_fft: samples in a frame; sample_rate: in hertz.
         fmin, fmax: the lowest and the highest edge, in hertz.
     Returns:
-        (F, K) weights of the K = n_fft // 2 + 1 frequencies in each band, float32; shared: don't write to it.
+        (F, K) weights of the K = n_fft // 2 + 1 frequencies in each band, float32;
+        shared: don't write to it.
 
     Chapter 01.
     """
     hz = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)  # (K,)
-    mel = torch.linspace(float(hz_to_mel(fmin)), float(hz_to_mel(fmax)), n_mels + 2, dtype=torch.float64)
+    mel = torch.linspace(
+        float(hz_to_mel(fmin)), float(hz_to_mel(fmax)), n_mels + 2, dtype=torch.float64
+    )
     edges = mel_to_hz(mel)[:, None]  # (F + 2, 1)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]  # (F, 1) each
     rising = (hz - left) / (centre - left)  # (F, K)
     falling = (right - hz) / (right - centre)  # (F, K)
     triangles = torch.minimum(rising, falling).clamp_min(0)
-    return (triangles * 2 / (right - left)).float()  # width (right - left) / 2 at half height: area 1
+    # width (right - left) / 2 at half height: area 1
+    return (triangles * 2 / (right - left)).float()
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # From waveform to log-mel
 
 
 def stft(wave: Tensor) -> Tensor:
     """Short-time Fourier transform: one spectrum of a Hann window of 64 ms every 10 ms.
 
-    Frame t is centred on sample t * HOP; the ends are mirrored, and the last frame is dropped, so that a
-    second is 100 frames and not 101.
+    Frame t is centred on sample t * HOP; the ends are mirrored, and the last frame is
+    dropped, so that a second is 100 frames and not 101.
 
     Args:
         wave: (B, N) in [-1, 1], N > 512 (the mirror at each end shows 512 samples).
@@ -110,18 +123,31 @@ def stft(wave: Tensor) -> Tensor:
     Chapter 01.
     """
     if wave.ndim != 2 or wave.shape[1] <= N_FFT // 2:
-        raise ValueError(f"wave must be (B, N) with N > {N_FFT // 2} samples; given {tuple(wave.shape)}")
-    # In float64: between the partials of a pure tone, float32 would leave its own rounding noise.
+        raise ValueError(
+            f"wave must be (B, N) with N > {N_FFT // 2} samples; given "
+            f"{tuple(wave.shape)}"
+        )
+    # In float64: between the partials of a pure tone, float32 would leave its own
+    # rounding noise.
     window = torch.hann_window(N_FFT, dtype=torch.float64, device=wave.device)
-    spec = torch.stft(wave.double(), N_FFT, HOP, window=window, pad_mode="reflect", return_complex=True)
-    return spec.to(wave.dtype.to_complex()).transpose(1, 2)[:, : wave.shape[1] // HOP]  # (B, T, K)
+    spec = torch.stft(
+        wave.double(),
+        N_FFT,
+        HOP,
+        window=window,
+        pad_mode="reflect",
+        return_complex=True,
+    )
+    # (B, T, K)
+    return spec.to(wave.dtype.to_complex()).transpose(1, 2)[:, : wave.shape[1] // HOP]
 
 
 def istft(spec: Tensor, n_samples: int) -> Tensor:
-    """Inverse STFT by weighted overlap-add: the wave with the nearest STFT (Griffin and Lim 1984, eq. 6).
+    """Inverse STFT by weighted overlap-add: the wave with the nearest STFT (Griffin and
+    Lim 1984, eq. 6).
 
-    The dropped last frame is not missed: its neighbours overlap the last samples, so `istft(stft(wave), N)`
-    gives the wave back.
+    The dropped last frame is not missed: its neighbours overlap the last samples, so
+    `istft(stft(wave), N)` gives the wave back.
 
     Args:
         spec: (B, T, K) complex; n_samples: N, with N // 160 == T.
@@ -135,19 +161,25 @@ def istft(spec: Tensor, n_samples: int) -> Tensor:
     T = spec.shape[1]
     if n_samples // HOP != T:
         raise ValueError(
-            f"n_samples must be from {T * HOP} to {T * HOP + HOP - 1} for {T} frames; given {n_samples}"
+            f"n_samples must be from {T * HOP} to {T * HOP + HOP - 1} for {T} frames; "
+            f"given {n_samples}"
         )
     window = torch.hann_window(N_FFT, dtype=spec.real.dtype, device=spec.device)
-    return torch.istft(spec.transpose(1, 2), N_FFT, HOP, window=window, length=n_samples)  # (B, N)
+    # (B, N)
+    return torch.istft(
+        spec.transpose(1, 2), N_FFT, HOP, window=window, length=n_samples
+    )
 
 
 def log_mel(wave: Tensor) -> Tensor:
-    """Log-mel spectrogram: the natural logarithm of the mel-filtered magnitudes of the STFT.
+    """Log-mel spectrogram: the natural logarithm of the mel-filtered magnitudes of the
+    STFT.
 
     Args:
         wave: (B, N) in [-1, 1], N > 512.
     Returns:
-        (B, 1, T, F), T = N // 160 frames of F = 64 bands, each at least ln(1e-5) = -11.5.
+        (B, 1, T, F), T = N // 160 frames of F = 64 bands, each at least ln(1e-5) =
+        -11.5.
     Raises:
         ValueError: `wave` is not (B, N), or is too short.
 
@@ -159,9 +191,11 @@ def log_mel(wave: Tensor) -> Tensor:
 
 
 def decibels(log_ratio: Tensor) -> Tensor:
-    """Decibels of a difference of log-mels: 20 log10 of a ratio whose natural logarithm is given.
+    """Decibels of a difference of log-mels: 20 log10 of a ratio whose natural logarithm
+    is given.
 
-    `decibels((a - b).abs().mean())` is the log-mel L1 distance of a and b that this course reports.
+    `decibels((a - b).abs().mean())` is the log-mel L1 distance of a and b that this
+    course reports.
 
     Args:
         log_ratio: natural logarithm of a ratio of magnitudes, any shape.
@@ -176,25 +210,29 @@ def decibels(log_ratio: Tensor) -> Tensor:
 def level(log_mel: Tensor) -> Tensor:
     """How loud the loudest 50 ms are, in decibels: the mean magnitude of the bands.
 
-    A vocoder that gets the phases wrong changes the peak of a wave by several decibels, and this by little.
+    A vocoder that gets the phases wrong changes the peak of a wave by several decibels,
+    and this by little.
 
     Args:
         log_mel: (..., T, F), T at least 5.
     Returns:
         (...,): twice the amplitude is 6 dB more; no number stands for full scale.
 
-    Chapter 17.
+
     """
-    return decibels(log_mel.exp().mean(dim=-1).unfold(-1, 5, 1).mean(dim=-1).amax(dim=-1).log())
+    return decibels(
+        log_mel.exp().mean(dim=-1).unfold(-1, 5, 1).mean(dim=-1).amax(dim=-1).log()
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # And back
 
 
 @lru_cache
 def mel_inverse() -> Tensor:
-    """Pseudo-inverse of the mel filters (Moore and Penrose): the least magnitudes that give the bands.
+    """Pseudo-inverse of the mel filters (Moore and Penrose): the least magnitudes that
+    give the bands.
 
     Returns:
         (K, F) weights, float32; shared: don't write to it.
@@ -205,7 +243,8 @@ def mel_inverse() -> Tensor:
 
 
 def mel_to_linear(log_mel: Tensor) -> Tensor:
-    """Magnitudes of the STFT guessed from a log-mel: pseudo-inverse of the filters, negative values set to 0.
+    """Magnitudes of the STFT guessed from a log-mel: pseudo-inverse of the filters,
+    negative values set to 0.
 
     One matrix product, so it is quick; `fit_magnitude` is slower and truer.
 
@@ -221,10 +260,12 @@ def mel_to_linear(log_mel: Tensor) -> Tensor:
 
 
 def fit_magnitude(log_mel: Tensor, n_iter: int = 20) -> Tensor:
-    """Magnitudes of the STFT that give a log-mel back, by multiplicative updates (Lee and Seung 2001, eq. 5).
+    """Magnitudes of the STFT that give a log-mel back, by multiplicative updates (Lee
+    and Seung 2001, eq. 5).
 
-    From a flat spectrum on, each magnitude is multiplied by how much its bands still lack or exceed: it stays
-    positive, and the bands come to fit. What 64 bands can't tell of 513 frequencies stays blurred.
+    From a flat spectrum on, each magnitude is multiplied by how much its bands still
+    lack or exceed: it stays positive, and the bands come to fit. What 64 bands can't
+    tell of 513 frequencies stays blurred.
 
     Args:
         log_mel: (B, 1, T, F) as from `log_mel`; n_iter: rounds.
@@ -233,26 +274,34 @@ def fit_magnitude(log_mel: Tensor, n_iter: int = 20) -> Tensor:
 
     Chapter 01.
     """
-    mel = log_mel[:, 0].exp().clamp_min(LOG_FLOOR)  # (B, T, F); all 0 would divide 0 by 0
+    # (B, T, F); all 0 would divide 0 by 0
+    mel = log_mel[:, 0].exp().clamp_min(LOG_FLOOR)
     filters = mel_filters().to(mel)  # (F, K)
     magnitude = mel.new_ones(*mel.shape[:2], filters.shape[1])  # (B, T, K)
     for _ in range(n_iter):
         ratio = mel / (magnitude @ filters.T)  # (B, T, F)
-        magnitude = magnitude * (ratio @ filters) / filters.sum(dim=0).clamp_min(1e-9)  # 0 Hz is in no band
+        # 0 Hz is in no band
+        magnitude = magnitude * (ratio @ filters) / filters.sum(dim=0).clamp_min(1e-9)
     return magnitude
 
 
 @torch.no_grad()
 def griffin_lim(
-    log_mel: Tensor, n_iter: int = 32, generator: torch.Generator | None = None, momentum: float = 0.99
+    log_mel: Tensor,
+    n_iter: int = 32,
+    generator: torch.Generator | None = None,
+    momentum: float = 0.99,
 ) -> Tensor:
-    """A wave that fits a log-mel, by the fast Griffin-Lim algorithm (Perraudin et al. 2013, algorithm 2).
+    """A wave that fits a log-mel, by the fast Griffin-Lim algorithm (Perraudin et al.
+    2013, algorithm 2).
 
-    Start from random phase; again and again go to the wave and back, keep the phase that comes back, pushed
-    on along its last change, and put the wanted magnitudes under it. `momentum=0` is Griffin and Lim 1984.
+    Start from random phase; again and again go to the wave and back, keep the phase
+    that comes back, pushed on along its last change, and put the wanted magnitudes
+    under it. `momentum=0` is Griffin and Lim 1984.
 
     Args:
-        log_mel: (B, 1, T, F), T >= 4 frames; n_iter: rounds; generator: of the first phase, on the CPU.
+        log_mel: (B, 1, T, F), T >= 4 frames; n_iter: rounds; generator: of the first
+            phase, on the CPU.
         momentum: how far the push goes, 0 to 1.
     Returns:
         (B, T * 160) wave, clipped to [-1, 1].
@@ -262,24 +311,28 @@ def griffin_lim(
     magnitude = fit_magnitude(log_mel)  # (B, T, K)
     n_samples = magnitude.shape[1] * HOP
     turns = torch.rand(magnitude.shape, generator=generator).to(magnitude)
-    phase = torch.polar(torch.ones_like(turns), 2 * math.pi * turns)  # (B, T, K), on the unit circle
+    # (B, T, K), on the unit circle
+    phase = torch.polar(torch.ones_like(turns), 2 * math.pi * turns)
     last = torch.zeros_like(phase)
     for _ in range(n_iter):
         consistent = stft(istft(magnitude * phase, n_samples))  # (B, T, K)
-        phase = torch.sgn(consistent + momentum * (consistent - last))  # sgn(z) = z / |z|
+        # sgn(z) = z / |z|
+        phase = torch.sgn(consistent + momentum * (consistent - last))
         last = consistent
     return istft(magnitude * phase, n_samples).clamp(-1, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Files
 
 
 def load(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Read a sound file as one channel: whatever soundfile reads, of any rate, length and number of channels.
+    """Read a sound file as one channel: whatever soundfile reads, of any rate, length
+    and number of channels.
 
     Args:
-        path: the file; sample_rate: of the result, in hertz; another rate in the file is resampled.
+        path: the file; sample_rate: of the result, in hertz; another rate in the file
+            is resampled.
     Returns:
         (N,) float32 in [-1, 1], the mean of the channels.
     Raises:
@@ -299,7 +352,8 @@ def load(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
 
 
 def save(path: str | Path, wave: Tensor, sample_rate: int = SAMPLE_RATE) -> None:
-    """Write a sound file, whole or not at all: WAV or FLAC of 16 bits, OGG (Vorbis) or MP3, by its suffix.
+    """Write a sound file, whole or not at all: WAV or FLAC of 16 bits, OGG (Vorbis) or
+    MP3, by its suffix.
 
     Args:
         path: where to, in a folder that exists; a file that stands there is replaced.
@@ -314,19 +368,25 @@ def save(path: str | Path, wave: Tensor, sample_rate: int = SAMPLE_RATE) -> None
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".wav", ".flac", ".ogg", ".mp3"):
-        raise ValueError(f"path must end in .wav, .flac, .ogg or .mp3; given {str(path)!r}")
+        raise ValueError(
+            f"path must end in .wav, .flac, .ogg or .mp3; given {str(path)!r}"
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"path must lie in a folder that exists; there is no folder {str(path.parent)!r}"
+            f"path must lie in a folder that exists; there is no folder "
+            f"{str(path.parent)!r}"
         )
     sound = encode(wave, suffix[1:], sample_rate)
-    half_written = path.with_name(f".{path.name}.{os.getpid()}")  # beside it: os.replace can't leave the disk
+    # beside it: os.replace can't leave the disk
+    half_written = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         half_written.write_bytes(sound)
         os.replace(half_written, path)
     except OSError as error:
         half_written.unlink(missing_ok=True)
-        raise ValueError(f"path must be writable; {str(path)!r} is not ({error.strerror})") from error
+        raise ValueError(
+            f"path must be writable; {str(path)!r} is not ({error.strerror})"
+        ) from error
 
 
 def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
@@ -336,7 +396,8 @@ def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
         wave: (N,) or (1, N) in [-1, 1]; what lies outside is clipped.
         format: "wav", "flac", "ogg" or "mp3"; sample_rate: in hertz.
     Raises:
-        ValueError: the wave has another shape, no samples, or NaN, or the format has no such rate.
+        ValueError: the wave has another shape, no samples, or NaN, or the format has no
+            such rate.
 
     Chapter 01.
     """
@@ -344,56 +405,90 @@ def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
     if wave.ndim == 2 and wave.shape[0] == 1:
         wave = wave[0]
     if wave.ndim != 1 or len(wave) == 0:
-        raise ValueError(f"wave must be (N,) or (1, N) with at least one sample; given {tuple(wave.shape)}")
+        raise ValueError(
+            f"wave must be (N,) or (1, N) with at least one sample; given "
+            f"{tuple(wave.shape)}"
+        )
     if not wave.isfinite().all():
-        raise ValueError("wave must hold finite numbers; given one with NaN or infinity")
+        raise ValueError(
+            "wave must hold finite numbers; given one with NaN or infinity"
+        )
     buffer = io.BytesIO()
     try:
-        with soundfile.SoundFile(buffer, "w", sample_rate, channels=1, format=format.upper()) as file:
-            for block in wave.clamp(-1, 1).split(2**16):  # libsndfile crashes on a long Vorbis block
+        with soundfile.SoundFile(
+            buffer, "w", sample_rate, channels=1, format=format.upper()
+        ) as file:
+            # libsndfile crashes on a long Vorbis block
+            for block in wave.clamp(-1, 1).split(2**16):
                 file.write(block.numpy())
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"sample_rate {sample_rate} can't be written as {format}: {error}") from error
+        raise ValueError(
+            f"sample_rate {sample_rate} can't be written as {format}: {error}"
+        ) from error
     sound = buffer.getvalue()
     return _fix_serial(sound) if format.lower() == "ogg" else sound
 
 
 def _read(path: Path) -> tuple:
-    """Samples (N, channels) float32 and rate of a sound file, or a sentence on what is wrong with it."""
+    """Samples (N, channels) float32 and rate of a sound file, or a sentence on what is
+    wrong with it.
+    """
     if not path.exists():
-        raise FileNotFoundError(f"path must name a sound file; there is no {str(path)!r}")
+        raise FileNotFoundError(
+            f"path must name a sound file; there is no {str(path)!r}"
+        )
     if path.is_dir():
         raise ValueError(f"path must name a sound file; {str(path)!r} is a folder")
     if path.stat().st_size == 0:
-        raise ValueError(f"path must name a sound file; {str(path)!r} is empty (0 bytes)")
+        raise ValueError(
+            f"path must name a sound file; {str(path)!r} is empty (0 bytes)"
+        )
     try:
         with soundfile.SoundFile(path) as file:
-            wave, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            wave, file_rate = (
+                file.read(dtype="float32", always_2d=True),
+                file.samplerate,
+            )
             cut_off = len(wave) < file.frames or _ends_early(path, file)
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip(" .")
         raise ValueError(
-            f"path must name a whole sound file; {str(path)!r} is not audio, or damaged ({reason})"
+            f"path must name a whole sound file; {str(path)!r} is not audio, or "
+            f"damaged ({reason})"
         ) from error
     if cut_off:
-        raise ValueError(f"path must name a whole sound file; {str(path)!r} is cut off at sample {len(wave)}")
+        raise ValueError(
+            f"path must name a whole sound file; {str(path)!r} is cut off at sample "
+            f"{len(wave)}"
+        )
     if len(wave) == 0:
-        raise ValueError(f"path must name a sound file with samples; {str(path)!r} holds 0 samples")
+        raise ValueError(
+            f"path must name a sound file with samples; {str(path)!r} holds 0 samples"
+        )
     if not math.isfinite(wave.sum(dtype="float64")):
-        raise ValueError(f"path must name a file of finite samples; {str(path)!r} holds NaN or infinity")
+        raise ValueError(
+            f"path must name a file of finite samples; {str(path)!r} holds NaN or "
+            f"infinity"
+        )
     return wave, file_rate
 
 
 def _ends_early(path: Path, file: soundfile.SoundFile) -> bool:
-    """Whether a file is shorter than it says itself: libsndfile reads what is left without a word."""
+    """Whether a file is shorter than it says itself: libsndfile reads what is left
+    without a word.
+    """
     if file.format == "OGG":
         ogg = path.read_bytes()
         return _page_end(ogg, ogg.rindex(b"OggS")) > len(ogg)
-    sizes = re.search(r"(?im)^\s*(?:data|data size|ssnd)\s*: (\d+) \(should be (\d+)\)", file.extra_info)
+    sizes = re.search(
+        r"(?im)^\s*(?:data|data size|ssnd)\s*: (\d+) \(should be (\d+)\)",
+        file.extra_info,
+    )
     if sizes is None:
         return False
     promised, found = int(sizes[1]), int(sizes[2])
-    return found < promised < 0x7FFF0000  # programs that write to a pipe promise a huge number
+    # programs that write to a pipe promise a huge number
+    return found < promised < 0x7FFF0000
 
 
 def _page_end(ogg: bytes, start: int) -> int:
@@ -408,14 +503,17 @@ def _fix_serial(ogg: bytes) -> bytes:
     while start < len(pages):
         end = _page_end(pages, start)
         pages[start + 14 : start + 18] = bytes(4)  # the serial number
-        pages[start + 22 : start + 26] = bytes(4)  # the checksum is taken with zeros in its place
+        # the checksum is taken with zeros in its place
+        pages[start + 22 : start + 26] = bytes(4)
         pages[start + 22 : start + 26] = _ogg_checksum(pages[start:end])
         start = end
     return bytes(pages)
 
 
 def _ogg_checksum(page: bytes) -> bytes:
-    """Ogg's CRC-32: zlib's, with the bits of every byte turned round, and without its inversions."""
+    """Ogg's CRC-32: zlib's, with the bits of every byte turned round, and without its
+    inversions.
+    """
     turned = page.translate(bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256)))
     checksum = zlib.crc32(turned, 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{checksum:032b}"[::-1], 2).to_bytes(4, "little")

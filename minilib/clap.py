@@ -1,10 +1,10 @@
 """CLAP: captions and sounds in one space, where a matching pair points the same way.
 
-Contrastive Language-Audio Pretraining (Elizalde et al., 2206.04769): a BERT (Devlin et al., 1810.04805)
-whose [CLS] state stands for the sentence, a stack of 2-D convolutions over the log-mel (PANNs, Kong et al.,
-1912.10211), and a projection each. AudioLDM 2 takes its global condition and the ranking of its candidates
-from it.
-Chapter 10 builds it.
+Contrastive Language-Audio Pretraining (Elizalde et al., 2206.04769): a BERT (Devlin et
+al., 1810.04805) whose [CLS] state stands for the sentence, a stack of 2-D convolutions
+over the log-mel (PANNs, Kong et al., 1912.10211), and a projection each. AudioLDM 2
+takes its global condition and the ranking of its candidates from it. Chapter 10 builds
+it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ from minilib.model import Model
 
 CLS = 2  # id of <cls> in text.Tokenizer; the text tower puts it before the caption
 INITIAL_TEMPERATURE = 0.07
-MAX_LOGIT_SCALE = math.log(100.0)  # beyond it training is unstable (Radford et al., 2103.00020 §2.5)
+# beyond it training is unstable (Radford et al., 2103.00020 §2.5)
+MAX_LOGIT_SCALE = math.log(100.0)
 
 
 @dataclass(frozen=True)
 class CLAPConfig:
-    """Sizes of both towers; the defaults are those of Elizalde et al.: BERT-base and Cnn14. Chapter 10."""
+    """Sizes of both towers; the defaults are those of Elizalde et al.: BERT-base and
+    Cnn14.
+
+    Chapter 10.
+    """
 
     dim: int = 1024  # of the space in which captions and sounds meet
     dropout: float = 0.5  # in the projections
@@ -37,14 +42,20 @@ class CLAPConfig:
     n_layer: int = 12
     n_head: int = 12
     n_positions: int = 512  # <cls> included
-    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)  # of each convolutional block
-    stride: int = 1  # of the first convolution; 2 makes the audio tower four times cheaper
+    # of each convolutional block
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    # of the first convolution; 2 makes the audio tower four times cheaper
+    stride: int = 1
     mel_mean: float = -6.8  # of SoundWorld's log-mel: the towers see zero mean ...
     mel_std: float = 2.8  # ... and unit variance
 
 
 class BERTLayer(nn.Module):
-    """Self-attention, then a network, each added to its input, *then* normalised (1810.04805). Chapter 10."""
+    """Self-attention, then a network, each added to its input, *then* normalised
+    (1810.04805).
+
+    Chapter 10.
+    """
 
     def __init__(self, n_embd: int, n_head: int):
         super().__init__()
@@ -68,19 +79,27 @@ class BERTLayer(nn.Module):
 
 
 class TextTower(nn.Module):
-    """BERT (1810.04805): learned positions, full attention, [CLS] stands for the sentence. Chapter 10."""
+    """BERT (1810.04805): learned positions, full attention, [CLS] stands for the
+    sentence.
+
+    Chapter 10.
+    """
 
     def __init__(self, config: CLAPConfig):
         super().__init__()
         self.token = nn.Embedding(config.vocab_size, config.n_embd)
         self.position = nn.Embedding(config.n_positions, config.n_embd)
         self.norm = nn.LayerNorm(config.n_embd, eps=1e-12)
-        self.layers = nn.ModuleList(BERTLayer(config.n_embd, config.n_head) for _ in range(config.n_layer))
+        self.layers = nn.ModuleList(
+            BERTLayer(config.n_embd, config.n_head) for _ in range(config.n_layer)
+        )
         self.apply(self.initialise)
 
     @staticmethod
     def initialise(module: nn.Module) -> None:
-        """Draw weights as BERT does: normal with a standard deviation of 0.02, biases zero."""
+        """Draw weights as BERT does: normal with a standard deviation of 0.02, biases
+        zero.
+        """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
@@ -89,16 +108,24 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """ids (B, S) without <cls>, mask (B, S) or None -> state of [CLS] (B, n_embd)."""
         if ids.ndim != 2 or ids.is_floating_point():
-            raise ValueError(f"ids must be long of shape (B, S), not {ids.dtype} of shape {tuple(ids.shape)}")
+            raise ValueError(
+                f"ids must be long of shape (B, S), not {ids.dtype} of shape "
+                f"{tuple(ids.shape)}"
+            )
         if ids.shape[1] >= self.position.num_embeddings:
             raise ValueError(
-                f"ids must have at most {self.position.num_embeddings - 1} tokens, not {ids.shape[1]}"
+                f"ids must have at most {self.position.num_embeddings - 1} tokens, "
+                f"not {ids.shape[1]}"
             )
         mask = torch.ones_like(ids) if mask is None else mask
         if mask.shape != ids.shape:
-            raise ValueError(f"mask must have the shape of ids, {tuple(ids.shape)}, not {tuple(mask.shape)}")
+            raise ValueError(
+                f"mask must have the shape of ids, {tuple(ids.shape)}, not "
+                f"{tuple(mask.shape)}"
+            )
         ids = F.pad(ids, (1, 0), value=CLS)  # (B, 1 + S)
-        keep = F.pad(mask.bool(), (1, 0), value=True)[:, None, None, :]  # (B, 1, 1, 1 + S)
+        # (B, 1, 1, 1 + S)
+        keep = F.pad(mask.bool(), (1, 0), value=True)[:, None, None, :]
         position = torch.arange(ids.shape[1], device=ids.device)
         x = self.norm(self.token(ids) + self.position(position))
         for layer in self.layers:
@@ -107,7 +134,11 @@ class TextTower(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and ReLU, then a mean over squares (1912.10211). Chapter 10."""
+    """Two 3x3 convolutions with batch norm and ReLU, then a mean over squares
+    (1912.10211).
+
+    Chapter 10.
+    """
 
     def __init__(self, n_in: int, n_out: int, pool: int, stride: int = 1):
         super().__init__()
@@ -125,7 +156,10 @@ class ConvBlock(nn.Module):
 
 
 class AudioTower(nn.Module):
-    """2-D convolutions over the log-mel, pooled to a vector: PANNs' Cnn14 (1912.10211). Chapter 10."""
+    """2-D convolutions over the log-mel, pooled to a vector: PANNs' Cnn14 (1912.10211).
+
+    Chapter 10.
+    """
 
     def __init__(self, config: CLAPConfig):
         super().__init__()
@@ -133,17 +167,29 @@ class AudioTower(nn.Module):
         widths = (1, *config.channels)
         n_blocks = len(config.channels)
         self.blocks = nn.ModuleList(
-            ConvBlock(widths[i], widths[i + 1], 2 if i < n_blocks - 1 else 1, config.stride if i == 0 else 1)
+            ConvBlock(
+                widths[i],
+                widths[i + 1],
+                2 if i < n_blocks - 1 else 1,
+                config.stride if i == 0 else 1,
+            )
             for i in range(n_blocks)
         )
         self.fc = nn.Linear(widths[-1], widths[-1])
-        self.reduction = config.stride * 2 ** (n_blocks - 1)  # mel frames to one frame of the last block
+        # mel frames to one frame of the last block
+        self.reduction = config.stride * 2 ** (n_blocks - 1)
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """log_mel (B, 1, T, F) -> (B, channels[-1])."""
-        if log_mel.ndim != 4 or log_mel.shape[1] != 1 or min(log_mel.shape[2:]) < self.reduction:
+        if (
+            log_mel.ndim != 4
+            or log_mel.shape[1] != 1
+            or min(log_mel.shape[2:]) < self.reduction
+        ):
             least = f"(B, 1, T, F), T and F at least {self.reduction}"
-            raise ValueError(f"log_mel must have shape {least}, not {tuple(log_mel.shape)}")
+            raise ValueError(
+                f"log_mel must have shape {least}, not {tuple(log_mel.shape)}"
+            )
         x = (log_mel - self.mel_mean) / self.mel_std
         for block in self.blocks:
             x = block(x)
@@ -153,7 +199,8 @@ class AudioTower(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Bring a tower's vector into the common space: LN(e1 + dropout(W2 GELU(e1))), e1 = W1 x (2206.04769).
+    """Bring a tower's vector into the common space: LN(e1 + dropout(W2 GELU(e1))), e1 =
+    W1 x (2206.04769).
 
     The result has unit length. Chapter 10.
     """
@@ -173,17 +220,26 @@ class ProjectionHead(nn.Module):
 
 
 def same_captions(ids: Tensor) -> Tensor:
-    """Tell which captions of a batch are alike, token by token: ids (B, S) -> (B, B) bool. Chapter 10."""
+    """Tell which captions of a batch are alike, token by token: ids (B, S) -> (B, B)
+    bool.
+
+    Chapter 10.
+    """
     return (ids[:, None, :] == ids[None, :, :]).all(dim=-1)
 
 
-def contrastive_loss(text: Tensor, audio: Tensor, logit_scale: Tensor, same: Tensor | None = None) -> Tensor:
-    """Symmetric cross-entropy: find the sound by its caption in the batch, and the reverse (2206.04769).
+def contrastive_loss(
+    text: Tensor, audio: Tensor, logit_scale: Tensor, same: Tensor | None = None
+) -> Tensor:
+    """Symmetric cross-entropy: find the sound by its caption in the batch, and the
+    reverse (2206.04769).
 
     Args:
-        text, audio: embeddings (B, D) of unit length; row i of one belongs to row i of the other.
+        text, audio: embeddings (B, D) of unit length; row i of one belongs to row i of
+            the other.
         logit_scale: 1 / temperature.
-        same: (B, B) bool, True where two captions are alike: those are not counted as wrong answers.
+        same: (B, B) bool, True where two captions are alike: those are not counted as
+            wrong answers.
 
     Returns:
         The mean of both directions, in nats; log(B) is chance. Chapter 10.
@@ -197,7 +253,11 @@ def contrastive_loss(text: Tensor, audio: Tensor, logit_scale: Tensor, same: Ten
 
 
 class Gather(torch.autograd.Function):
-    """Rows of all processes, each with the gradient that the losses of all of them send to it. Chapter 10."""
+    """Rows of all processes, each with the gradient that the losses of all of them send
+    to it.
+
+    Chapter 10.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -216,18 +276,26 @@ class Gather(torch.autograd.Function):
 
 
 def gathered(x: Tensor) -> Tensor:
-    """Put the rows of all processes one below the other, in their order: (B, ...) -> (processes * B, ...).
+    """Put the rows of all processes one below the other, in their order: (B, ...) ->
+    (processes * B, ...).
 
-    Where several processes train one model, each sees a share of the batch; what compares the rows of a batch must have
-    them all. Gradients come back to the row's own process, summed over the losses of all, of which the training takes
-    the mean. A process alone has all the rows already. Chapter 10.
+    Where several processes train one model, each sees a share of the batch; what
+    compares the rows of a batch must have them all. Gradients come back to the row's
+    own process, summed over the losses of all, of which the training takes the mean. A
+    process alone has all the rows already. Chapter 10.
     """
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    several = (
+        dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    )
     return Gather.apply(x) if several else x
 
 
 class CLAP(Model):
-    """Two towers, two projections and a learned temperature (Elizalde et al., 2206.04769). Chapter 10."""
+    """Two towers, two projections and a learned temperature (Elizalde et al.,
+    2206.04769).
+
+    Chapter 10.
+    """
 
     config_class = CLAPConfig
 
@@ -236,7 +304,9 @@ class CLAP(Model):
         self.text = TextTower(config)
         self.audio = AudioTower(config)
         self.text_projection = ProjectionHead(config.n_embd, config.dim, config.dropout)
-        self.audio_projection = ProjectionHead(config.channels[-1], config.dim, config.dropout)
+        self.audio_projection = ProjectionHead(
+            config.channels[-1], config.dim, config.dropout
+        )
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
 
     @property
@@ -245,7 +315,9 @@ class CLAP(Model):
         return self.config.dim
 
     def embed_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embed captions: ids (B, S) of the tokenizer, mask (B, S) -> (B, dim), of unit length."""
+        """Embed captions: ids (B, S) of the tokenizer, mask (B, S) -> (B, dim), of unit
+        length.
+        """
         return self.text_projection(self.text(ids, mask))
 
     def embed_audio(self, log_mel: Tensor) -> Tensor:
@@ -253,30 +325,40 @@ class CLAP(Model):
         return self.audio_projection(self.audio(log_mel))
 
     def embed_waves(self, waves: Tensor) -> Tensor:
-        """Embed sounds from their waveforms: (B, N) at 16 kHz -> (B, dim), of unit length."""
+        """Embed sounds from their waveforms: (B, N) at 16 kHz -> (B, dim), of unit
+        length.
+        """
         return self.embed_audio(audio.log_mel(waves))
 
     @staticmethod
     def similarity(text: Tensor, audio: Tensor) -> Tensor:
-        """Cosine of every caption with every sound: embeddings (B, dim), (N, dim) -> (B, N) in [-1, 1]."""
+        """Cosine of every caption with every sound: embeddings (B, dim), (N, dim) ->
+        (B, N) in [-1, 1].
+        """
         return text @ audio.T
 
-    def forward(self, ids: Tensor, mask: Tensor | None, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, mask: Tensor | None, log_mel: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Embed captions and sounds -> text (B, dim), audio (N, dim)."""
         return self.embed_text(ids, mask), self.embed_audio(log_mel)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Contrastive loss of a batch of B pairs, in nats; where several processes train, of the batches of all.
+        """Contrastive loss of a batch of B pairs, in nats; where several processes
+        train, of the batches of all.
 
-        The batch holds `log_mel` (B, 1, T, F), `ids` and `mask` (B, S), and `same` (B, B) bool, True for like
-        captions of all pairs; without it, captions are compared by their ids.
+        The batch holds `log_mel` (B, 1, T, F), `ids` and `mask` (B, S), and `same` (B,
+        B) bool, True for like captions of all pairs; without it, captions are compared
+        by their ids.
         """
-        with (
-            torch.no_grad()
-        ):  # the parameter itself: were only its use clamped, it would have no gradient there
+        # the parameter itself: were only its use clamped, it would have no gradient
+        # there
+        with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         text, audio = map(gathered, self(batch["ids"], batch["mask"], batch["log_mel"]))
-        same = batch["same"] if "same" in batch else same_captions(gathered(batch["ids"]))
+        same = (
+            batch["same"] if "same" in batch else same_captions(gathered(batch["ids"]))
+        )
         return contrastive_loss(text, audio, self.logit_scale.exp(), same)
 
 

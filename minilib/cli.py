@@ -1,7 +1,9 @@
-"""The command line: generate, train, reconstruct, evaluate, chain, vocabulary, convert, info, doctor.
+"""The command line: generate, train, reconstruct, evaluate, chain, vocabulary, convert,
+info, doctor.
 
-Each command is a function that takes the parsed arguments; what is wrong with them is told in one sentence,
-with exit code 2, before anything is written. Libraries that take a second to import are imported inside.
+Each command is a function that takes the parsed arguments; what is wrong with them is
+told in one sentence, with exit code 2, before anything is written. Libraries that take
+a second to import are imported inside.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from minilib.metrics import Judge
 
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
+# of training, as --help names them
 STAGES = (
     "vae",
     "vocoder",
@@ -38,10 +41,11 @@ STAGES = (
     "ldm",
     "joint",
     "adversarial",
-)  # of training, as --help names them
-DATA = Path(__file__).resolve().parents[1] / "data"  # of the checkout that this module stands in
+)
+# of the checkout that this module stands in
+DATA = Path(__file__).resolve().parents[1] / "data"
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # What the commands understand
 
 
@@ -52,7 +56,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def command(commands: Any, function: Any, about: str, examples: str) -> argparse.ArgumentParser:
+def command(
+    commands: Any, function: Any, about: str, examples: str
+) -> argparse.ArgumentParser:
     """Add a command of the function's name, with its description and examples."""
     parser = commands.add_parser(
         function.__name__,
@@ -68,7 +74,9 @@ def command(commands: Any, function: Any, about: str, examples: str) -> argparse
 def seed_number(text: str) -> int:
     """A seed: a whole number that every generator of random numbers takes."""
     if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from 0 to {2**32 - 1}, not {text!r}"
+        )
     return int(text)
 
 
@@ -94,7 +102,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_weights(add: Any) -> None:
     """Add --weights, which most commands take."""
-    add("--weights", metavar="DIR", help="folder of trained weights (default: those that ship)")
+    add(
+        "--weights",
+        metavar="DIR",
+        help="folder of trained weights (default: those that ship)",
+    )
 
 
 def add_output(add: Any, default: str, more: str = "") -> None:
@@ -127,23 +139,36 @@ def add_generate(commands: Any) -> None:
         minilib generate "an owl hoots" "the sound of a siren" -o sound.wav    (sound-1.wav and sound-2.wav)
         minilib generate "a loud drum beat" --candidates 4 --profile
     """
-    add = command(commands, generate, "make a sound from each caption", examples).add_argument
+    add = command(
+        commands, generate, "make a sound from each caption", examples
+    ).add_argument
     add("captions", nargs="+", metavar="CAPTION", help="what is to be heard, in quotes")
     add_output(add, "sound.wav", "; several captions get -1, -2, ... before the suffix")
     add_sampler(add)
-    about = (
-        "of the noise at the start, up to 1; less is cleaner and varies less (default: what the weights want)"
-    )
+    about = "of the noise at the start, up to 1; less is cleaner and varies less (default: what the weights want)"
     add("--temperature", type=float, metavar="T", help=about)
     about = "noise levels of 0 to 1000 above LOW, up to HIGH, at which guidance works (default: what the weights want)"
     add("--guidance-interval", type=int, nargs=2, metavar=("LOW", "HIGH"), help=about)
-    add("--seconds", type=float, help="length of the sound (default: that of the training clips)")
+    add(
+        "--seconds",
+        type=float,
+        help="length of the sound (default: that of the training clips)",
+    )
     about = "what is spoken; speech models need it, others have no use for it"
     add("--transcription", metavar="WORDS", help=about)
-    add("--seed", type=seed_number, help="the same seed makes the same sound (default: drawn anew)")
+    add(
+        "--seed",
+        type=seed_number,
+        help="the same seed makes the same sound (default: drawn anew)",
+    )
     add_candidates(add)
     add_weights(add)
-    add("--plot", type=Path, metavar="PNG", help="draw the mel spectrogram into this file")
+    add(
+        "--plot",
+        type=Path,
+        metavar="PNG",
+        help="draw the mel spectrogram into this file",
+    )
     add("--profile", action="store_true", help="print the seconds that each stage took")
 
 
@@ -155,10 +180,22 @@ def add_convert(commands: Any) -> None:
         minilib convert audioldm2-full.pth weights/full      (from the file that the authors published)
     """
     add = command(
-        commands, convert, "bring the released weights in, or trained ones out", examples
+        commands,
+        convert,
+        "bring the released weights in, or trained ones out",
+        examples,
     ).add_argument
-    add("source", metavar="SRC", help="a folder of either kind, a hub id, or a .pth of the authors")
-    add("target", type=Path, metavar="DST", help="the folder to be written, of the other kind")
+    add(
+        "source",
+        metavar="SRC",
+        help="a folder of either kind, a hub id, or a .pth of the authors",
+    )
+    add(
+        "target",
+        type=Path,
+        metavar="DST",
+        help="the folder to be written, of the other kind",
+    )
     about = "for a .pth: the same model in diffusers' form, for its configs and tokenizers (default: cvssp/audioldm2)"
     add("--like", default="cvssp/audioldm2", metavar="FOLDER", help=about)
 
@@ -170,9 +207,20 @@ def add_info(commands: Any) -> None:
         minilib info full               (the sizes of the released model; also large, speech, colab, tiny)
         minilib info cvssp/audioldm2 --seconds 10.24 --steps 200
     """
-    add = command(commands, info, "say what a pipeline holds and what a sound takes", examples).add_argument
-    add("pipeline", nargs="?", metavar="FOLDER_OR_PRESET", help="default: the weights that ship")
-    add("--seconds", type=float, help="length of the sound (default: that of the training clips)")
+    add = command(
+        commands, info, "say what a pipeline holds and what a sound takes", examples
+    ).add_argument
+    add(
+        "pipeline",
+        nargs="?",
+        metavar="FOLDER_OR_PRESET",
+        help="default: the weights that ship",
+    )
+    add(
+        "--seconds",
+        type=float,
+        help="length of the sound (default: that of the training clips)",
+    )
     about = "of the sampler (default: what the weights want, 25 for a preset)"
     add("--steps", type=int, metavar="N", help=about)
     add("--json", type=Path, metavar="FILE", help="write the numbers into this file")
@@ -184,7 +232,12 @@ def add_doctor(commands: Any) -> None:
         minilib doctor
         minilib doctor --weights runs/tiny
     """
-    add = command(commands, doctor, "check what minilib needs, and say how to mend what is wrong", examples)
+    add = command(
+        commands,
+        doctor,
+        "check what minilib needs, and say how to mend what is wrong",
+        examples,
+    )
     add_weights(add.add_argument)
 
 
@@ -198,18 +251,31 @@ def add_train(commands: Any) -> None:
 
         minilib generate "a bell rings" --weights runs/tiny
     """
-    add = command(commands, train, "train the pipeline, or single stages of it", examples).add_argument
+    add = command(
+        commands, train, "train the pipeline, or single stages of it", examples
+    ).add_argument
     about = f"all, or some of {', '.join(STAGES)} (the last four build on the others); "
     about += "or judge, the classifier that scores sounds"
     add("stages", nargs="+", metavar="STAGE", help=about)
-    add("--preset", default="tiny", help="tiny: two CPU cores; colab: one GPU (default: tiny)")
-    about = "captioned recordings to learn from (default: SoundWorld, the built-in corpus)"
+    add(
+        "--preset",
+        default="tiny",
+        help="tiny: two CPU cores; colab: one GPU (default: tiny)",
+    )
+    about = (
+        "captioned recordings to learn from (default: SoundWorld, the built-in corpus)"
+    )
     add("--data", type=Path, metavar="FOLDER", help=about)
     add("--steps", type=int, metavar="N", help="of every stage (default: the preset's)")
     about = "for weights, log and checkpoints (default: runs/PRESET)"
     add("--out", type=Path, metavar="DIR", help=about)
     add("--resume", action="store_true", help="go on from the last checkpoint")
-    add("--seed", type=seed_number, default=0, help="of weights and batches (default: 0)")
+    add(
+        "--seed",
+        type=seed_number,
+        default=0,
+        help="of weights and batches (default: 0)",
+    )
 
 
 def add_reconstruct(commands: Any) -> None:
@@ -234,7 +300,12 @@ def add_evaluate(commands: Any) -> None:
     """
     about = "measure how well captions of held-out scenes are followed"
     add = command(commands, evaluate, about, examples).add_argument
-    add("--n", type=int, default=200, help="how often each question is asked (default: 200)")
+    add(
+        "--n",
+        type=int,
+        default=200,
+        help="how often each question is asked (default: 200)",
+    )
     add("--seed", type=seed_number, default=0, help="of scenes and noise (default: 0)")
     about = "captioned recordings to compare with: those whose column part says test (default: SoundWorld)"
     add("--data", type=Path, metavar="FOLDER", help=about)
@@ -250,11 +321,14 @@ def add_chain(commands: Any) -> None:
         minilib chain
         minilib chain --n 50 --weights runs/tiny --json chain.json    (with the parts before joint fine-tuning)
     """
-    about = (
-        "find out where captions get lost: one link of the chain changed at a time (half an hour on a CPU)"
-    )
+    about = "find out where captions get lost: one link of the chain changed at a time (half an hour on a CPU)"
     add = command(commands, chain, about, examples).add_argument
-    add("--n", type=int, default=200, help="scenes of one event, and as many of two (default: 200)")
+    add(
+        "--n",
+        type=int,
+        default=200,
+        help="scenes of one event, and as many of two (default: 200)",
+    )
     add("--seed", type=seed_number, default=0, help="of scenes and noise (default: 0)")
     add_weights(add)
     add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
@@ -266,33 +340,43 @@ def add_vocabulary(commands: Any) -> None:
     add_weights(command(commands, vocabulary, about, "minilib vocabulary").add_argument)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `minilib`; return 0 (`doctor`: or 1), or 2 after one sentence on what was wrong, or 130 after Ctrl-C."""
+    """Run `minilib`; return 0 (`doctor`: or 1), or 2 after one sentence on what was
+    wrong, or 130 after Ctrl-C.
+    """
     args = build_parser().parse_args(argv)
     try:
         code = args.run(args) or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read the output has gone, as in `minilib vocabulary | head -3`
+    # whoever read the output has gone, as in `minilib vocabulary | head -3`
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        go_on = f"; {args.stopped}" if is_full(error) and hasattr(args, "stopped") else ""
+        go_on = (
+            f"; {args.stopped}" if is_full(error) and hasattr(args, "stopped") else ""
+        )
         print(f"minilib: {sentence(error)}{go_on}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nminilib: {getattr(args, 'stopped', 'stopped; nothing was written')}", file=sys.stderr)
+        print(
+            f"\nminilib: {getattr(args, 'stopped', 'stopped; nothing was written')}",
+            file=sys.stderr,
+        )
         return 130
 
 
 def sentence(error: Exception) -> str:
     """What an error says, on one line; the system's errors without their numbers."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return (
+            f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        )
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -321,7 +405,9 @@ def generate(args: argparse.Namespace) -> None:
     seed = random.randrange(2**32) if args.seed is None else args.seed
     for caption in args.captions:
         warn_of_unknown_words(pipe, caption)
-    others = {name: getattr(args, name) for name in ("sampler", "seconds", "transcription")}
+    others = {
+        name: getattr(args, name) for name in ("sampler", "seconds", "transcription")
+    }
     waves = pipe(args.captions, seed=seed, **numbers, **others)
     profile.seconds.update(pipe.profile.seconds)
     with profile.measure("write"):
@@ -341,7 +427,12 @@ def train(args: argparse.Namespace) -> None:
     out = args.out or Path("runs") / args.preset
     options = {key: getattr(args, key) for key in ("preset", "data", "steps", "seed")}
     line = ["minilib", "train", *args.stages, "--out", str(out)]
-    line += [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
+    line += [
+        word
+        for key, value in options.items()
+        if value is not None
+        for word in (f"--{key}", str(value))
+    ]
     args.stopped = f"stopped; go on with: {shlex.join(line)} --resume"
     from minilib.training import train_stages
     from minilib.training.processes import is_main
@@ -353,10 +444,14 @@ def train(args: argparse.Namespace) -> None:
 
 
 def reconstruct(args: argparse.Namespace) -> None:
-    """Send a recording through VAE and vocoder, write what comes back, and print what was lost where."""
+    """Send a recording through VAE and vocoder, write what comes back, and print what
+    was lost where.
+    """
     (output,) = output_files(args.output, 1, SOUND_FILES)
     if output.exists() and args.file.exists() and output.samefile(args.file):
-        raise ValueError(f"--output must be another file than the recording, not {str(output)!r}")
+        raise ValueError(
+            f"--output must be another file than the recording, not {str(output)!r}"
+        )
     from minilib import audio
     from minilib.audioldm2 import AudioLDM2
     from minilib.metrics import reconstruction
@@ -366,12 +461,24 @@ def reconstruct(args: argparse.Namespace) -> None:
     result = reconstruction(pipe, wave, progress=True)
     audio.save(output, result["wave"])
     print(f"{args.file}  {len(wave) / audio.SAMPLE_RATE:.2f} s")
-    print(f"{'log-mel error (dB)':20}{'sound':>8}" + f"{'silence':>10}" * (result["silent_share"] > 0))
-    for name, key in (("VAE", "vae"), ("vocoder", "vocoder"), ("VAE and vocoder", "total")):
-        silent = f"{result[f'{key}_silent_db']:10.2f}" if result["silent_share"] > 0 else ""
+    print(
+        f"{'log-mel error (dB)':20}{'sound':>8}"
+        + f"{'silence':>10}" * (result["silent_share"] > 0)
+    )
+    for name, key in (
+        ("VAE", "vae"),
+        ("vocoder", "vocoder"),
+        ("VAE and vocoder", "total"),
+    ):
+        silent = (
+            f"{result[f'{key}_silent_db']:10.2f}" if result["silent_share"] > 0 else ""
+        )
         print(f"{name:20}{result[f'{key}_db']:8.2f}{silent}")
     if result["silent_share"] > 0:
-        print(f"{result['silent_share']:.0%} of the recording is digital silence, scored apart")
+        print(
+            f"{result['silent_share']:.0%} of the recording is digital silence, "
+            f"scored apart"
+        )
     print(f"written: {output}")
 
 
@@ -380,7 +487,10 @@ def evaluate(args: argparse.Namespace) -> None:
     output = output_files(args.json, 1, (".json",))[0] if args.json else None
     from minilib import metrics
 
-    options = {key: getattr(args, key) for key in ("n", "seed", "steps", "guidance", "sampler", "candidates")}
+    options = {
+        key: getattr(args, key)
+        for key in ("n", "seed", "steps", "guidance", "sampler", "candidates")
+    }
     if args.data:
         from minilib.data import AudioFolder
 
@@ -407,9 +517,14 @@ def chain(args: argparse.Namespace) -> None:
 
 
 def own_judge(args: argparse.Namespace) -> Path:
-    """The folder of the judge that has been trained beside the weights, on recordings of one's own."""
+    """The folder of the judge that has been trained beside the weights, on recordings
+    of one's own.
+    """
     if not args.weights:
-        raise ValueError(f"--data needs --weights: the folder of a pipeline that was trained on {args.data}")
+        raise ValueError(
+            f"--data needs --weights: the folder of a pipeline that was trained on "
+            f"{args.data}"
+        )
     path = Path(args.weights) / "judge"
     if not (path / "config.json").is_file():
         how = f"minilib train judge --data {args.data} --out {path.parent}"
@@ -417,7 +532,9 @@ def own_judge(args: argparse.Namespace) -> Path:
     return path
 
 
-def pipeline_and_judge(args: argparse.Namespace, judge: Path) -> tuple[AudioLDM2, Judge, Path]:
+def pipeline_and_judge(
+    args: argparse.Namespace, judge: Path
+) -> tuple[AudioLDM2, Judge, Path]:
     """The weights that are asked for, a judge, and where the weights are."""
     import torch
 
@@ -447,10 +564,15 @@ def vocabulary(args: argparse.Namespace) -> None:
 
     folder = released.fetch(args.weights or shipped_weights())
     if released.is_released(folder):
-        print("these weights are open to any words: their encoders were trained on far more than captions")
+        print(
+            "these weights are open to any words: their encoders were trained on far "
+            "more than captions"
+        )
         return
     known = read_json(folder / "vocabulary.json")
-    classes, words, captions = (known.get(key, []) for key in ("classes", "words", "captions"))
+    classes, words, captions = (
+        known.get(key, []) for key in ("classes", "words", "captions")
+    )
     if classes:
         print(f"{len(classes)} kinds of sound:\n{in_columns(classes)}\n")
     print(f"{len(words)} words:\n{in_columns(words)}\n")
@@ -464,8 +586,12 @@ def convert(args: argparse.Namespace) -> None:
     from minilib.audioldm2 import AudioLDM2
     from minilib.files import replacing_folder
 
-    if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
-        raise ValueError(f"DST must be a new or an empty folder, not {str(args.target)!r}")
+    if args.target.exists() and (
+        not args.target.is_dir() or any(args.target.iterdir())
+    ):
+        raise ValueError(
+            f"DST must be a new or an empty folder, not {str(args.target)!r}"
+        )
     own = False  # whether the source is laid out as this package does
     if args.source.endswith(".pth"):
         pipe = AudioLDM2.from_original(args.source, args.like, device="cpu", dtype=None)
@@ -478,7 +604,10 @@ def convert(args: argparse.Namespace) -> None:
             pipe.to_diffusers(new)
         else:
             pipe.save_pretrained(new)
-    print(f"{args.target}: a folder of {'diffusers' if own else 'minilib'}, from {args.source}")
+    print(
+        f"{args.target}: a folder of {'diffusers' if own else 'minilib'}, from "
+        f"{args.source}"
+    )
 
 
 def info(args: argparse.Namespace) -> None:
@@ -487,13 +616,25 @@ def info(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from minilib import costs, released
-    from minilib.audioldm2 import EVERYWHERE, MAX_STEPS, STEPS, AudioLDM2, check_numbers, check_seconds
+    from minilib.audioldm2 import (
+        EVERYWHERE,
+        MAX_STEPS,
+        STEPS,
+        AudioLDM2,
+        check_numbers,
+        check_seconds,
+    )
     from minilib.diffusion import time_steps
     from minilib.unet import UNet
 
     check_numbers(args.steps, 1.0, 1)
     if args.pipeline in UNet.presets:
-        folder, parts, steps, interval = None, costs.preset_parts(args.pipeline), STEPS, EVERYWHERE
+        folder, parts, steps, interval = (
+            None,
+            costs.preset_parts(args.pipeline),
+            STEPS,
+            EVERYWHERE,
+        )
         seconds = 2.56 if args.pipeline == "tiny" else 10.24
     else:
         folder = released.fetch(args.pipeline or shipped_weights())
@@ -506,7 +647,9 @@ def info(args: argparse.Namespace) -> None:
     guided = sum(interval[0] < t <= interval[1] for t in time_steps(MAX_STEPS, steps))
     flops = costs.operations(parts, seconds, guided, guided=guided > 0)
     if guided < steps:
-        flops["sample"] += costs.operations(parts, seconds, steps - guided, guided=False)["sample"]
+        flops["sample"] += costs.operations(
+            parts, seconds, steps - guided, guided=False
+        )["sample"]
     print(costs.report(rows, flops, seconds, steps, guided))
     if output:
         numbers = {
@@ -519,12 +662,17 @@ def info(args: argparse.Namespace) -> None:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Print one line for each thing that minilib needs, and how to mend what is wrong; 1 if it can't work."""
+    """Print one line for each thing that minilib needs, and how to mend what is wrong;
+    1 if it can't work.
+    """
     from minilib.doctor import examine
 
     sound = True
-    for name, check in examine(Path(args.weights) if args.weights else DATA / "weights" / "tiny"):
-        # the name before the check: a broken library may end the process as it is imported
+    for name, check in examine(
+        Path(args.weights) if args.weights else DATA / "weights" / "tiny"
+    ):
+        # the name before the check: a broken library may end the process as it is
+        # imported
         print(f"{name:13}", end="", flush=True)
         found = check()
         print(found.found)
@@ -534,13 +682,15 @@ def doctor(args: argparse.Namespace) -> int:
     return 0 if sound else 1
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # What they share
 
 
 def shipped_weights() -> Path:
     """The folder of the weights that come with the repository."""
-    return shipped("tiny", "give a folder with --weights, or train some with: minilib train all")
+    return shipped(
+        "tiny", "give a folder with --weights, or train some with: minilib train all"
+    )
 
 
 def shipped_listener() -> Path:
@@ -551,45 +701,66 @@ def shipped_listener() -> Path:
 
 def shipped_judge() -> Path:
     """The folder of the judge that comes with the repository."""
-    return shipped("judges/judge", "train one with: minilib train judge --out data/weights/judges")
+    return shipped(
+        "judges/judge", "train one with: minilib train judge --out data/weights/judges"
+    )
 
 
 def shipped(name: str, remedy: str) -> Path:
     """A folder of data/weights, or a sentence on what to do without it."""
     folder = DATA / "weights" / name
     if not folder.is_dir():
-        raise FileNotFoundError(f"the weights that ship are not here ({folder} is missing): {remedy}")
+        raise FileNotFoundError(
+            f"the weights that ship are not here ({folder} is missing): {remedy}"
+        )
     return folder
 
 
 def output_files(path: Path, n: int, suffixes: Sequence[str]) -> list[Path]:
-    """The n files to be written, `name-1.wav`, `name-2.wav`, ... where there are several; checked beforehand."""
+    """The n files to be written, `name-1.wav`, `name-2.wav`, ... where there are
+    several; checked beforehand.
+    """
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"the output must end in {' or '.join(suffixes)}, not {str(path)!r}")
+        raise ValueError(
+            f"the output must end in {' or '.join(suffixes)}, not {str(path)!r}"
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"the output {str(path)!r} can't be written: there is no folder {str(path.parent)!r}"
+            f"the output {str(path)!r} can't be written: there is no folder "
+            f"{str(path.parent)!r}"
         )
-    paths = [path.with_stem(f"{path.stem}-{i + 1}") for i in range(n)] if n > 1 else [path]
+    paths = (
+        [path.with_stem(f"{path.stem}-{i + 1}") for i in range(n)] if n > 1 else [path]
+    )
     for file in paths:
         if file.is_dir():
-            raise ValueError(f"the output {str(file)!r} can't be written: it is a folder")
+            raise ValueError(
+                f"the output {str(file)!r} can't be written: it is a folder"
+            )
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()  # asks the disk itself: permissions say too little
+        # asks the disk itself: permissions say too little
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise ValueError(f"the output {str(path)!r} can't be written: {error.strerror}") from error
+        raise ValueError(
+            f"the output {str(path)!r} can't be written: {error.strerror}"
+        ) from error
     return paths
 
 
 def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:
-    """Say which words of a caption the weights don't know, and what is near that they do."""
+    """Say which words of a caption the weights don't know, and what is near that they
+    do.
+    """
     from minilib.metrics import nearest_captions
 
     unknown = pipe.unknown_words(caption)
     if unknown:
         near = " or ".join(f'"{other}"' for other in nearest_captions(pipe, caption))
         words = ", ".join(f'"{word}"' for word in unknown)
-        print(f"minilib: these weights don't know {words}; near that they know: {near}", file=sys.stderr)
+        print(
+            f"minilib: these weights don't know {words}; near that they know: {near}",
+            file=sys.stderr,
+        )
 
 
 def plot(path: Path, wave: Tensor, caption: str) -> None:
@@ -615,7 +786,10 @@ def table(profile: Profile) -> str:
     """Seconds of each stage, and their sum."""
     rows = [*profile.seconds.items(), ("total", sum(profile.seconds.values()))]
     return "\n".join(
-        ["stage             seconds", *(f"{stage:14}{seconds:11.3f}" for stage, seconds in rows)]
+        [
+            "stage             seconds",
+            *(f"{stage:14}{seconds:11.3f}" for stage, seconds in rows),
+        ]
     )
 
 
@@ -624,5 +798,8 @@ def in_columns(words: Sequence[str]) -> str:
     width = 2 + max(map(len, words), default=0)
     n_columns = max(1, (min(shutil.get_terminal_size().columns, 100) - 2) // width)
     n_rows = -(-len(words) // n_columns)
-    rows = ("".join(f"{word:{width}}" for word in words[row::n_rows]) for row in range(n_rows))
+    rows = (
+        "".join(f"{word:{width}}" for word in words[row::n_rows])
+        for row in range(n_rows)
+    )
     return "\n".join(f"  {row.rstrip()}" for row in rows)

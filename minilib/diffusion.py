@@ -1,11 +1,14 @@
-"""Diffusion: noise schedules, the forward process, its posterior, the losses, and three samplers.
+"""Diffusion: noise schedules, the forward process, its posterior, the losses, and three
+samplers.
 
-Notation and equations are those of Ho et al. (DDPM, arXiv 2006.11239), for DDIM of Song et al. (2010.02502), for
-DPM-Solver++ of Lu et al. (2211.01095). Noise levels count from 1 to T, and level 0 is the clean x0:
-`alpha_bar[0] == 1`. A model is any callable `model(xt, t) -> eps_hat` with xt (B, ...) and t (B,), so nothing here
-knows of sound, latents or conditions.
+Notation and equations are those of Ho et al. (DDPM, arXiv 2006.11239), for DDIM of Song
+et al. (2010.02502), for DPM-Solver++ of Lu et al. (2211.01095). Noise levels count from
+1 to T, and level 0 is the clean x0: `alpha_bar[0] == 1`. A model is any callable
+`model(xt, t) -> eps_hat` with xt (B, ...) and t (B,), so nothing here knows of sound,
+latents or conditions.
 
-Chapters 03 (forward process), 04 (posterior), 05 (losses) and 06 (samplers) build this module.
+Chapters 03 (forward process), 04 (posterior), 05 (losses) and 06 (samplers) build this
+module.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from tqdm import tqdm
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (xt (B, ...), t (B,)) -> eps_hat (B, ...)
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Schedules
 
 
@@ -48,20 +51,27 @@ class Schedule:
 
     @cached_property
     def alpha_bar(self) -> Tensor:
-        """Share of the variance of x0 that is left at level t: the product of alpha up to t."""
+        """Share of the variance of x0 that is left at level t: the product of alpha up
+        to t.
+        """
         return self.alpha.cumprod(dim=0)
 
     @cached_property
     def snr(self) -> Tensor:
-        """Signal-to-noise ratio of level t: the variance left of x0 over that of the noise; infinite at level 0."""
+        """Signal-to-noise ratio of level t: the variance left of x0 over that of the
+        noise; infinite at level 0.
+        """
         return self.alpha_bar / (1 - self.alpha_bar)
 
 
-def linear_schedule(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
+def linear_schedule(
+    T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02
+) -> Schedule:
     """The schedule of Ho et al., section 4: beta grows linearly from step 1 to step T.
 
     Args:
-        T: number of steps; beta_1, beta_T: variance of the noise of the first and the last step.
+        T: number of steps; beta_1, beta_T: variance of the noise of the first and the
+            last step.
 
     Chapter 03.
     """
@@ -69,11 +79,15 @@ def linear_schedule(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -
     return Schedule(torch.cat([torch.zeros(1), beta]))
 
 
-def sqrt_linear_schedule(T: int = 1000, beta_1: float = 0.0015, beta_T: float = 0.0195) -> Schedule:
-    """The schedule of latent diffusion (Rombach et al., 2112.10752) and AudioLDM 2: sqrt(beta) grows linearly.
+def sqrt_linear_schedule(
+    T: int = 1000, beta_1: float = 0.0015, beta_T: float = 0.0195
+) -> Schedule:
+    """The schedule of latent diffusion (Rombach et al., 2112.10752) and AudioLDM 2:
+    sqrt(beta) grows linearly.
 
     Args:
-        T: number of steps; beta_1, beta_T: variance of the noise of the first and the last step.
+        T: number of steps; beta_1, beta_T: variance of the noise of the first and the
+            last step.
 
     Chapter 03.
     """
@@ -82,19 +96,26 @@ def sqrt_linear_schedule(T: int = 1000, beta_1: float = 0.0015, beta_T: float = 
 
 
 def cosine_schedule(T: int = 1000, s: float = 0.008, most: float = 0.999) -> Schedule:
-    """The schedule of Nichol and Dhariwal (2102.09672, Eq. 17): alpha_bar falls like a squared cosine.
+    """The schedule of Nichol and Dhariwal (2102.09672, Eq. 17): alpha_bar falls like a
+    squared cosine.
 
     Args:
-        T: number of steps; s: shift that keeps the first steps from being too small; most: beta at most.
+        T: number of steps; s: shift that keeps the first steps from being too small;
+            most: beta at most.
 
     Chapter 03.
     """
-    f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2) ** 2
+    f = (
+        torch.cos(
+            (torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2
+        )
+        ** 2
+    )
     beta = (1 - f[1:] / f[:-1]).clamp_max(most).float()
     return Schedule(torch.cat([torch.zeros(1), beta]))
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The forward process and what follows from it
 
 
@@ -111,25 +132,34 @@ def at(values: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
     return values.to(x)[t].view(-1, *[1] * (x.ndim - 1))
 
 
-def q_step(schedule: Schedule, x_before: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
-    """One step of the forward process, from level t - 1 to t: xt = sqrt(alpha) x_{t-1} + sqrt(beta) eps (Eq. 2).
+def q_step(
+    schedule: Schedule, x_before: Tensor, t: Tensor | int, eps: Tensor
+) -> Tensor:
+    """One step of the forward process, from level t - 1 to t: xt = sqrt(alpha) x_{t-1}
+    + sqrt(beta) eps (Eq. 2).
 
     Args:
-        schedule: the noise levels; x_before: (B, ...) at level t - 1; t: (B,) levels 1 to T.
+        schedule: the noise levels; x_before: (B, ...) at level t - 1; t: (B,) levels 1
+            to T.
         eps: (B, ...) standard normal.
     Returns:
         xt, (B, ...).
 
     Chapter 03.
     """
-    return at(schedule.alpha.sqrt(), t, x_before) * x_before + at(schedule.beta.sqrt(), t, eps) * eps
+    return (
+        at(schedule.alpha.sqrt(), t, x_before) * x_before
+        + at(schedule.beta.sqrt(), t, eps) * eps
+    )
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
-    """Jump from x0 to noise level t in one step: xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (Eq. 4).
+    """Jump from x0 to noise level t in one step: xt = sqrt(alpha_bar) x0 + sqrt(1 -
+    alpha_bar) eps (Eq. 4).
 
     Args:
-        schedule: the noise levels; x0: (B, ...) clean; t: (B,) levels 0 to T; eps: (B, ...) standard normal.
+        schedule: the noise levels; x0: (B, ...) clean; t: (B,) levels 0 to T; eps: (B,
+            ...) standard normal.
     Returns:
         xt, (B, ...).
 
@@ -139,33 +169,43 @@ def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Te
     return at(signal, t, x0) * x0 + at(noise, t, x0) * eps
 
 
-def posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of q(x_{t-1} | xt, x0), the forward process turned round (Eqs. 6 and 7).
+def posterior(
+    schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor | int
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(x_{t-1} | xt, x0), the forward process turned round (Eqs.
+    6 and 7).
 
     Args:
-        schedule: the noise levels; x0: (B, ...) clean; xt: (B, ...) noisy; t: (B,) levels 1 to T.
+        schedule: the noise levels; x0: (B, ...) clean; xt: (B, ...) noisy; t: (B,)
+            levels 1 to T.
     Returns:
-        mean (B, ...), a mixture of x0 and xt; variance (B, 1, ...), which depends on t only, 0 at t = 1.
+        mean (B, ...), a mixture of x0 and xt; variance (B, 1, ...), which depends on t
+        only, 0 at t = 1.
 
     Chapter 04.
     """
-    alpha_bar, alpha_bar_before = schedule.alpha_bar, schedule.alpha_bar.roll(1)  # at t: those of t and t - 1
-    alpha = (
-        alpha_bar / alpha_bar_before
-    )  # schedule.alpha, but rounded like alpha_bar: the shares add up better
+    # at t: those of t and t - 1
+    alpha_bar, alpha_bar_before = schedule.alpha_bar, schedule.alpha_bar.roll(1)
+    # schedule.alpha, but rounded like alpha_bar: the shares add up better
+    alpha = alpha_bar / alpha_bar_before
     share_of_x0 = alpha_bar_before.sqrt() * (1 - alpha) / (1 - alpha_bar)
     share_of_xt = alpha.sqrt() * (1 - alpha_bar_before) / (1 - alpha_bar)
     beta_tilde = (1 - alpha) * (1 - alpha_bar_before) / (1 - alpha_bar)
-    return at(share_of_x0, t, x0) * x0 + at(share_of_xt, t, xt) * xt, at(beta_tilde, t, xt)
+    return at(share_of_x0, t, x0) * x0 + at(share_of_xt, t, xt) * xt, at(
+        beta_tilde, t, xt
+    )
 
 
 def gaussian_kl(mean_p: Tensor, var_p: Tensor, mean_q: Tensor, var_q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence KL(p || q) of two Gaussians with independent dimensions, in nats.
+    """Kullback-Leibler divergence KL(p || q) of two Gaussians with independent
+    dimensions, in nats.
 
-    0.5 * sum(log(var_q / var_p) + (var_p + (mean_p - mean_q)^2) / var_q - 1), the sum over the dimensions.
+    0.5 * sum(log(var_q / var_p) + (var_p + (mean_p - mean_q)^2) / var_q - 1), the sum
+    over the dimensions.
 
     Args:
-        mean_p, var_p, mean_q, var_q: (B, ...), or shapes that broadcast to it; variances above 0.
+        mean_p, var_p, mean_q, var_q: (B, ...), or shapes that broadcast to it;
+            variances above 0.
     Returns:
         (B,).
 
@@ -176,10 +216,12 @@ def gaussian_kl(mean_p: Tensor, var_p: Tensor, mean_q: Tensor, var_q: Tensor) ->
 
 
 def predict_x0(schedule: Schedule, xt: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
-    """The x0 that xt comes from if its noise is eps: Eq. 4 solved for x0 (Ho et al., Eq. 15).
+    """The x0 that xt comes from if its noise is eps: Eq. 4 solved for x0 (Ho et al.,
+    Eq. 15).
 
     Args:
-        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; eps: (B, ...) its noise, or a guess.
+        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; eps: (B,
+            ...) its noise, or a guess.
     Returns:
         x0, (B, ...); a guess if eps is one.
 
@@ -190,13 +232,16 @@ def predict_x0(schedule: Schedule, xt: Tensor, t: Tensor | int, eps: Tensor) -> 
 
 
 def velocity(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
-    """The velocity v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans and Ho, 2202.00512, section 4).
+    """The velocity v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans and Ho,
+    2202.00512, section 4).
 
-    A network that predicts v predicts nearly the noise where there is little of it, and nearly -x0 where all is
-    noise: there the noise alone says nothing of x0, and a small error in it would be a large one in x0.
+    A network that predicts v predicts nearly the noise where there is little of it, and
+    nearly -x0 where all is noise: there the noise alone says nothing of x0, and a small
+    error in it would be a large one in x0.
 
     Args:
-        schedule: the noise levels; x0: (B, ...) clean; t: (B,) levels 0 to T; eps: (B, ...) standard normal.
+        schedule: the noise levels; x0: (B, ...) clean; t: (B,) levels 0 to T; eps: (B,
+            ...) standard normal.
     Returns:
         v, (B, ...).
 
@@ -210,7 +255,8 @@ def eps_from_x0(schedule: Schedule, xt: Tensor, t: Tensor | int, x0: Tensor) -> 
     """The noise in xt if it comes from x0: Eq. 4 solved for eps.
 
     Args:
-        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; x0: (B, ...), true or predicted.
+        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; x0: (B,
+            ...), true or predicted.
     Returns:
         eps, (B, ...).
 
@@ -220,11 +266,15 @@ def eps_from_x0(schedule: Schedule, xt: Tensor, t: Tensor | int, x0: Tensor) -> 
     return (xt - at(signal, t, xt) * x0) / at(noise, t, xt)
 
 
-def eps_from_mean(schedule: Schedule, xt: Tensor, t: Tensor | int, mean: Tensor) -> Tensor:
-    """The noise in xt if `mean` is that of x_{t-1}: mean = (xt - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha), Eq. 11.
+def eps_from_mean(
+    schedule: Schedule, xt: Tensor, t: Tensor | int, mean: Tensor
+) -> Tensor:
+    """The noise in xt if `mean` is that of x_{t-1}: mean = (xt - beta / sqrt(1 -
+    alpha_bar) eps) / sqrt(alpha), Eq. 11.
 
     Args:
-        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; mean: (B, ...), true or predicted.
+        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; mean: (B,
+            ...), true or predicted.
     Returns:
         eps, (B, ...).
 
@@ -234,11 +284,15 @@ def eps_from_mean(schedule: Schedule, xt: Tensor, t: Tensor | int, mean: Tensor)
     return at(gain, t, xt) * (xt - at(schedule.alpha.sqrt(), t, xt) * mean)
 
 
-def eps_from_velocity(schedule: Schedule, xt: Tensor, t: Tensor | int, v: Tensor) -> Tensor:
-    """The noise that a velocity means: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt (2202.00512, section 4).
+def eps_from_velocity(
+    schedule: Schedule, xt: Tensor, t: Tensor | int, v: Tensor
+) -> Tensor:
+    """The noise that a velocity means: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt
+    (2202.00512, section 4).
 
     Args:
-        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; v: (B, ...), true or predicted.
+        schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; v: (B,
+            ...), true or predicted.
     Returns:
         eps, (B, ...).
 
@@ -248,18 +302,31 @@ def eps_from_velocity(schedule: Schedule, xt: Tensor, t: Tensor | int, v: Tensor
     return at(signal, t, v) * v + at(noise, t, xt) * xt
 
 
-def weighted_mse(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error of predictions (B, ...), each item times its weight (B,), None for 1. Chapter 05."""
+def weighted_mse(
+    prediction: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of predictions (B, ...), each item times its weight (B,), None
+    for 1.
+
+    Chapter 05.
+    """
     error = (prediction - target).square().flatten(1).mean(dim=1)  # (B,)
     return error.mean() if weight is None else (weight * error).mean()
 
 
 def mean_loss(
-    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
+    model: Model,
+    schedule: Schedule,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted mean of x_{t-1} (Ho et al., Eq. 8). Chapter 05.
+    """Mean squared error of the predicted mean of x_{t-1} (Ho et al., Eq. 8). Chapter
+    05.
 
-    The four losses take the same arguments and differ in what `model` predicts: here the mean of the posterior.
+    The four losses take the same arguments and differ in what `model` predicts: here
+    the mean of the posterior.
 
     Args:
         model: predicts from (xt, t); schedule: the noise levels; x0: (B, ...) clean.
@@ -273,16 +340,30 @@ def mean_loss(
 
 
 def x0_loss(
-    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
+    model: Model,
+    schedule: Schedule,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted x0. Arguments as for `mean_loss`. Chapter 05."""
+    """Mean squared error of the predicted x0. Arguments as for `mean_loss`.
+
+    Chapter 05.
+    """
     return weighted_mse(model(q_sample(schedule, x0, t, eps), t), x0, weight)
 
 
 def eps_loss(
-    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
+    model: Model,
+    schedule: Schedule,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted noise: L_simple (Ho et al., Eq. 14), or weighted (Eq. 12).
+    """Mean squared error of the predicted noise: L_simple (Ho et al., Eq. 14), or
+    weighted (Eq. 12).
 
     Arguments as for `mean_loss`. Chapter 05.
     """
@@ -290,14 +371,25 @@ def eps_loss(
 
 
 def v_loss(
-    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor | None = None
+    model: Model,
+    schedule: Schedule,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted velocity (2202.00512, section 4). As `mean_loss` otherwise. Chapter 05."""
-    return weighted_mse(model(q_sample(schedule, x0, t, eps), t), velocity(schedule, x0, t, eps), weight)
+    """Mean squared error of the predicted velocity (2202.00512, section 4).
+
+    As `mean_loss` otherwise. Chapter 05.
+    """
+    return weighted_mse(
+        model(q_sample(schedule, x0, t, eps), t), velocity(schedule, x0, t, eps), weight
+    )
 
 
 def x0_error(schedule: Schedule, t: Tensor, target: str) -> Tensor:
-    """Squared error of x0 that a squared error of 1 in the target means at level t: the targets' common currency.
+    """Squared error of x0 that a squared error of 1 in the target means at level t: the
+    targets' common currency.
 
     Args:
         schedule: the noise levels; t: (B,) levels, 1 to T ("mean": 2 to T).
@@ -311,7 +403,8 @@ def x0_error(schedule: Schedule, t: Tensor, target: str) -> Tensor:
     """
     alpha_bar, before = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
     rates = {
-        "mean": (1 - alpha_bar) ** 2 / (before * schedule.beta[t] ** 2),  # 1 / (share of x0 in it)^2
+        # 1 / (share of x0 in it)^2
+        "mean": (1 - alpha_bar) ** 2 / (before * schedule.beta[t] ** 2),
         "x0": torch.ones_like(alpha_bar),
         "eps": (1 - alpha_bar) / alpha_bar,
         "v": 1 - alpha_bar,
@@ -322,13 +415,15 @@ def x0_error(schedule: Schedule, t: Tensor, target: str) -> Tensor:
 
 
 def elbo_weight(schedule: Schedule, t: Tensor, target: str = "eps") -> Tensor:
-    """What makes a squared error, summed over the dimensions, the KL term of the ELBO at level t (Ho et al., Eq. 12).
+    """What makes a squared error, summed over the dimensions, the KL term of the ELBO
+    at level t (Ho et al., Eq. 12).
 
-    For "eps" it is beta^2 / (2 beta_tilde alpha (1 - alpha_bar)); for "x0" half of what the signal-to-noise ratio
-    loses in step t (Kingma et al., 2107.00630, Eq. 13).
+    For "eps" it is beta^2 / (2 beta_tilde alpha (1 - alpha_bar)); for "x0" half of what
+    the signal-to-noise ratio loses in step t (Kingma et al., 2107.00630, Eq. 13).
 
     Args:
-        schedule: the noise levels; t: (B,) levels 2 to T, for at 1 the posterior has no variance.
+        schedule: the noise levels; t: (B,) levels 2 to T, for at 1 the posterior has no
+            variance.
         target: "mean", "x0", "eps" or "v", see `x0_error`.
     Returns:
         (B,).
@@ -338,11 +433,15 @@ def elbo_weight(schedule: Schedule, t: Tensor, target: str = "eps") -> Tensor:
     return 0.5 * (schedule.snr[t - 1] - schedule.snr[t]) * x0_error(schedule, t, target)
 
 
-def min_snr_weight(schedule: Schedule, t: Tensor, target: str = "eps", gamma: float = 5.0) -> Tensor:
-    """Min-SNR weighting (Hang et al., 2303.09556, section 3.4): as if x0 were weighed by min(SNR, gamma).
+def min_snr_weight(
+    schedule: Schedule, t: Tensor, target: str = "eps", gamma: float = 5.0
+) -> Tensor:
+    """Min-SNR weighting (Hang et al., 2303.09556, section 3.4): as if x0 were weighed
+    by min(SNR, gamma).
 
     Args:
-        schedule: the noise levels; t: (B,) levels 1 to T; gamma: no level weighs more than this.
+        schedule: the noise levels; t: (B,) levels 1 to T; gamma: no level weighs more
+            than this.
         target: "mean", "x0", "eps" or "v", see `x0_error`.
     Returns:
         (B,).
@@ -352,17 +451,25 @@ def min_snr_weight(schedule: Schedule, t: Tensor, target: str = "eps", gamma: fl
     return schedule.snr[t].clamp_max(gamma) * x0_error(schedule, t, target)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Samplers. Each goes down a row of noise levels; a step from level t is one call of the model.
+# --------------------------------------------------------------------------------------
+# Samplers. Each goes down a row of noise levels; a step from level t is one call of the
+# model.
 
 
 def levels(t: int, x: Tensor) -> Tensor:
-    """The noise level t once for each item of x: (B,), as a model wants it. Chapter 06."""
+    """The noise level t once for each item of x: (B,), as a model wants it.
+
+    Chapter 06.
+    """
     return torch.full((x.shape[0],), t, device=x.device)
 
 
 def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise in the shape of x, drawn on the CPU: the same on every device. Chapter 06."""
+    """Standard normal noise in the shape of x, drawn on the CPU: the same on every
+    device.
+
+    Chapter 06.
+    """
     return torch.randn(x.shape, generator=generator).to(x)
 
 
@@ -374,15 +481,18 @@ def ddpm_step(
     generator: torch.Generator | None = None,
     variance: str = "beta_tilde",
 ) -> Tensor:
-    """One step of ancestral sampling, from level t to t - 1 (Ho et al., Algorithm 2, lines 3 and 4).
+    """One step of ancestral sampling, from level t to t - 1 (Ho et al., Algorithm 2,
+    lines 3 and 4).
 
-    x0 is predicted, and x_{t-1} drawn around the mean of the posterior that it and xt give; at t = 1 it is the mean.
+    x0 is predicted, and x_{t-1} drawn around the mean of the posterior that it and xt
+    give; at t = 1 it is the mean.
 
     Args:
-        schedule: the noise levels; xt: (B, ...); t: 1 to T; eps: (B, ...), the predicted noise.
+        schedule: the noise levels; xt: (B, ...); t: 1 to T; eps: (B, ...), the
+            predicted noise.
         generator: of the noise, on the CPU.
-        variance: "beta_tilde", the posterior's (Eq. 7), right if x0 is one point; or "beta", right if x0 is
-            standard normal (section 3.2).
+        variance: "beta_tilde", the posterior's (Eq. 7), right if x0 is one point; or
+            "beta", right if x0 is standard normal (section 3.2).
     Returns:
         x_{t-1}, (B, ...).
     Raises:
@@ -409,12 +519,16 @@ def ddpm_sample(
     callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Ancestral sampling through all T levels (Ho et al., Algorithm 2). For fewer steps: `ddim_sample`, eta 1.
+    """Ancestral sampling through all T levels (Ho et al., Algorithm 2). For fewer
+    steps: `ddim_sample`, eta 1.
 
     Args:
-        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard normal.
-        generator: of the noise of the steps, on the CPU; variance: of that noise, see `ddpm_step`.
-        callback: called before each step with its number i, level t, xt and the predicted noise.
+        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard
+            normal.
+        generator: of the noise of the steps, on the CPU; variance: of that noise, see
+            `ddpm_step`.
+        callback: called before each step with its number i, level t, xt and the
+            predicted noise.
         progress: whether to show a bar.
     Returns:
         x0, (B, ...).
@@ -430,15 +544,19 @@ def ddpm_sample(
     return x
 
 
-def time_steps(T: int, steps: int, spacing: str = "leading", offset: int = 1) -> list[int]:
-    """The noise levels that a sampler visits, evenly spaced, from high to low (Lin et al., 2305.08891, table 2).
+def time_steps(
+    T: int, steps: int, spacing: str = "leading", offset: int = 1
+) -> list[int]:
+    """The noise levels that a sampler visits, evenly spaced, from high to low (Lin et
+    al., 2305.08891, table 2).
 
-    "leading" counts strides up from level 1 + offset and stops short of T, as the released models do;
-    "trailing" counts down from T, where all is noise.
+    "leading" counts strides up from level 1 + offset and stops short of T, as the
+    released models do; "trailing" counts down from T, where all is noise.
 
     Args:
         T: the highest level; steps: how many to visit, 1 to T.
-        spacing: "leading" or "trailing"; offset: levels to lift "leading" by, as far as T allows.
+        spacing: "leading" or "trailing"; offset: levels to lift "leading" by, as far as
+            T allows.
     Returns:
         `steps` levels from 1 to T, falling.
     Raises:
@@ -447,7 +565,9 @@ def time_steps(T: int, steps: int, spacing: str = "leading", offset: int = 1) ->
     Chapter 06.
     """
     if not 1 <= steps <= T:
-        raise ValueError(f"steps must be from 1 to {T}, the number of noise levels; given {steps}")
+        raise ValueError(
+            f"steps must be from 1 to {T}, the number of noise levels; given {steps}"
+        )
     if spacing == "leading":
         stride = T // steps
         lowest = min(1 + offset, T - (steps - 1) * stride)
@@ -466,23 +586,29 @@ def ddim_step(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One step of DDIM, from level t to any lower level s (Song et al., Eqs. 12 and 16; their alpha is alpha_bar).
+    """One step of DDIM, from level t to any lower level s (Song et al., Eqs. 12 and 16;
+    their alpha is alpha_bar).
 
-    x0 is predicted, and noised again to level s: in part by the same noise, in part, of deviation sigma, by new.
+    x0 is predicted, and noised again to level s: in part by the same noise, in part, of
+    deviation sigma, by new.
 
     Args:
-        schedule: the noise levels; xt: (B, ...); t, s: levels, s <= t; eps: (B, ...), the predicted noise.
-        eta: share of new noise; 0 for none (DDIM), 1 for as much as DDPM adds; generator: of it, on the CPU.
+        schedule: the noise levels; xt: (B, ...); t, s: levels, s <= t; eps: (B, ...),
+            the predicted noise.
+        eta: share of new noise; 0 for none (DDIM), 1 for as much as DDPM adds;
+            generator: of it, on the CPU.
     Returns:
         xs, (B, ...).
 
     Chapter 06.
     """
     alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
-    variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)  # Eq. 16 for eta 1
+    # Eq. 16 for eta 1
+    variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
     sigma = eta * variance.sqrt()
     x0 = predict_x0(schedule, xt, t, eps)
-    same_noise = (1 - alpha_bar_s - sigma**2).clamp_min(0).sqrt()  # rounding may take it below 0
+    # rounding may take it below 0
+    same_noise = (1 - alpha_bar_s - sigma**2).clamp_min(0).sqrt()
     xs = alpha_bar_s.sqrt() * x0 + same_noise * eps  # Eq. 12
     return xs + sigma * randn_like(xt, generator) if eta > 0 else xs
 
@@ -501,14 +627,17 @@ def ddim_sample(
     callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Sampling by DDIM (Song et al., section 4), in as few steps as wanted; without new noise unless eta > 0.
+    """Sampling by DDIM (Song et al., section 4), in as few steps as wanted; without new
+    noise unless eta > 0.
 
     Args:
-        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard normal.
+        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard
+            normal.
         steps, spacing, offset: which levels to visit, see `time_steps`.
         eta: share of new noise in each step, 0 to 1; generator: of it, on the CPU.
         last: the level to end at: 1, as the released models do, or 0, the clean end.
-        callback: called before each step with its number i, level t, xt and the predicted noise.
+        callback: called before each step with its number i, level t, xt and the
+            predicted noise.
         progress: whether to show a bar.
     Returns:
         x at level `last`, (B, ...).
@@ -531,23 +660,35 @@ def ddim_sample(
 
 
 def dpm_solver_step(
-    schedule: Schedule, xt: Tensor, t: int, s: int, x0: Tensor, before: tuple[int, Tensor] | None = None
+    schedule: Schedule,
+    xt: Tensor,
+    t: int,
+    s: int,
+    x0: Tensor,
+    before: tuple[int, Tensor] | None = None,
 ) -> Tensor:
-    """One step of DPM-Solver++ (2M), from level t to any lower level s (Lu et al., 2211.01095, Algorithm 2).
+    """One step of DPM-Solver++ (2M), from level t to any lower level s (Lu et al.,
+    2211.01095, Algorithm 2).
 
-    In lambda = log(signal / noise) the path to x0 is nearly straight, and x0 is followed along the line through
-    its last two predictions. Without the one before, or to the clean end (lambda is infinite there), the step is
-    of first order: DDIM's.
+    In lambda = log(signal / noise) the path to x0 is nearly straight, and x0 is
+    followed along the line through its last two predictions. Without the one before, or
+    to the clean end (lambda is infinite there), the step is of first order: DDIM's.
 
     Args:
-        schedule: the noise levels; xt: (B, ...); t, s: levels, s < t; x0: (B, ...), predicted at level t.
-        before: the level above t that the last step came from, and the x0 (B, ...) predicted there.
+        schedule: the noise levels; xt: (B, ...); t, s: levels, s < t; x0: (B, ...),
+            predicted at level t.
+        before: the level above t that the last step came from, and the x0 (B, ...)
+            predicted there.
     Returns:
         xs, (B, ...).
 
     Chapter 06.
     """
-    signal, noise, lam = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt(), 0.5 * schedule.snr.log()
+    signal, noise, lam = (
+        schedule.alpha_bar.sqrt(),
+        (1 - schedule.alpha_bar).sqrt(),
+        0.5 * schedule.snr.log(),
+    )
     h = lam[s] - lam[t]
     if before is not None and s > 0:
         level, x0_before = before
@@ -567,15 +708,20 @@ def dpm_solver_sample(
     callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Sampling by DPM-Solver++ (2M): deterministic, of second order, good in 10 to 20 steps (2211.01095).
+    """Sampling by DPM-Solver++ (2M): deterministic, of second order, good in 10 to 20
+    steps (2211.01095).
 
-    The first step is of first order, and so is the last one of fewer than 15, where it helps (their section 5).
+    The first step is of first order, and so is the last one of fewer than 15, where it
+    helps (their section 5).
 
     Args:
-        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard normal.
-        steps, spacing, offset: which levels to visit, see `time_steps`; "leading" leaves out the lowest of one more.
+        model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard
+            normal.
+        steps, spacing, offset: which levels to visit, see `time_steps`; "leading"
+            leaves out the lowest of one more.
         last: the level to end at: 0, the clean end, or 1, the lowest noise.
-        callback: called before each step with its number i, level t, xt and the predicted noise.
+        callback: called before each step with its number i, level t, xt and the
+            predicted noise.
         progress: whether to show a bar.
     Returns:
         x at level `last`, (B, ...).
@@ -588,7 +734,9 @@ def dpm_solver_sample(
     times = time_steps(schedule.T, steps + leading, spacing, offset)[:steps]
     pairs = zip(times, [*times[1:], last])
     x, before = xT, None
-    for i, (t, s) in enumerate(tqdm(pairs, "DPM-Solver++", total=steps, disable=not progress)):
+    for i, (t, s) in enumerate(
+        tqdm(pairs, "DPM-Solver++", total=steps, disable=not progress)
+    ):
         eps = model(x, levels(t, x))
         if callback is not None:
             callback(i, t, x, eps)

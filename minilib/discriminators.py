@@ -1,8 +1,10 @@
-"""Discriminators that tell a vocoder's waveform from a recording, and the losses of their game: HiFi-GAN's.
+"""Discriminators that tell a vocoder's waveform from a recording, and the losses of
+their game: HiFi-GAN's.
 
-Kong et al. (2010.05646 §2.3): voiced sound is a sum of periodic signals, so some of them fold the wave at a period and
-look at what stands below each other; others look at the wave itself, at three scales. They are needed in training only
-and don't ship. Chapter 08 builds them.
+Kong et al. (2010.05646 §2.3): voiced sound is a sum of periodic signals, so some of
+them fold the wave at a period and look at what stands below each other; others look at
+the wave itself, at three scales. They are needed in training only and don't ship.
+Chapter 08 builds them.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from torch.nn.utils.parametrizations import weight_norm
 from minilib.model import Model
 
 SLOPE = 0.1  # of the leaky ReLU
-Judgements = list[
-    tuple[Tensor, list[Tensor]]
-]  # of each discriminator: its scores and the features of its layers
+# of each discriminator: its scores and the features of its layers
+Judgements = list[tuple[Tensor, list[Tensor]]]
 
 
 @dataclass(frozen=True)
 class DiscriminatorsConfig:
-    """Sizes of the multi-period and the multi-scale discriminator; the defaults are HiFi-GAN's. Chapter 08."""
+    """Sizes of the multi-period and the multi-scale discriminator; the defaults are
+    HiFi-GAN's.
+
+    Chapter 08.
+    """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples at which the wave is folded
     period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
@@ -34,7 +39,11 @@ class DiscriminatorsConfig:
 
 
 class PeriodDiscriminator(nn.Module):
-    """Folds the wave at a period, and convolves down its columns only (2010.05646 §2.3). Chapter 08."""
+    """Folds the wave at a period, and convolves down its columns only (2010.05646
+    §2.3).
+
+    Chapter 08.
+    """
 
     def __init__(self, period: int, channels: tuple[int, ...]):
         super().__init__()
@@ -47,15 +56,20 @@ class PeriodDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Scores (B, S) of a wave (B, N), and the features of every layer, each (B, C, rows, period)."""
+        """Scores (B, S) of a wave (B, N), and the features of every layer, each (B, C,
+        rows, period).
+        """
         wave = F.pad(wave[:, None], (0, -wave.shape[1] % self.period), mode="reflect")
-        return convolve(self, wave.unflatten(2, (-1, self.period)))  # (B, 1, N / period, period)
+        # (B, 1, N / period, period)
+        return convolve(self, wave.unflatten(2, (-1, self.period)))
 
 
 class ScaleDiscriminator(nn.Module):
-    """Convolves the wave itself, in groups with a wide view (2010.05646 §2.3, after MelGAN).
+    """Convolves the wave itself, in groups with a wide view (2010.05646 §2.3, after
+    MelGAN).
 
-    All have weight norm here; the authors give the first, which hears the wave as it is, spectral norm. Chapter 08.
+    All have weight norm here; the authors give the first, which hears the wave as it
+    is, spectral norm. Chapter 08.
     """
 
     def __init__(self, channels: tuple[int, ...], groups: tuple[int, ...]):
@@ -63,7 +77,9 @@ class ScaleDiscriminator(nn.Module):
         kernels = (15, *(41,) * (len(channels) - 2), 5)
         strides = (1, 2, 2, 4, 4, *(1,) * (len(channels) - 5))
         self.convs = nn.ModuleList(
-            weight_norm(nn.Conv1d(n_in, n_out, kernel, stride, kernel // 2, groups=n_groups))
+            weight_norm(
+                nn.Conv1d(n_in, n_out, kernel, stride, kernel // 2, groups=n_groups)
+            )
             for n_in, n_out, kernel, stride, n_groups in zip(
                 (1, *channels), channels, kernels, strides, groups
             )
@@ -71,14 +87,20 @@ class ScaleDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 3, padding=1))
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Scores (B, S) of a wave (B, N), and the features of every layer, each (B, C, S)."""
+        """Scores (B, S) of a wave (B, N), and the features of every layer, each (B, C,
+        S).
+        """
         return convolve(self, wave[:, None])
 
 
 def convolve(
     discriminator: PeriodDiscriminator | ScaleDiscriminator, x: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Through all layers, keeping what each makes of it: features are compared, not only scores. Chapter 08."""
+    """Through all layers, keeping what each makes of it: features are compared, not
+    only scores.
+
+    Chapter 08.
+    """
     features = []
     for conv in discriminator.convs:
         x = F.leaky_relu(conv(x), SLOPE)
@@ -88,21 +110,29 @@ def convolve(
 
 
 class Discriminators(Model):
-    """The multi-period and the multi-scale discriminator, eight networks in all (2010.05646 §2.3). Chapter 08."""
+    """The multi-period and the multi-scale discriminator, eight networks in all
+    (2010.05646 §2.3).
+
+    Chapter 08.
+    """
 
     config_class = DiscriminatorsConfig
 
     def __init__(self, config: DiscriminatorsConfig):
         super().__init__(config)
         self.by_period = nn.ModuleList(
-            PeriodDiscriminator(period, config.period_channels) for period in config.periods
+            PeriodDiscriminator(period, config.period_channels)
+            for period in config.periods
         )
         self.by_scale = nn.ModuleList(
-            ScaleDiscriminator(config.scale_channels, config.scale_groups) for _ in range(config.n_scales)
+            ScaleDiscriminator(config.scale_channels, config.scale_groups)
+            for _ in range(config.n_scales)
         )
 
     def forward(self, wave: Tensor) -> Judgements:
-        """What each discriminator makes of a wave (B, N): its scores, near 1 for a recording, and its features."""
+        """What each discriminator makes of a wave (B, N): its scores, near 1 for a
+        recording, and its features.
+        """
         judgements = [discriminator(wave) for discriminator in self.by_period]
         for discriminator in self.by_scale:
             judgements.append(discriminator(wave))
@@ -111,20 +141,37 @@ class Discriminators(Model):
 
 
 def discriminator_loss(real: Judgements, generated: Judgements) -> Tensor:
-    """Recordings should score 1, what is generated 0 (least squares; 2010.05646 §2.4). Chapter 08."""
+    """Recordings should score 1, what is generated 0 (least squares; 2010.05646 §2.4).
+
+    Chapter 08.
+    """
     return torch.stack(
-        [(1 - a).square().mean() + b.square().mean() for (a, _), (b, _) in zip(real, generated)]
+        [
+            (1 - a).square().mean() + b.square().mean()
+            for (a, _), (b, _) in zip(real, generated)
+        ]
     ).sum()
 
 
 def adversarial_loss(generated: Judgements) -> Tensor:
-    """What is generated should score 1, says the vocoder (2010.05646 §2.4). Chapter 08."""
+    """What is generated should score 1, says the vocoder (2010.05646 §2.4).
+
+    Chapter 08.
+    """
     return torch.stack([(1 - score).square().mean() for score, _ in generated]).sum()
 
 
 def feature_loss(real: Judgements, generated: Judgements) -> Tensor:
-    """L1 between the features of recording and generated wave, layer by layer (2010.05646 §2.4). Chapter 08."""
-    layers = [pair for (_, a), (_, b) in zip(real, generated) for pair in zip(a, b, strict=True)]
+    """L1 between the features of recording and generated wave, layer by layer
+    (2010.05646 §2.4).
+
+    Chapter 08.
+    """
+    layers = [
+        pair
+        for (_, a), (_, b) in zip(real, generated)
+        for pair in zip(a, b, strict=True)
+    ]
     return torch.stack([(a - b).abs().mean() for a, b in layers]).sum()
 
 

@@ -1,7 +1,9 @@
-"""What minilib needs of the machine it runs on: a finding for each thing, and how to mend what is wrong.
+"""What minilib needs of the machine it runs on: a finding for each thing, and how to
+mend what is wrong.
 
-`minilib doctor` prints them. Each check looks at the world itself and knows nothing of the others, so that one thing
-that is broken does not hide the next. Libraries are imported inside the checks: each may be what is broken.
+`minilib doctor` prints them. Each check looks at the world itself and knows nothing of
+the others, so that one thing that is broken does not hide the next. Libraries are
+imported inside the checks: each may be what is broken.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ from minilib.files import refusal
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-PYPROJECT = (
-    Path(__file__).resolve().parents[1] / "pyproject.toml"
-)  # of the checkout, where minilib isn't installed
+# of the checkout, where minilib isn't installed
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 MEMINFO = Path("/proc/meminfo")
 MEMORY_LIMITS = (  # of the container, if this is one: control groups 2 and 1
     Path("/sys/fs/cgroup/memory.max"),
@@ -35,7 +36,9 @@ MEMORY_LIMITS = (  # of the container, if this is one: control groups 2 and 1
 )
 MAKES_A_SOUND = 0.5e9  # bytes of memory: 0.43 GB were measured
 TRAINS = (
-    3.5e9  # bytes of memory: 2.9 GB were measured over 500 clips, and a run keeps LOA and latents of 8000
+    # bytes of memory: 2.9 GB were measured over 500 clips, and a run keeps LOA and
+    # latents of 8000
+    3.5e9
 )
 PIP = f"{sys.executable} -m pip"
 
@@ -50,7 +53,9 @@ class Finding:
 
 
 def examine(weights: Path) -> list[tuple[str, Callable[[], Finding]]]:
-    """The checks by name, each a function to be called in this order; `weights` is the folder of a pipeline."""
+    """The checks by name, each a function to be called in this order; `weights` is the
+    folder of a pipeline.
+    """
     checks = {
         "Python": python,
         "torch": torch_itself,
@@ -85,23 +90,32 @@ def gigabytes(n: float) -> str:
     return f"{n / 1e9:.1f} GB"
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Python and the libraries
 
 
 def declared() -> tuple[str, list[Requirement]]:
-    """The Python versions and the libraries that minilib asks for, extras left out: as installed, or in pyproject."""
+    """The Python versions and the libraries that minilib asks for, extras left out: as
+    installed, or in pyproject.
+    """
     from packaging.requirements import Requirement
 
     try:
         metadata = importlib.metadata.metadata("minilib")
-        versions, lines = metadata["Requires-Python"], metadata.get_all("Requires-Dist") or []
+        versions, lines = (
+            metadata["Requires-Python"],
+            metadata.get_all("Requires-Dist") or [],
+        )
     except importlib.metadata.PackageNotFoundError:
-        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        toml = importlib.import_module(
+            "tomllib" if sys.version_info >= (3, 11) else "tomli"
+        )
         project = toml.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
         versions, lines = project["requires-python"], project["dependencies"]
     needed = [Requirement(line) for line in lines]
-    return versions, [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return versions, [
+        r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})
+    ]
 
 
 def python() -> Finding:
@@ -116,7 +130,9 @@ def python() -> Finding:
 
 
 def misfit(requirement: Requirement) -> str:
-    """What is wrong with an installed library: that it is missing, of another version, or broken; "" for nothing."""
+    """What is wrong with an installed library: that it is missing, of another version,
+    or broken; "" for nothing.
+    """
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
@@ -125,40 +141,67 @@ def misfit(requirement: Requirement) -> str:
         return f"{requirement.name} is {version}, not {requirement.specifier}"
     try:
         importlib.import_module(requirement.name.replace("-", "_"))
-    except Exception as error:  # of any kind: a missing system library, files of two versions, ...
+    # of any kind: a missing system library, files of two versions, ...
+    except Exception as error:
         return f"{requirement.name} {version} can't be imported ({in_short(error)})"
     return ""
 
 
 def libraries() -> Finding:
-    """Whether all libraries but torch are there, in versions that fit, and can be imported."""
-    needed = [requirement for requirement in declared()[1] if requirement.name != "torch"]
-    wrong = {requirement: problem for requirement in needed if (problem := misfit(requirement))}
+    """Whether all libraries but torch are there, in versions that fit, and can be
+    imported.
+    """
+    needed = [
+        requirement for requirement in declared()[1] if requirement.name != "torch"
+    ]
+    wrong = {
+        requirement: problem
+        for requirement in needed
+        if (problem := misfit(requirement))
+    }
     found = f"{len(needed) - len(wrong)} of {len(needed)} are as they should be"
     if not wrong:
         return Finding(found)
-    names, wanted = (" ".join(words) for words in zip(*((r.name, f'"{r}"') for r in wrong)))
+    names, wanted = (
+        " ".join(words) for words in zip(*((r.name, f'"{r}"') for r in wrong))
+    )
     mend = f"{PIP} uninstall -y {names} && {PIP} install {wanted}"
-    return Finding(found, f"{'; '.join(wrong.values())}: mend it with: {mend}", works=False)
+    return Finding(
+        found, f"{'; '.join(wrong.values())}: mend it with: {mend}", works=False
+    )
 
 
 def torch_itself() -> Finding:
-    """Whether torch is there, in a version that fits, can be imported, and multiplies correctly on the CPU."""
-    (requirement,) = (requirement for requirement in declared()[1] if requirement.name == "torch")
+    """Whether torch is there, in a version that fits, can be imported, and multiplies
+    correctly on the CPU.
+    """
+    (requirement,) = (
+        requirement for requirement in declared()[1] if requirement.name == "torch"
+    )
     if problem := misfit(requirement):
         mend = f'{PIP} install "{requirement}" --index-url https://download.pytorch.org/whl/cpu'
-        return Finding("not to be used", f"{problem}: install it anew, for the CPU with: {mend}", works=False)
+        return Finding(
+            "not to be used",
+            f"{problem}: install it anew, for the CPU with: {mend}",
+            works=False,
+        )
     import torch
 
     found = f"{torch.__version__}, {torch.get_num_threads()} threads"
     if not multiplies("cpu"):
         mend = "install torch anew, or try another version of it"
-        return Finding(found, f"torch multiplies two matrices wrongly on this CPU: {mend}", works=False)
+        return Finding(
+            found,
+            f"torch multiplies two matrices wrongly on this CPU: {mend}",
+            works=False,
+        )
     return Finding(found)
 
 
 def multiplies(device: str) -> bool:
-    """Whether a product of float32 matrices is that of whole numbers, which float32 and TF32 hold exactly."""
+    """Whether a product of float32 matrices is that of whole numbers, which float32 and
+    TF32 hold exactly.
+    """
     import torch
 
     whole = torch.arange(128 * 128).reshape(128, 128) % 7 - 3
@@ -167,7 +210,9 @@ def multiplies(device: str) -> bool:
 
 
 def device() -> Finding:
-    """What computes: a GPU that multiplies correctly, or the CPU; a warning where a GPU lies idle."""
+    """What computes: a GPU that multiplies correctly, or the CPU; a warning where a GPU
+    lies idle.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -179,14 +224,21 @@ def device() -> Finding:
         return Finding(found)
     cuda = torch.version.cuda
     reason = (
-        f"is built for CUDA {cuda}, which the driver is too old for" if cuda else "is built for the CPU alone"
+        f"is built for CUDA {cuda}, which the driver is too old for"
+        if cuda
+        else "is built for the CPU alone"
     )
     mend = "choose a build that fits what nvidia-smi says, at https://pytorch.org/get-started/locally"
-    return Finding(found, f"an NVIDIA driver is here, but torch {torch.__version__} {reason}: {mend}")
+    return Finding(
+        found,
+        f"an NVIDIA driver is here, but torch {torch.__version__} {reason}: {mend}",
+    )
 
 
 def gpu() -> Finding:
-    """The first CUDA GPU, and whether it multiplies correctly: minilib takes it wherever there is one."""
+    """The first CUDA GPU, and whether it multiplies correctly: minilib takes it
+    wherever there is one.
+    """
     import torch
 
     found = f"{torch.cuda.get_device_name()}, {gigabytes(torch.cuda.get_device_properties(0).total_memory)}"
@@ -201,28 +253,30 @@ def gpu() -> Finding:
 
 
 def torchaudio() -> Finding:
-    """Whether torchaudio can be imported, if it is there at all; `torchaudio_guard` has mended what it can."""
+    """Whether torchaudio can be imported, if it is there at all; `torchaudio_guard` has
+    mended what it can.
+    """
     if importlib.util.find_spec("torchaudio") is None:
         return Finding("not installed; minilib does without")
     try:
         return Finding(importlib.import_module("torchaudio").__version__)
     except Exception as error:
         mend = "pip uninstall torchaudio, or install the one of your torch's release"
-        reason = (
-            f"transformers and diffusers, which the released models need, trip over it ({in_short(error)})"
-        )
+        reason = f"transformers and diffusers, which the released models need, trip over it ({in_short(error)})"
         return Finding("can't be imported beside this torch", f"{reason}: {mend}")
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Room
 
 
 def room_for_a_run() -> int:
-    """Bytes that `minilib train all --preset tiny` writes, at most: clips, weights, and two checkpoints at a time.
+    """Bytes that `minilib train all --preset tiny` writes, at most: clips, weights, and
+    two checkpoints at a time.
 
-    A checkpoint holds weights, their average and at most AdamW's two moments, in float32, and its successor is written
-    before it goes. No stage trains more than all parts.
+    A checkpoint holds weights, their average and at most AdamW's two moments, in
+    float32, and its successor is written before it goes. No stage trains more than all
+    parts.
     """
     from minilib.audio import SAMPLE_RATE
     from minilib.audioldm2 import PARTS
@@ -230,8 +284,11 @@ def room_for_a_run() -> int:
 
     run = RUNS["tiny"]
     clips = 2 * run.n_clips * round(run.seconds * SAMPLE_RATE)  # int16
-    n_parameters = sum(classes[0].preset("tiny").n_parameters() for classes in PARTS.values())
-    return clips + 2 * n_parameters + 2 * (4 * 4 * n_parameters)  # weights are kept in float16
+    n_parameters = sum(
+        classes[0].preset("tiny").n_parameters() for classes in PARTS.values()
+    )
+    # weights are kept in float16
+    return clips + 2 * n_parameters + 2 * (4 * 4 * n_parameters)
 
 
 def disk() -> Finding:
@@ -242,24 +299,35 @@ def disk() -> Finding:
     if reason := refusal(folder):
         mend = "delete what you don't need there, or work in another folder"
         return Finding(
-            found, f"not even a megabyte can be written here ({reason.strerror}): {mend}", works=False
+            found,
+            f"not even a megabyte can be written here ({reason.strerror}): {mend}",
+            works=False,
         )
     if free < needed:
         mend = "make room, or name a folder on another disk with --out"
-        return Finding(found, f"`minilib train all` writes up to {gigabytes(needed)}: {mend}")
+        return Finding(
+            found, f"`minilib train all` writes up to {gigabytes(needed)}: {mend}"
+        )
     return Finding(found)
 
 
 def temporary_folder() -> Finding:
-    """Whether the system's folder for temporary files takes any; minilib itself puts none there, libraries may."""
+    """Whether the system's folder for temporary files takes any; minilib itself puts
+    none there, libraries may.
+    """
     mend = "make room there, or name another folder in the environment variable TMPDIR"
     try:
         folder = Path(tempfile.gettempdir())
     except FileNotFoundError as error:
-        return Finding("none", f"no temporary files can be written ({error.strerror}): {mend}")
+        return Finding(
+            "none", f"no temporary files can be written ({error.strerror}): {mend}"
+        )
     found = f"{gigabytes(shutil.disk_usage(folder).free)} free in {folder}"
     if reason := refusal(folder):
-        return Finding(found, f"not even a megabyte can be written there ({reason.strerror}): {mend}")
+        return Finding(
+            found,
+            f"not even a megabyte can be written there ({reason.strerror}): {mend}",
+        )
     return Finding(found)
 
 
@@ -271,30 +339,39 @@ def memory() -> Finding:
     found = f"{gigabytes(available)} available"
     if available < MAKES_A_SOUND:
         mend = "close other programs, or give the machine or the container more"
-        return Finding(found, f"a sound takes {gigabytes(MAKES_A_SOUND)}: {mend}", works=False)
+        return Finding(
+            found, f"a sound takes {gigabytes(MAKES_A_SOUND)}: {mend}", works=False
+        )
     if available < TRAINS:
         mend = "close other programs, or train where there is more"
-        return Finding(found, f"`minilib train all` takes some {gigabytes(TRAINS)}: {mend}")
+        return Finding(
+            found, f"`minilib train all` takes some {gigabytes(TRAINS)}: {mend}"
+        )
     return Finding(found)
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that can still be had, within the container's limit; all there is where the system tells no more.
+    """Bytes of memory that can still be had, within the container's limit; all there is
+    where the system tells no more.
 
     None on systems that tell neither, as Windows.
     """
     if MEMINFO.is_file():
-        kilobytes = {words[0]: int(words[1]) for words in map(str.split, MEMINFO.read_text().splitlines())}
+        kilobytes = {
+            words[0]: int(words[1])
+            for words in map(str.split, MEMINFO.read_text().splitlines())
+        }
         available = 1024 * kilobytes["MemAvailable:"]
     elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         return None
     limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
-    return min([available, *(int(limit) for limit in limits if limit.isdecimal())])  # "max": no limit
+    # "max": no limit
+    return min([available, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Weights and recordings
 
 
@@ -307,13 +384,21 @@ def pipeline(folder: Path) -> Finding:
     from minilib.audioldm2 import PARTS, AudioLDM2, load_part
 
     names = (
-        [] if released.is_released(folder) else [n for n in PARTS if n != "audiomae" or (folder / n).is_dir()]
+        []
+        if released.is_released(folder)
+        else [n for n in PARTS if n != "audiomae" or (folder / n).is_dir()]
     )
-    problems = [problem for name in names if (problem := refused(load_part, folder, name))]
-    problems = problems or list(filter(None, [refused(AudioLDM2.from_pretrained, folder, "cpu")]))
+    problems = [
+        problem for name in names if (problem := refused(load_part, folder, name))
+    ]
+    problems = problems or list(
+        filter(None, [refused(AudioLDM2.from_pretrained, folder, "cpu")])
+    )
     if problems:
         mend = "fetch them anew (in a checkout: git checkout data/weights) or train them (minilib train all)"
-        return Finding(f"damaged, in {folder}", f"{'; '.join(problems)}: {mend}", works=False)
+        return Finding(
+            f"damaged, in {folder}", f"{'; '.join(problems)}: {mend}", works=False
+        )
     return Finding(f"{', '.join(names) or 'a released pipeline'} in {folder}")
 
 
@@ -327,15 +412,22 @@ def refused(load: Callable, *arguments: object) -> str:
 
 
 def recordings() -> Finding:
-    """Whether MINILIB_REALAUDIO, if it is set, names a folder of recordings that training can hear."""
+    """Whether MINILIB_REALAUDIO, if it is set, names a folder of recordings that
+    training can hear.
+    """
     folder = os.environ.get("MINILIB_REALAUDIO")
     if not folder:
         return Finding("MINILIB_REALAUDIO is not set: training hears SoundWorld alone")
     from minilib.data import OPEN_LICENCES, AudioFolder
 
     try:
-        n = len(AudioFolder(folder, part="train", licences=OPEN_LICENCES, captions=False))
+        n = len(
+            AudioFolder(folder, part="train", licences=OPEN_LICENCES, captions=False)
+        )
     except (ValueError, OSError) as error:
         mend = "name a folder of recordings with a manifest.csv, or: unset MINILIB_REALAUDIO"
-        return Finding(f"MINILIB_REALAUDIO is {folder}", f"training can't read it ({error}): {mend}")
+        return Finding(
+            f"MINILIB_REALAUDIO is {folder}",
+            f"training can't read it ({error}): {mend}",
+        )
     return Finding(f"{n} to train on in {folder}")

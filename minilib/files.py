@@ -1,7 +1,8 @@
-"""Files and folders that are written whole or not at all: a full disk costs what was to be written, nothing else.
+"""Files and folders that are written whole or not at all: a full disk costs what was to
+be written, nothing else.
 
-What is written has a name of its own, beside the old, and takes the old one's place when it is whole (`os.replace`).
-Chapter 02 shows it at work.
+What is written has a name of its own, beside the old, and takes the old one's place
+when it is whole (`os.replace`). Chapter 02 shows it at work.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota or the longest file allowed is used up
+# the disk, the quota or the longest file allowed is used up
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: the temporary name it yields becomes `path` on success only. Chapter 02.
+    """Write a file whole or not at all: the temporary name it yields becomes `path` on
+    success only.
 
     Raises:
-        OSError: the file can't be written; it names `path`, and what stood there is untouched.
+        OSError: the file can't be written; it names `path`, and what stood there is
+            untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part")
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part"
+    )
     try:
         with naming(path):
             yield temporary
@@ -37,10 +43,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Write a folder whole or not at all: the new folder it yields takes the place of `folder` on success only.
+    """Write a folder whole or not at all: the new folder it yields takes the place of
+    `folder` on success only.
 
     Raises:
-        OSError: the folder can't be written; it names `folder`, and what stood there is untouched.
+        OSError: the folder can't be written; it names `folder`, and what stood there is
+            untouched.
     """
     missing = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -65,14 +73,16 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
-    """Write several entries of a folder, all or none: what is made in the folder it yields moves into `folder`.
+    """Write several entries of a folder, all or none: what is made in the folder it
+    yields moves into `folder`.
 
     Args:
         folder: made if it is missing; what else it holds stays.
         names: of what was there and goes, also where nothing new takes its place.
 
     Raises:
-        OSError: something can't be written; it names `folder`, and what stood there is untouched.
+        OSError: something can't be written; it names `folder`, and what stood there is
+            untouched.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +96,8 @@ def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
             old.mkdir()
             yield new
             written = sorted(path.name for path in new.iterdir())
-            for name in sorted({*written, *names}):  # from here on only names change, which takes no room
+            # from here on only names change, which takes no room
+            for name in sorted({*written, *names}):
                 if (folder / name).exists():
                     os.replace(folder / name, old / name)
             for name in written:
@@ -107,7 +118,9 @@ def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error that kept `path` from being written name it, whichever library met it."""
+    """Let an error that kept `path` from being written name it, whichever library met
+    it.
+    """
     try:
         yield
     except Exception as error:
@@ -117,12 +130,17 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def not_written(path: Path, error: Exception) -> OSError | None:
-    """The OSError that says why `path` can't be written; None if the error is of another kind.
+    """The OSError that says why `path` can't be written; None if the error is of
+    another kind.
 
-    safetensors and tokenizers hide the system's reason in a text; NumPy and torch.save say only how far they came.
+    safetensors and tokenizers hide the system's reason in a text; NumPy and torch.save
+    say only how far they came.
     """
     hidden = re.search(r"\(os error (\d+)\)", str(error))
-    cut_short = re.search(r"\d+ requested and \d+ written|inline_container|PytorchStreamWriter", str(error))
+    cut_short = re.search(
+        r"\d+ requested and \d+ written|inline_container|PytorchStreamWriter",
+        str(error),
+    )
     if not (isinstance(error, OSError) or hidden or cut_short):
         return None
     number = int(hidden[1]) if hidden else getattr(error, "errno", None)
@@ -134,7 +152,9 @@ def not_written(path: Path, error: Exception) -> OSError | None:
 
 
 def refusal(folder: Path) -> OSError | None:
-    """Why a folder does not take another megabyte, or None: asks the disk itself, as permissions say too little."""
+    """Why a folder does not take another megabyte, or None: asks the disk itself, as
+    permissions say too little.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(2**20))

@@ -1,8 +1,10 @@
-"""Judges in closed form: is a sound as high, as fast, as loud, as often struck as its caption says?
+"""Judges in closed form: is a sound as high, as fast, as loud, as often struck as its
+caption says?
 
-What a class sounds like is measured on a few clean renders (`reference`), with the detectors that are then pointed at
-the sound to be judged. Each answer is right or wrong, and a clean render is nearly always right: a judge is scored
-on those before anything else. Chapter 17 builds this module.
+What a class sounds like is measured on a few clean renders (`reference`), with the
+detectors that are then pointed at the sound to be judged. Each answer is right or
+wrong, and a clean render is nearly always right: a judge is scored on those before
+anything else. Chapter 17 builds this module.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ import torch
 from torch import Tensor
 
 from minilib import audio
-from minilib.detectors import Pattern, Strokes, burstiness, modulation, nearest, spectrum, tempo
+from minilib.detectors import (
+    Pattern,
+    Strokes,
+    burstiness,
+    modulation,
+    nearest,
+    spectrum,
+    tempo,
+)
 from minilib.soundworld import CLASSES, INSTRUMENTS, Event, Melody, Scene, SoundWorld
 from minilib.soundworld.scene import (
     DEFAULT_SECONDS,
@@ -34,15 +44,18 @@ from minilib.soundworld.tunes import CONTOURS, TEMPI, draw_tune
 
 EXAMPLES = 18  # clean renders of a class
 SHORTEST = audio.SAMPLE_RATE // 2  # samples of a sound that can be judged
-GRAINS = ("applause", "fire", "rain")  # strewn at random: their speed is how many there are
+# strewn at random: their speed is how many there are
+GRAINS = ("applause", "fire", "rain")
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # What a class sounds like
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What clean renders of a class or instrument sound like; what it doesn't have is None. Chapter 17."""
+    """What clean renders of a class or instrument sound like; what it doesn't have is
+    None.
+    """
 
     level: dict[tuple, float]  # decibels at a peak of 1, by pitch and speed
     spectrum: Pattern  # slid from each level of pitch
@@ -53,12 +66,18 @@ class Reference:
 
 
 def speed_levels(name: str) -> tuple[float, ...] | None:
-    """What slow, normal and fast mean in Hz for a class or an instrument. Chapter 17."""
-    return CLASSES[name].speed if name in CLASSES else tuple(beats / 60 for beats in TEMPI.values())
+    """What slow, normal and fast mean in Hz for a class or an instrument."""
+    return (
+        CLASSES[name].speed
+        if name in CLASSES
+        else tuple(beats / 60 for beats in TEMPI.values())
+    )
 
 
 def examples(name: str) -> list[Event]:
-    """Draw events of a class or tunes of an instrument: each pitch and speed, loudness and count. Chapter 17."""
+    """Draw events of a class or tunes of an instrument: each pitch and speed, loudness
+    and count.
+    """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     sound, onset, room = CLASSES.get(name), 0.08, DEFAULT_SECONDS - 0.1
     pitches = PITCHES if sound is None or sound.pitch else (None,)
@@ -71,29 +90,38 @@ def examples(name: str) -> list[Event]:
             events.append(draw_tune(melody, loudness, "major", onset, room, rng))
         else:
             count = sound.counts[k % len(sound.counts)] if sound.counts else None
-            events.append(draw_event(Combination(name, pitch, speed, loudness, count), onset, room, rng))
+            events.append(
+                draw_event(
+                    Combination(name, pitch, speed, loudness, count), onset, room, rng
+                )
+            )
     return events
 
 
 def level_by_kind(mels: Tensor, events: Sequence[Event]) -> dict[tuple, float]:
-    """The median level at a peak of 1, in decibels, of each pitch and speed. Chapter 17."""
+    """The median level at a peak of 1, in decibels, of each pitch and speed."""
     levels: dict[tuple, list[float]] = {}
     for event, decibels in zip(events, audio.level(mels).tolist()):
-        levels.setdefault((event.pitch, event.speed), []).append(decibels - 20 * math.log10(event.peak))
+        levels.setdefault((event.pitch, event.speed), []).append(
+            decibels - 20 * math.log10(event.peak)
+        )
     return {kind: float(np.median(values)) for kind, values in levels.items()}
 
 
 @lru_cache
 def reference(name: str) -> Reference:
-    """Measure what a class of effects or an instrument sounds like, on clean renders, once.
+    """Measure what a class of effects or an instrument sounds like, on clean renders,
+    once.
 
     Raises:
         ValueError: SoundWorld has no such class.
 
-    Chapter 17.
+
     """
     if name not in CLASSES and name not in INSTRUMENTS:
-        raise ValueError(f"name must be a class or an instrument of SoundWorld, not {name!r}")
+        raise ValueError(
+            f"name must be a class or an instrument of SoundWorld, not {name!r}"
+        )
     sound, speeds, events = CLASSES.get(name), speed_levels(name), examples(name)
     scenes = [Scene((event,), DEFAULT_SECONDS, event.seed) for event in events]
     waves = torch.stack([SoundWorld().render(scene) for scene in scenes])
@@ -103,28 +131,38 @@ def reference(name: str) -> Reference:
         interval = sound.interval if sound else 1 / speeds[-1]
         strokes = Strokes.of(mels, [event.strokes for event in events], interval)
     if name in GRAINS:
-        measured = [(event.speed, burstiness(wave)) for event, wave in zip(events, waves)]
-        bursts = np.array([np.median([x for at, x in measured if at == speed]) for speed in SPEEDS])
+        measured = [
+            (event.speed, burstiness(wave)) for event, wave in zip(events, waves)
+        ]
+        bursts = np.array(
+            [np.median([x for at, x in measured if at == speed]) for speed in SPEEDS]
+        )
     elif sound and speeds:
         spectra = np.stack([modulation(mel) for mel in mels])
         modulated = Pattern.of(spectra, [event.rate for event in events], speeds)
     pitches = sound.pitch if sound and sound.pitch else (1.0,)
     hz = [event.f0 if len(pitches) > 1 else 1.0 for event in events]
     heard_at = Pattern.of(spectrum(waves), hz, pitches)
-    return Reference(level_by_kind(mels, events), heard_at, strokes, speeds, modulated, bursts)
+    return Reference(
+        level_by_kind(mels, events), heard_at, strokes, speeds, modulated, bursts
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Is it what the caption says?
 
 
 def heard_rate(wave: Tensor, mel: Tensor, name: str) -> float:
-    """Beats, strokes, sweeps or grains a second in a sound of this class; NaN where there are none. Chapter 17."""
+    """Beats, strokes, sweeps or grains a second in a sound of this class; NaN where
+    there are none.
+    """
     known = reference(name)
     if name in INSTRUMENTS:
         return tempo(known.strokes.find(mel))
     if name in GRAINS:  # the fewer, the burstier
-        return math.exp(np.interp(-burstiness(wave), -known.burstiness, np.log(known.speeds)))
+        return math.exp(
+            np.interp(-burstiness(wave), -known.burstiness, np.log(known.speeds))
+        )
     return known.modulation.find(modulation(mel))
 
 
@@ -132,21 +170,31 @@ def heard(wave: Tensor, event: Event) -> dict[str, float]:
     """Measure in a sound what the caption of an event speaks of.
 
     Args:
-        wave: (samples,) at 16 kHz, 0.5 s or more; event: what it should be, and nothing else.
+        wave: (samples,) at 16 kHz, 0.5 s or more; event: what it should be, and nothing
+            else.
     Returns:
-        `peak`, the peak at which a clean render of the event is as loud, and where the event has them `f0` and `rate`
-        in Hz (NaN: there is none) and `count`.
+        `peak`, the peak at which a clean render of the event is as loud, and where the
+        event has them `f0` and `rate` in Hz (NaN: there is none) and `count`.
     Raises:
-        ValueError: `wave` is not one waveform of finite numbers, or SoundWorld has no such class.
+        ValueError: `wave` is not one waveform of finite numbers, or SoundWorld has no
+            such class.
 
-    Chapter 17.
+
     """
     if wave.ndim != 1 or len(wave) < SHORTEST:
-        raise ValueError(f"wave must be (N,), N at least {SHORTEST} samples; given {tuple(wave.shape)}")
+        raise ValueError(
+            f"wave must be (N,), N at least {SHORTEST} samples; given "
+            f"{tuple(wave.shape)}"
+        )
     if not wave.isfinite().all():
-        raise ValueError("wave must hold finite numbers; given one with NaN or infinity")
+        raise ValueError(
+            "wave must hold finite numbers; given one with NaN or infinity"
+        )
     known, mel = reference(event.name), audio.log_mel(wave[None])[0, 0]  # (T, F)
-    found = {"peak": 10 ** ((float(audio.level(mel)) - known.level[event.pitch, event.speed]) / 20)}
+    found = {
+        "peak": 10
+        ** ((float(audio.level(mel)) - known.level[event.pitch, event.speed]) / 20)
+    }
     if event.name in CLASSES and event.pitch:
         found["f0"] = known.spectrum.find(spectrum(wave[None])[0])
     if event.count:
@@ -162,13 +210,17 @@ def answers(wave: Tensor, event: Event) -> dict[str, float]:
     Args:
         wave, event: as for `heard`.
     Returns:
-        `loudness`, and where the event has them `pitch` (with `cents`, how far it lies from that of the word, or NaN),
-        `count`, and `speed`, which for a tune is `tempo`.
+        `loudness`, and where the event has them `pitch` (with `cents`, how far it lies
+        from that of the word, or NaN), `count`, and `speed`, which for a tune is
+        `tempo`.
 
-    Chapter 17.
+
     """
     found, music = heard(wave, event), event.name in INSTRUMENTS
-    right = {"loudness": nearest(found["peak"], list(PEAKS.values())) == LOUDNESSES.index(event.loudness)}
+    right = {
+        "loudness": nearest(found["peak"], list(PEAKS.values()))
+        == LOUDNESSES.index(event.loudness)
+    }
     if "f0" in found:
         levels, wanted = CLASSES[event.name].pitch, PITCHES.index(event.pitch)
         right |= {"pitch": nearest(found["f0"], levels) == wanted}
@@ -176,21 +228,32 @@ def answers(wave: Tensor, event: Event) -> dict[str, float]:
     if "count" in found:
         right |= {"count": found["count"] == event.count}
     if "rate" in found:
-        speed = nearest(found["rate"], reference(event.name).speeds) == SPEEDS.index(event.speed)
+        speed = nearest(found["rate"], reference(event.name).speeds) == SPEEDS.index(
+            event.speed
+        )
         right |= {"tempo" if music else "speed": speed}
     return {question: float(answer) for question, answer in right.items()}
 
 
 def chance(event: Event) -> dict[str, float]:
-    """How often guessing among what the class can do would be right, question by question. Chapter 17."""
+    """How often guessing among what the class can do would be right, question by
+    question.
+    """
     sound = CLASSES.get(event.name)
-    options = {"loudness": LOUDNESSES, "pitch": sound and sound.pitch, "count": sound and sound.counts}
+    options = {
+        "loudness": LOUDNESSES,
+        "pitch": sound and sound.pitch,
+        "count": sound and sound.counts,
+    }
     options |= {"speed" if sound else "tempo": speed_levels(event.name)}
     return {question: 1 / len(values) for question, values in options.items() if values}
 
 
 def in_order(wave: Tensor, first: str, second: str) -> bool:
-    """Whether the halves of a sound are more like two classes in this order than the other way round. Chapter 17."""
-    early, late = spectrum(torch.stack(wave[: len(wave) // 2 * 2].chunk(2)))  # (N,) each
+    """Whether the halves of a sound are more like two classes in this order than the
+    other way round.
+    """
+    # (N,) each
+    early, late = spectrum(torch.stack(wave[: len(wave) // 2 * 2].chunk(2)))
     a, b = reference(first).spectrum, reference(second).spectrum
     return a.likeness(early) + b.likeness(late) > b.likeness(early) + a.likeness(late)

@@ -1,6 +1,8 @@
-"""Layers that VAE and U-Net share: the residual block and the two ways to change resolution.
+"""Layers that VAE and U-Net share: the residual block and the two ways to change
+resolution.
 
-Names and layout are those of diffusers, so that weights carry over key by key. Chapter 07 builds them.
+Names and layout are those of diffusers, so that weights carry over key by key. Chapter
+07 builds them.
 """
 
 from __future__ import annotations
@@ -10,18 +12,28 @@ from torch import Tensor, nn
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a skip connection (He et al., 1512.03385), told the time or not.
+    """Two normalised 3x3 convolutions beside a skip connection (He et al., 1512.03385),
+    told the time or not.
 
     Args:
         n_in, n_out: channels.
         groups: of the group normalisation; must divide both.
-        eps: of the group normalisation (1e-6 in the VAE, 1e-5 in the U-Net of the released model).
-        time_dim: width of the time embedding that is added between the convolutions; None for none.
+        eps: of the group normalisation (1e-6 in the VAE, 1e-5 in the U-Net of the
+            released model).
+        time_dim: width of the time embedding that is added between the convolutions;
+            None for none.
 
     Chapter 07.
     """
 
-    def __init__(self, n_in: int, n_out: int, groups: int, eps: float = 1e-6, time_dim: int | None = None):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        groups: int,
+        eps: float = 1e-6,
+        time_dim: int | None = None,
+    ):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, n_in, eps)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
@@ -43,8 +55,8 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     """Halve time and frequency by a convolution of stride 2.
 
-    `padding=0` pads one row and column at the end only, as the released VAE does; `padding=1`, on every side, as
-    its U-Net does. Chapter 07.
+    `padding=0` pads one row and column at the end only, as the released VAE does;
+    `padding=1`, on every side, as its U-Net does. Chapter 07.
     """
 
     def __init__(self, channels: int, padding: int):
@@ -58,11 +70,15 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double time and frequency: repeat each value, then smooth with a convolution. Chapter 07."""
+    """Double time and frequency: repeat each value, then smooth with a convolution.
+
+    Chapter 07.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, T, F) -> (B, C, 2T, 2F)
+        # (B, C, T, F) -> (B, C, 2T, 2F)
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,8 +1,10 @@
-"""The base class of every model: a frozen config, named presets, and folders that load back exactly.
+"""The base class of every model: a frozen config, named presets, and folders that load
+back exactly.
 
-A saved model is a folder of `config.json` + `model.safetensors`, the form of `huggingface_hub`'s
-`PyTorchModelHubMixin`, with its gaps closed: loading is strict, configs come back equal (tuples and nested
-dataclasses included), the stored dtype is kept, and nothing is ever unpickled. Chapter 02 shows it at work.
+A saved model is a folder of `config.json` + `model.safetensors`, the form of
+`huggingface_hub`'s `PyTorchModelHubMixin`, with its gaps closed: loading is strict,
+configs come back equal (tuples and nested dataclasses included), the stored dtype is
+kept, and nothing is ever unpickled. Chapter 02 shows it at work.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class Model(nn.Module, PyTorchModelHubMixin):
-    """A network with a frozen dataclass `config`, `presets` by name, and `save_pretrained` / `from_pretrained`.
+    """A network with a frozen dataclass `config`, `presets` by name, and
+    `save_pretrained` / `from_pretrained`.
 
-    A subclass sets `config_class`, takes that config as its only argument, and fills `presets`.
-    Chapter 02.
+    A subclass sets `config_class`, takes that config as its only argument, and fills
+    `presets`.
+
     """
 
     config_class: ClassVar[type]
@@ -38,18 +42,23 @@ class Model(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: Any):
         super().__init__()
         if not isinstance(config, self.config_class):
-            raise TypeError(f"config must be a {self.config_class.__name__}, not {type(config).__name__}")
+            raise TypeError(
+                f"config must be a {self.config_class.__name__}, not "
+                f"{type(config).__name__}"
+            )
         self.config = config
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Model:
-        """Build the model at one of its named sizes (`tiny`, `colab`, `full`, ...), with random weights.
+        """Build the model at one of its named sizes (`tiny`, `colab`, `full`, ...),
+        with random weights.
 
-        What else is named is changed in the preset's config. Chapter 02.
+        What else is named is changed in the preset's config.
         """
         if name not in cls.presets:
             raise ValueError(
-                f"preset must be one of {', '.join(cls.presets)} for {cls.__name__}, not {name!r}"
+                f"preset must be one of {', '.join(cls.presets)} for {cls.__name__}, "
+                f"not {name!r}"
             )
         return cls(dataclasses.replace(cls.presets[name], **changes))
 
@@ -62,26 +71,40 @@ class Model(nn.Module, PyTorchModelHubMixin):
         """Count the parameters (buffers are not counted)."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, both or neither. Chapter 02.
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, **hub: Any
+    ) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, both or neither.
 
         Args:
             folder: made if it is missing; files of an older save are replaced.
-            dtype: the floating-point type on disk, e.g. `torch.float16`; None keeps each tensor's own.
+            dtype: the floating-point type on disk, e.g. `torch.float16`; None keeps
+                each tensor's own.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: to_dtype(tensor, dtype).contiguous() for name, tensor in self.state_dict().items()}
-        with replacing(folder / WEIGHTS_FILE) as weights, replacing(folder / CONFIG_FILE) as config:
+        tensors = {
+            name: to_dtype(tensor, dtype).contiguous()
+            for name, tensor in self.state_dict().items()
+        }
+        with (
+            replacing(folder / WEIGHTS_FILE) as weights,
+            replacing(folder / CONFIG_FILE) as config,
+        ):
             save_file(tensors, weights)
-            config.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+            config.write_text(
+                json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
+            )
             weights.chmod(config.stat().st_mode)  # safetensors shuts everyone else out
         if hub.pop("push_to_hub", False):
             self.push_to_hub(hub.pop("repo_id", None) or folder.name, **hub)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Model:
-        """Load a model saved by `save_pretrained`, from a folder or a hub id, in evaluation mode. Chapter 02.
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: torch.dtype | None = None, **hub: Any
+    ) -> Model:
+        """Load a model saved by `save_pretrained`, from a folder or a hub id, in
+        evaluation mode.
 
         Args:
             folder: a local folder, or `owner/name` on the Hugging Face hub.
@@ -101,12 +124,16 @@ class Model(nn.Module, PyTorchModelHubMixin):
 
 
 def to_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Cast a floating-point tensor; leave integer and boolean ones as they are. Chapter 02."""
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    """Cast a floating-point tensor; leave integer and boolean ones as they are."""
+    return (
+        tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    )
 
 
 def local_folder(folder: str | Path, **hub: Any) -> Path:
-    """Return a local folder as it is; fetch a hub id `owner/name` (config and safetensors files only). Chapter 02."""
+    """Return a local folder as it is; fetch a hub id `owner/name` (config and
+    safetensors files only).
+    """
     path = Path(folder)
     if path.is_dir():
         return path
@@ -119,17 +146,21 @@ def local_folder(folder: str | Path, **hub: Any) -> Path:
     hub = {"allow_patterns": ["*.json", "*.safetensors", "*.txt"], **hub}
     try:
         return Path(snapshot_download(str(folder), **hub))
-    except Exception as error:  # the hub raises many kinds: offline, unknown, private, rate-limited
+    # the hub raises many kinds: offline, unknown, private, rate-limited
+    except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise FileNotFoundError(
-            f"{folder} is neither a folder here nor to be had from the Hugging Face hub ({reason})"
+            f"{folder} is neither a folder here nor to be had from the Hugging Face "
+            f"hub ({reason})"
         ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; say in one sentence which file is missing or damaged. Chapter 02."""
+    """Read a JSON object; say in one sentence which file is missing or damaged."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the weights folder is not complete")
+        raise FileNotFoundError(
+            f"{path} is missing: the weights folder is not complete"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -140,7 +171,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(config_class: type, path: Path) -> Any:
-    """Read a config dataclass that equals the one that was saved. Chapter 02."""
+    """Read a config dataclass that equals the one that was saved."""
     try:
         return as_dataclass(config_class, read_json(path))
     except TypeError as error:
@@ -148,16 +179,22 @@ def read_config(config_class: type, path: Path) -> Any:
 
 
 def as_dataclass(config_class: type, values: dict[str, Any]) -> Any:
-    """Rebuild a dataclass from JSON values: nested dicts become dataclasses, lists become tuples. Chapter 02."""
+    """Rebuild a dataclass from JSON values: nested dicts become dataclasses, lists
+    become tuples.
+    """
     types = typing.get_type_hints(config_class)
     unknown = set(values) - {field.name for field in dataclasses.fields(config_class)}
     if unknown:
         raise TypeError(f"unknown field {sorted(unknown)[0]!r}")
-    return config_class(**{name: from_json(types[name], value) for name, value in values.items()})
+    return config_class(
+        **{name: from_json(types[name], value) for name, value in values.items()}
+    )
 
 
 def from_json(expected: Any, value: Any) -> Any:
-    """Turn one JSON value into what the field's type says: a nested dataclass, a tuple, or itself. Chapter 02."""
+    """Turn one JSON value into what the field's type says: a nested dataclass, a tuple,
+    or itself.
+    """
     if isinstance(value, dict) and dataclasses.is_dataclass(expected):
         return as_dataclass(expected, value)
     if isinstance(value, list):
@@ -166,29 +203,44 @@ def from_json(expected: Any, value: Any) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; a pickle or a half-copied file is refused with one sentence. Chapter 02."""
+    """Read a safetensors file; a pickle or a half-copied file is refused with one
+    sentence.
+    """
     if not path.is_file():
         others = sorted(
-            p.name for p in path.parent.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+            p.name
+            for p in path.parent.glob("*")
+            if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
         )
-        hint = f"; {others[0]} beside it is a pickle, which is never loaded" if others else ""
-        raise FileNotFoundError(f"{path} is missing: the weights folder is not complete{hint}")
+        hint = (
+            f"; {others[0]} beside it is a pickle, which is never loaded"
+            if others
+            else ""
+        )
+        raise FileNotFoundError(
+            f"{path} is missing: the weights folder is not complete{hint}"
+        )
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged or half-copied: it is not a whole safetensors file") from error
+        raise ValueError(
+            f"{path} is damaged or half-copied: it is not a whole safetensors file"
+        ) from error
 
 
 def check_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    """Raise ValueError unless names and shapes of `state` are exactly those of `model`. Chapter 02."""
+    """Raise ValueError unless names and shapes of `state` are exactly those of `model`."""
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not in this config" for name in state if name not in own]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)} where the config asks for {tuple(own[name].shape)}"
+        f"{name} has shape {tuple(state[name].shape)} where the config asks for "
+        f"{tuple(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ValueError(f"the weights in {folder} are not those of its config: {problems[0]}{more}")
+        raise ValueError(
+            f"the weights in {folder} are not those of its config: {problems[0]}{more}"
+        )

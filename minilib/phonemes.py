@@ -1,9 +1,10 @@
 """Phonemes to vectors: the encoder from which GPT-2 reads what is to be spoken.
 
-The text encoder of VITS (Kim et al., 2106.06103 §2.5) as AudioLDM 2 uses it (2308.05734 §3.2), without the rest of
-VITS: no durations, no flow. Its attention knows neighbours by their distance (Shaw et al., 1803.02155). Names and
-layout are those of transformers' VitsTextEncoder, which holds the released weights. Nothing drops out. Chapter 11
-builds it.
+The text encoder of VITS (Kim et al., 2106.06103 §2.5) as AudioLDM 2 uses it (2308.05734
+§3.2), without the rest of VITS: no durations, no flow. Its attention knows neighbours
+by their distance (Shaw et al., 1803.02155). Names and layout are those of transformers'
+VitsTextEncoder, which holds the released weights. Nothing drops out. Chapter 11 builds
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ PAD = 0  # id of the padding, which closes every sequence
 
 @dataclass(frozen=True)
 class PhonemeConfig:
-    """Sizes of the phoneme encoder; the defaults are the released speech model's. Chapter 11."""
+    """Sizes of the phoneme encoder; the defaults are the released speech model's.
+
+    Chapter 11.
+    """
 
     vocab_size: int = 183  # symbols of espeak, punctuation, and the sign of the end
     hidden_size: int = 192
@@ -30,13 +34,19 @@ class PhonemeConfig:
     num_heads: int = 2
     ffn_dim: int = 768
     ffn_kernel_size: int = 3
-    window_size: int = 4  # neighbours whose distance the attention knows, to either side
-    flow_size: int = 192  # of a projection that the released file holds and nothing reads
+    # neighbours whose distance the attention knows, to either side
+    window_size: int = 4
+    # of a projection that the released file holds and nothing reads
+    flow_size: int = 192
     layer_norm_eps: float = 1e-5
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention with a key and a value for each distance up to `window_size` (1803.02155 §3). Chapter 11."""
+    """Self-attention with a key and a value for each distance up to `window_size`
+    (1803.02155 §3).
+
+    Chapter 11.
+    """
 
     def __init__(self, config: PhonemeConfig):
         super().__init__()
@@ -48,32 +58,52 @@ class RelativeAttention(nn.Module):
         self.emb_rel_v = nn.Parameter(torch.randn(1, 2 * self.window + 1, d) * d**-0.5)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        """x (B, S, D) and keep (B, 1, 1, S), True for positions to be read -> (B, S, D)."""
+        """x (B, S, D) and keep (B, 1, 1, S), True for positions to be read -> (B, S,
+        D).
+        """
         q, k, v = (
-            projection(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, n_head, S, d)
+            # (B, n_head, S, d)
+            projection(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q = q * q.shape[-1] ** -0.5
-        slot = self.slots(x.shape[1], x.device).expand(*q.shape[:3], -1)  # (B, n_head, S, S)
-        scores = q @ k.transpose(2, 3) + (q @ self.table(self.emb_rel_k).T).gather(3, slot)
-        weights = scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(dim=3)  # (B, n_head, S, S)
-        by_slot = weights.new_zeros(*q.shape[:3], 2 * self.window + 2).scatter_add(3, slot, weights)
+        # (B, n_head, S, S)
+        slot = self.slots(x.shape[1], x.device).expand(*q.shape[:3], -1)
+        scores = q @ k.transpose(2, 3) + (q @ self.table(self.emb_rel_k).T).gather(
+            3, slot
+        )
+        # (B, n_head, S, S)
+        weights = scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(
+            dim=3
+        )
+        by_slot = weights.new_zeros(*q.shape[:3], 2 * self.window + 2).scatter_add(
+            3, slot, weights
+        )
         h = weights @ v + by_slot @ self.table(self.emb_rel_v)
         return self.out_proj(h.transpose(1, 2).flatten(2))
 
     def slots(self, S: int, device: torch.device) -> Tensor:
-        """Which row of the table stands for the distance from i to j: (S, S), the last one beyond the window."""
+        """Which row of the table stands for the distance from i to j: (S, S), the last
+        one beyond the window.
+        """
         position = torch.arange(S, device=device)
         distance = position - position[:, None]
-        return torch.where(distance.abs() <= self.window, distance + self.window, 2 * self.window + 1)
+        return torch.where(
+            distance.abs() <= self.window, distance + self.window, 2 * self.window + 1
+        )
 
     def table(self, embedding: Tensor) -> Tensor:
-        """The vectors (2 window + 2, d) of the distances, that of the far ones being zero."""
+        """The vectors (2 window + 2, d) of the distances, that of the far ones being
+        zero.
+        """
         return F.pad(embedding[0], (0, 0, 0, 1))
 
 
 class PhonemeFeedForward(nn.Module):
-    """Two convolutions along the phonemes, padding silenced before each and after. Chapter 11."""
+    """Two convolutions along the phonemes, padding silenced before each and after.
+
+    Chapter 11.
+    """
 
     def __init__(self, config: PhonemeConfig):
         super().__init__()
@@ -90,14 +120,19 @@ class PhonemeFeedForward(nn.Module):
 
 
 class PhonemeLayer(nn.Module):
-    """Attention and convolutions, each normalised after its skip connection. Chapter 11."""
+    """Attention and convolutions, each normalised after its skip connection.
+
+    Chapter 11.
+    """
 
     def __init__(self, config: PhonemeConfig):
         super().__init__()
         self.attention = RelativeAttention(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = PhonemeFeedForward(config)
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.final_layer_norm = nn.LayerNorm(
+            config.hidden_size, eps=config.layer_norm_eps
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, S, D) and mask (B, S, 1), True for phonemes -> (B, S, D)."""
@@ -106,7 +141,10 @@ class PhonemeLayer(nn.Module):
 
 
 class PhonemeEncoder(Model):
-    """Phonemes to states that GPT-2 can read (2106.06103 §2.5; 2308.05734 §3.2). Chapter 11."""
+    """Phonemes to states that GPT-2 can read (2106.06103 §2.5; 2308.05734 §3.2).
+
+    Chapter 11.
+    """
 
     config_class = PhonemeConfig
 
@@ -114,13 +152,19 @@ class PhonemeEncoder(Model):
         super().__init__(config)
         if config.hidden_size % config.num_heads:
             raise ValueError(
-                f"hidden_size must be a multiple of num_heads, not {config.hidden_size} of {config.num_heads}"
+                f"hidden_size must be a multiple of num_heads, not "
+                f"{config.hidden_size} of {config.num_heads}"
             )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, PAD)
         self.encoder = nn.ModuleDict(
-            {"layers": nn.ModuleList(PhonemeLayer(config) for _ in range(config.num_layers))}
+            {
+                "layers": nn.ModuleList(
+                    PhonemeLayer(config) for _ in range(config.num_layers)
+                )
+            }
         )
-        self.project = nn.Conv1d(config.hidden_size, 2 * config.flow_size, 1)  # kept, never read
+        # kept, never read
+        self.project = nn.Conv1d(config.hidden_size, 2 * config.flow_size, 1)
 
     @property
     def dim(self) -> int:
@@ -137,16 +181,23 @@ class PhonemeEncoder(Model):
             states (B, S, D), zero where padding is.
 
         Raises:
-            ValueError: ids or mask of another shape, or an id that is not in the vocabulary.
+            ValueError: ids or mask of another shape, or an id that is not in the
+                vocabulary.
         """
         if ids.ndim != 2 or mask.shape != ids.shape:
             raise ValueError(
-                f"ids and mask must both be (B, S), not {tuple(ids.shape)} and {tuple(mask.shape)}"
+                f"ids and mask must both be (B, S), not {tuple(ids.shape)} and "
+                f"{tuple(mask.shape)}"
             )
         on_cpu = ids.device.type == "cpu"  # a GPU would have to wait
-        if on_cpu and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
+        if (
+            on_cpu
+            and ids.numel()
+            and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size
+        ):
             raise ValueError(
-                f"ids must lie between 0 and {self.config.vocab_size - 1}, not {ids.min()} and {ids.max()}"
+                f"ids must lie between 0 and {self.config.vocab_size - 1}, not "
+                f"{ids.min()} and {ids.max()}"
             )
         x = self.embed_tokens(ids) * math.sqrt(self.config.hidden_size)  # (B, S, D)
         mask = mask.bool()[:, :, None]  # (B, S, 1)

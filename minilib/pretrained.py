@@ -1,8 +1,10 @@
-"""The released AudioLDM 2 in and out: folders of diffusers and transformers, model by model.
+"""The released AudioLDM 2 in and out: folders of diffusers and transformers, model by
+model.
 
-A released pipeline is a folder of modules, each a `config.json` and its weights. VAE, U-Net, GPT-2 with its
-projections, T5 encoder, phoneme encoder and HiFi-GAN become the classes of this package, key by key, and go back
-without a bit changed. Chapter 18 builds it.
+A released pipeline is a folder of modules, each a `config.json` and its weights. VAE,
+U-Net, GPT-2 with its projections, T5 encoder, phoneme encoder and HiFi-GAN become the
+classes of this package, key by key, and go back without a bit changed. Chapter 18
+builds it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ import torch
 from torch import Tensor
 
 from minilib.gpt import GPTConfig, LOARegressor
-from minilib.model import Model, as_dataclass, check_weights, read_json, read_weights, to_dtype
+from minilib.model import (
+    Model,
+    as_dataclass,
+    check_weights,
+    read_json,
+    read_weights,
+    to_dtype,
+)
 from minilib.phonemes import PhonemeConfig, PhonemeEncoder
 from minilib.text import T5Config, T5Encoder
 from minilib.unet import UNet, UNetConfig
@@ -27,30 +36,37 @@ from minilib.vocoder import HiFiGAN, HiFiGANConfig
 
 State = dict[str, Tensor]
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Configs
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a config of diffusers or transformers says, in this package's words. Chapter 18."""
+    """What a config of diffusers or transformers says, in this package's words."""
 
     peer: str  # the class that reads the config there
     names: Mapping[str, str]  # their field -> ours
     built_in: Mapping[str, Any]  # their settings that our class knows only one way of
 
     def read(self, config: Mapping[str, Any], where: Path) -> dict[str, Any]:
-        """Our fields from their config; raise ValueError for a setting that our class does not have. Chapter 18."""
+        """Our fields from their config; raise ValueError for a setting that our class
+        does not have.
+        """
         for name, value in self.built_in.items():
             if name in config and jsonable(config[name]) != jsonable(value):
-                raise ValueError(f"{where}: {name} must be {value!r} for minilib, not {config[name]!r}")
+                raise ValueError(
+                    f"{where}: {name} must be {value!r} for minilib, not "
+                    f"{config[name]!r}"
+                )
         missing = [name for name in self.names if name not in config]
         if missing:
-            raise ValueError(f"{where} is not the config of a {self.peer}: it lacks {missing[0]}")
+            raise ValueError(
+                f"{where} is not the config of a {self.peer}: it lacks {missing[0]}"
+            )
         return {ours: config[theirs] for theirs, ours in self.names.items()}
 
     def write(self, config: Any, **others: Any) -> dict[str, Any]:
-        """Their config from ours, `others` being what is not among the names. Chapter 18."""
+        """Their config from ours, `others` being what is not among the names."""
         fields = {theirs: getattr(config, ours) for theirs, ours in self.names.items()}
         return {**self.built_in, **fields, **others}
 
@@ -87,7 +103,8 @@ SIZES = {
             "layers_per_block": "layers_per_block",
             "norm_num_groups": "norm_num_groups",
             "transformer_layers_per_block": "transformer_layers",
-            "attention_head_dim": "n_head",  # diffusers' name is an old mistake: it counts heads
+            # diffusers' name is an old mistake: it counts heads
+            "attention_head_dim": "n_head",
         },
         {
             "act_fn": "silu",
@@ -109,7 +126,14 @@ SIZES = {
         "GPT2Model",
         {
             name: name
-            for name in ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size", "layer_norm_epsilon")
+            for name in (
+                "n_embd",
+                "n_layer",
+                "n_head",
+                "n_positions",
+                "vocab_size",
+                "layer_norm_epsilon",
+            )
         },
         {
             "activation_function": "gelu_new",
@@ -188,7 +212,11 @@ SIZES = {
     ),
     "projection": Sizes(
         "AudioLDM2ProjectionModel",
-        {"text_encoder_dim": "first", "text_encoder_1_dim": "second", "langauge_model_dim": "n_embd"},
+        {
+            "text_encoder_dim": "first",
+            "text_encoder_1_dim": "second",
+            "langauge_model_dim": "n_embd",
+        },
         {},
     ),
 }
@@ -209,9 +237,10 @@ CONFIGS = {  # the classes of transformers that know what a file leaves out
 
 
 def read_sizes(kind: str, folder: Path) -> dict[str, Any]:
-    """Our config fields from the `config.json` of a module's folder. Chapter 18.
+    """Our config fields from the `config.json` of a module's folder.
 
-    transformers leaves out what equals its defaults, so its own config classes fill that in.
+    transformers leaves out what equals its defaults, so its own config classes fill
+    that in.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -225,24 +254,27 @@ def read_sizes(kind: str, folder: Path) -> dict[str, Any]:
     return SIZES[kind].read(config, path)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Weights
 
 
 def read_state(folder: Path) -> State:
-    """All tensors of a module's folder: safetensors, in one file or many, or a `.bin` without pickled code.
+    """All tensors of a module's folder: safetensors, in one file or many, or a `.bin`
+    without pickled code.
 
     Raises:
         FileNotFoundError: there are no weights.
         ValueError: a file is damaged, or can only be read by running the code in it.
 
-    Chapter 18.
+
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing: the pipeline is not complete")
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
-        names: Iterable[str] = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
+        names: Iterable[str] = sorted(
+            set(read_json(indices[0]).get("weight_map", {}).values())
+        )
         state: State = {}
         for name in names:
             state.update(read_weights(folder / name))
@@ -257,20 +289,24 @@ def read_state(folder: Path) -> State:
 
 
 def read_bin(path: Path) -> State:
-    """The tensors of a checkpoint of `torch.save`, unpickled without running any code. Chapter 18."""
+    """The tensors of a checkpoint of `torch.save`, unpickled without running any code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors: reading it would run its code") from error
+        raise ValueError(
+            f"{path} holds more than tensors: reading it would run its code"
+        ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged or half-copied") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} does not hold tensors by name, but a {type(state).__name__}")
+        raise ValueError(
+            f"{path} does not hold tensors by name, but a {type(state).__name__}"
+        )
     return state
 
 
 def fill(model: Model, state: State, folder: Path, dtype: torch.dtype | None) -> Model:
-    """Put weights into a model that was made on the meta device, all of them or none. Chapter 18."""
+    """Put weights into a model that was made on the meta device, all of them or none."""
     check_weights(model, state, folder)
     state = {name: to_dtype(tensor, dtype) for name, tensor in state.items()}
     model.load_state_dict(state, assign=True)
@@ -278,22 +314,22 @@ def fill(model: Model, state: State, folder: Path, dtype: torch.dtype | None) ->
 
 
 def made(model_class: type[Model], config: Any) -> Model:
-    """The model with shapes but without memory. Chapter 18."""
+    """The model with shapes but without memory."""
     with torch.device("meta"):
         return model_class(config)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Model by model: in
 
 
 def read_vae(folder: Path, dtype: torch.dtype | None = None) -> VAE:
-    """The VAE from an AutoencoderKL's folder. Chapter 18."""
+    """The VAE from an AutoencoderKL's folder."""
     return fill(made(VAE, vae_config(folder)), read_state(folder), folder, dtype)
 
 
 def vae_config(folder: Path) -> VAEConfig:
-    """The config of a VAE from an AutoencoderKL's folder. Chapter 18."""
+    """The config of a VAE from an AutoencoderKL's folder."""
     return as_dataclass(VAEConfig, read_sizes("vae", folder))
 
 
@@ -303,41 +339,63 @@ def read_unet(
     dtype: torch.dtype | None = None,
     head_width: int | None = None,
 ) -> UNet:
-    """The U-Net from an AudioLDM2UNet2DConditionModel's folder, for the noise levels of `read_schedule`.
+    """The U-Net from an AudioLDM2UNet2DConditionModel's folder, for the noise levels of
+    `read_schedule`.
 
-    Its config names 8 heads at every level, as diffusers runs it; `head_width` 32 is how the weights were trained.
-    Chapter 18.
+    Its config names 8 heads at every level, as diffusers runs it; `head_width` 32 is
+    how the weights were trained.
+
     """
-    return fill(made(UNet, unet_config(folder, schedule, head_width)), read_state(folder), folder, dtype)
+    return fill(
+        made(UNet, unet_config(folder, schedule, head_width)),
+        read_state(folder),
+        folder,
+        dtype,
+    )
 
 
-def unet_config(folder: Path, schedule: Mapping[str, Any], head_width: int | None = None) -> UNetConfig:
-    """The config of a U-Net, as `read_unet`. Chapter 18."""
+def unet_config(
+    folder: Path, schedule: Mapping[str, Any], head_width: int | None = None
+) -> UNetConfig:
+    """The config of a U-Net, as `read_unet`."""
     path = folder / "config.json"
     config = read_json(path)
     dims = config.get("cross_attention_dim")
     levels = [dims] if isinstance(dims, int) or dims is None else dims
     if isinstance(levels[0], list | tuple):  # one list a level
         if any(list(level) != list(levels[0]) for level in levels):
-            raise ValueError(f"{path}: cross_attention_dim must be the same at every level, not {dims}")
+            raise ValueError(
+                f"{path}: cross_attention_dim must be the same at every level, not "
+                f"{dims}"
+            )
         levels = levels[0]
-    attention = tuple("CrossAttn" in name for name in config.get("down_block_types", ()))
+    attention = tuple(
+        "CrossAttn" in name for name in config.get("down_block_types", ())
+    )
     sizes = {**read_sizes("unet", folder), **schedule}
     sizes |= {"cross_attention_dim": tuple(levels), "attention": attention}
     if head_width is not None:
-        if head_width < 1 or any(width % head_width for width in sizes["block_out_channels"]):
-            raise ValueError(f"head_width must divide {sizes['block_out_channels']}, not {head_width}")
-        sizes["n_head"] = tuple(width // head_width for width in sizes["block_out_channels"])
+        if head_width < 1 or any(
+            width % head_width for width in sizes["block_out_channels"]
+        ):
+            raise ValueError(
+                f"head_width must divide {sizes['block_out_channels']}, not "
+                f"{head_width}"
+            )
+        sizes["n_head"] = tuple(
+            width // head_width for width in sizes["block_out_channels"]
+        )
     return as_dataclass(UNetConfig, sizes)
 
 
 def read_schedule(folder: Path) -> dict[str, Any]:
-    """The noise levels that a scheduler's folder names, as fields of a UNetConfig. Chapter 18."""
+    """The noise levels that a scheduler's folder names, as fields of a UNetConfig."""
     path = folder / "scheduler_config.json"
     sizes = SIZES["scheduler"].read({**DDIM_DEFAULTS, **read_json(path)}, path)
     if sizes["prediction"] not in PREDICTIONS:
         raise ValueError(
-            f"{path}: prediction_type must be one of {', '.join(PREDICTIONS)} for minilib, not {sizes['prediction']!r}"
+            f"{path}: prediction_type must be one of {', '.join(PREDICTIONS)} for "
+            f"minilib, not {sizes['prediction']!r}"
         )
     return {**sizes, "prediction": PREDICTIONS[sizes["prediction"]]}
 
@@ -348,40 +406,52 @@ def read_gpt(
     n_tokens: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> LOARegressor:
-    """The LOA regressor from the folders of a GPT2Model (or GPT2LMHeadModel) and its projections.
+    """The LOA regressor from the folders of a GPT2Model (or GPT2LMHeadModel) and its
+    projections.
 
-    `n_tokens` is the number of LOA vectors; None for the config's `max_new_tokens`, or 8. Chapter 18.
+    `n_tokens` is the number of LOA vectors; None for the config's `max_new_tokens`, or
+    8.
     """
     config = gpt_config(language_model, projection, n_tokens)
     state = gpt_in(read_state(projection), read_state(language_model))
     return fill(made(LOARegressor, config), state, language_model, dtype)
 
 
-def gpt_config(language_model: Path, projection: Path, n_tokens: int | None = None) -> GPTConfig:
-    """The config of an LOA regressor, as `read_gpt`. Chapter 18."""
+def gpt_config(
+    language_model: Path, projection: Path, n_tokens: int | None = None
+) -> GPTConfig:
+    """The config of an LOA regressor, as `read_gpt`."""
     path = projection / "config.json"
     theirs = read_json(path)
     widths = SIZES["projection"].read(theirs, path)
     sizes = read_sizes("language_model", language_model)
     if widths["n_embd"] != sizes["n_embd"]:
-        raise ValueError(f"{path}: it projects to {widths['n_embd']}, but GPT-2 reads {sizes['n_embd']}")
+        raise ValueError(
+            f"{path}: it projects to {widths['n_embd']}, but GPT-2 reads "
+            f"{sizes['n_embd']}"
+        )
     learned = theirs.get("use_learned_position_embedding")
     return GPTConfig(
         **sizes,
         condition_dims=(widths["first"], widths["second"]),
-        n_tokens=n_tokens or read_json(language_model / "config.json").get("max_new_tokens", 8),
+        n_tokens=n_tokens
+        or read_json(language_model / "config.json").get("max_new_tokens", 8),
         learned_positions=theirs["max_seq_length"] if learned is not None else 0,
     )
 
 
 def gpt_in(projection: State, language_model: State) -> State:
-    """The tensors of the LOA regressor from those of its projections and of GPT-2. Chapter 18."""
+    """The tensors of the LOA regressor from those of its projections and of GPT-2."""
     state = {f"projection.{name}": tensor for name, tensor in projection.items()}
-    return state | {f"gpt2.{name}": tensor for name, tensor in gpt2_in(language_model).items()}
+    return state | {
+        f"gpt2.{name}": tensor for name, tensor in gpt2_in(language_model).items()
+    }
 
 
 def gpt2_in(state: State) -> State:
-    """GPT-2's tensors as ours: no prefix, no vocabulary head, no stored masks, linear layers turned. Chapter 18."""
+    """GPT-2's tensors as ours: no prefix, no vocabulary head, no stored masks, linear
+    layers turned.
+    """
     bare = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     dropped = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
     return {
@@ -392,7 +462,9 @@ def gpt2_in(state: State) -> State:
 
 
 def gpt2_out(state: State) -> State:
-    """Our tensors as those of a GPT2LMHeadModel, whose head is the table of words itself. Chapter 18."""
+    """Our tensors as those of a GPT2LMHeadModel, whose head is the table of words
+    itself.
+    """
     return {
         f"transformer.{name}": tensor.T.contiguous() if turned(name) else tensor
         for name, tensor in state.items()
@@ -400,27 +472,30 @@ def gpt2_out(state: State) -> State:
 
 
 def turned(name: str) -> bool:
-    """Whether a weight is that of one of GPT-2's linear layers, which transformers stores transposed."""
+    """Whether a weight is that of one of GPT-2's linear layers, which transformers
+    stores transposed.
+    """
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
 def read_t5(folder: Path, dtype: torch.dtype | None = None) -> T5Encoder:
-    """The T5 encoder from a T5EncoderModel's folder. Chapter 18."""
+    """The T5 encoder from a T5EncoderModel's folder."""
     config = T5Config(**read_sizes("t5", folder))
     return fill(made(T5Encoder, config), t5_in(read_state(folder)), folder, dtype)
 
 
 def t5_in(state: State) -> State:
-    """T5's tensors without the second name that its table of tokens may have. Chapter 18."""
+    """T5's tensors without the second name that its table of tokens may have."""
     state = dict(state)
-    table = state.pop("encoder.embed_tokens.weight", None)  # the same table under a second name
+    # the same table under a second name
+    table = state.pop("encoder.embed_tokens.weight", None)
     if table is not None:
         state.setdefault("shared.weight", table)
     return state
 
 
 def read_phonemes(folder: Path, dtype: torch.dtype | None = None) -> PhonemeEncoder:
-    """The phoneme encoder from a VitsModel's folder, the rest of VITS left where it is. Chapter 18."""
+    """The phoneme encoder from a VitsModel's folder, the rest of VITS left where it is."""
     config = PhonemeConfig(**read_sizes("vits", folder))
     prefix = "text_encoder."
     state = {
@@ -432,26 +507,29 @@ def read_phonemes(folder: Path, dtype: torch.dtype | None = None) -> PhonemeEnco
 
 
 def read_vocoder(folder: Path, dtype: torch.dtype | None = None) -> HiFiGAN:
-    """The vocoder from a SpeechT5HifiGan's folder. Chapter 18."""
-    return fill(made(HiFiGAN, vocoder_config(folder)), read_state(folder), folder, dtype)
+    """The vocoder from a SpeechT5HifiGan's folder."""
+    return fill(
+        made(HiFiGAN, vocoder_config(folder)), read_state(folder), folder, dtype
+    )
 
 
 def vocoder_config(folder: Path) -> HiFiGANConfig:
-    """The config of a vocoder from a SpeechT5HifiGan's folder. Chapter 18."""
+    """The config of a vocoder from a SpeechT5HifiGan's folder."""
     return as_dataclass(HiFiGANConfig, read_sizes("vocoder", folder))
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Model by model: out
 
 
 def vae_out(vae: VAE) -> torch.nn.Module:
-    """The VAE as an AutoencoderKL. Chapter 18."""
+    """The VAE as an AutoencoderKL."""
     from diffusers import AutoencoderKL
 
     if vae.config.pack != 1:
         raise ValueError(
-            f"a VAE that packs {vae.config.pack} x {vae.config.pack} latents has no counterpart in diffusers: "
+            f"a VAE that packs {vae.config.pack} x {vae.config.pack} latents has no "
+            f"counterpart in diffusers: "
             "train one with pack=1"
         )
     levels = len(vae.config.block_out_channels)
@@ -465,13 +543,16 @@ def vae_out(vae: VAE) -> torch.nn.Module:
 
 
 def unet_out(unet: UNet, sample_size: int | None = None) -> torch.nn.Module:
-    """The U-Net as an AudioLDM2UNet2DConditionModel, for latents of `sample_size` frames by default. Chapter 18."""
+    """The U-Net as an AudioLDM2UNet2DConditionModel, for latents of `sample_size`
+    frames by default.
+    """
     from diffusers import AudioLDM2UNet2DConditionModel
 
     config = unet.config
     if config.loa_channels:
         raise ValueError(
-            "a U-Net that lays the LOA beside the latent has no counterpart in diffusers: train one with "
+            "a U-Net that lays the LOA beside the latent has no counterpart in "
+            "diffusers: train one with "
             "loa_channels=0"
         )
     levels, attended = len(config.block_out_channels), config.attention
@@ -479,37 +560,56 @@ def unet_out(unet: UNet, sample_size: int | None = None) -> torch.nn.Module:
         config,
         sample_size=sample_size,
         out_channels=config.in_channels,
-        down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended],
-        up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)],
+        down_block_types=[
+            "CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended
+        ],
+        up_block_types=[
+            "CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)
+        ],
         cross_attention_dim=[list(config.cross_attention_dim)] * levels,
     )
     return filled(AudioLDM2UNet2DConditionModel, settings, unet.state_dict())
 
 
 def scheduler_out(unet: UNet) -> Any:
-    """The noise levels that the U-Net is trained for, as the released DDIMScheduler. Chapter 18."""
+    """The noise levels that the U-Net is trained for, as the released DDIMScheduler."""
     from diffusers import DDIMScheduler
 
     theirs = {ours: name for name, ours in PREDICTIONS.items()}[unet.config.prediction]
-    return DDIMScheduler(**SIZES["scheduler"].write(unet.config, prediction_type=theirs))
+    return DDIMScheduler(
+        **SIZES["scheduler"].write(unet.config, prediction_type=theirs)
+    )
 
 
 def gpt_out(gpt: LOARegressor) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The LOA regressor as an AudioLDM2ProjectionModel and a GPT2LMHeadModel, which diffusers needs. Chapter 18."""
+    """The LOA regressor as an AudioLDM2ProjectionModel and a GPT2LMHeadModel, which
+    diffusers needs.
+    """
     from diffusers import AudioLDM2ProjectionModel
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config, state = gpt.config, gpt.state_dict()
     part = lambda name: {
-        key.removeprefix(f"{name}."): x for key, x in state.items() if key.startswith(f"{name}.")
+        key.removeprefix(f"{name}."): x
+        for key, x in state.items()
+        if key.startswith(f"{name}.")
     }
     settings = dict(
-        zip(("text_encoder_dim", "text_encoder_1_dim"), config.condition_dims, strict=True),
+        zip(
+            ("text_encoder_dim", "text_encoder_1_dim"),
+            config.condition_dims,
+            strict=True,
+        ),
         langauge_model_dim=config.n_embd,  # the spelling is theirs
     )
     if config.learned_positions:
-        settings |= {"use_learned_position_embedding": True, "max_seq_length": config.learned_positions}
-    sizes = GPT2Config(**SIZES["language_model"].write(config, max_new_tokens=config.n_tokens))
+        settings |= {
+            "use_learned_position_embedding": True,
+            "max_seq_length": config.learned_positions,
+        }
+    sizes = GPT2Config(
+        **SIZES["language_model"].write(config, max_new_tokens=config.n_tokens)
+    )
     head = {"lm_head.weight": state["gpt2.wte.weight"]}
     return (
         filled(AudioLDM2ProjectionModel, settings, part("projection")),
@@ -518,17 +618,23 @@ def gpt_out(gpt: LOARegressor) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def t5_out(text: T5Encoder) -> torch.nn.Module:
-    """The T5 encoder as a T5EncoderModel. Chapter 18."""
+    """The T5 encoder as a T5EncoderModel."""
     from transformers import T5Config as Config
     from transformers import T5EncoderModel
 
     state = text.state_dict()
     tied = {"encoder.embed_tokens.weight": state["shared.weight"]}
-    return filled(T5EncoderModel, {"config": Config(**SIZES["t5"].write(text.config))}, {**state, **tied})
+    return filled(
+        T5EncoderModel,
+        {"config": Config(**SIZES["t5"].write(text.config))},
+        {**state, **tied},
+    )
 
 
 def phonemes_out(phonemes: PhonemeEncoder) -> torch.nn.Module:
-    """The phoneme encoder in a VitsModel; the rest of VITS, which nothing reads, is small and untrained. Chapter 18."""
+    """The phoneme encoder in a VitsModel; the rest of VITS, which nothing reads, is
+    small and untrained.
+    """
     from transformers import VitsConfig, VitsModel
 
     unread = {
@@ -551,19 +657,22 @@ def phonemes_out(phonemes: PhonemeEncoder) -> torch.nn.Module:
 
 
 def vocoder_out(vocoder: Model) -> torch.nn.Module:
-    """HiFi-GAN as a SpeechT5HifiGan. Chapter 18."""
+    """HiFi-GAN as a SpeechT5HifiGan."""
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
     if not isinstance(vocoder, HiFiGAN):
         raise ValueError(
-            f"the vocoder {type(vocoder).__name__} has no counterpart in transformers: train a HiFiGAN"
+            f"the vocoder {type(vocoder).__name__} has no counterpart in "
+            f"transformers: train a HiFiGAN"
         )
     config = SpeechT5HifiGanConfig(**jsonable(SIZES["vocoder"].write(vocoder.config)))
     return filled(SpeechT5HifiGan, {"config": config}, vocoder.state_dict())
 
 
-def filled(model_class: type, settings: Mapping[str, Any], state: State) -> torch.nn.Module:
-    """A module of theirs with our weights, none missing and none left over. Chapter 18."""
+def filled(
+    model_class: type, settings: Mapping[str, Any], state: State
+) -> torch.nn.Module:
+    """A module of theirs with our weights, none missing and none left over."""
     model = model_class(**settings)
     model.load_state_dict(state)
     dtype = next(x.dtype for x in state.values() if x.is_floating_point())

@@ -1,8 +1,9 @@
-"""Plots, players and sliders for the book: what can be seen is plotted, what can be heard is played.
+"""Plots, players and sliders for the book: what can be seen is plotted, what can be
+heard is played.
 
-Everything that is shown is plain HTML with its pictures and sounds inside: it needs no kernel, no network and no
-script from elsewhere, is the same bytes at every run, and carries a text alternative. "How to use this book" shows
-each function at work.
+Everything that is shown is plain HTML with its pictures and sounds inside: it needs no
+kernel, no network and no script from elsewhere, is the same bytes at every run, and
+carries a text alternative. "How to use this book" shows each function at work.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from minilib import audio
 
-if TYPE_CHECKING:  # matplotlib and PIL take a second to import: only those who plot wait for them
+# matplotlib and PIL take a second to import: only those who plot wait for them
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
@@ -36,7 +38,8 @@ LOOK = {
     "figure.figsize": (7.0, 2.6),
     "figure.dpi": 110,
     "savefig.dpi": 110,
-    "figure.facecolor": "white",  # not transparent: black letters must stay readable in dark mode
+    # not transparent: black letters must stay readable in dark mode
+    "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "figure.constrained_layout.use": True,
     "font.size": 11,
@@ -51,6 +54,7 @@ LOOK = {
     "image.cmap": COLOURS,
     "lines.linewidth": 1.5,
 }
+# Okabe and Ito 2008
 LINE_COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -59,7 +63,7 @@ LINE_COLOURS = (
     "#E69F00",
     "#56B4E9",
     "#000000",
-)  # Okabe and Ito 2008
+)
 
 
 def style() -> None:
@@ -76,30 +80,48 @@ def look() -> dict[str, Any]:
     return {**LOOK, "axes.prop_cycle": cycler(color=LINE_COLOURS)}
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Plots. Each draws on the axes it is given, or on a figure of its own.
 
 
-def wave(wave: Tensor, title: str = "", sample_rate: int = audio.SAMPLE_RATE, ax: Axes | None = None) -> None:
+def wave(
+    wave: Tensor,
+    title: str = "",
+    sample_rate: int = audio.SAMPLE_RATE,
+    ax: Axes | None = None,
+) -> None:
     """Plot a waveform: amplitude over seconds.
 
     Args:
-        wave: (N,) or (1, N) in [-1, 1]; title: above the plot; sample_rate: in hertz; ax: where to draw.
+        wave: (N,) or (1, N) in [-1, 1]; title: above the plot; sample_rate: in hertz;
+            ax: where to draw.
     """
     samples = _one(wave, "wave")
     ax = _new_axes(1)[0] if ax is None else ax
     seconds = torch.arange(len(samples)) / sample_rate
     ax.plot(seconds.numpy(), samples.numpy(), linewidth=0.6, color=LINE_COLOURS[0])
-    ax.set(title=title, xlabel="time (s)", ylabel="amplitude", xlim=(0, len(samples) / sample_rate))
+    ax.set(
+        title=title,
+        xlabel="time (s)",
+        ylabel="amplitude",
+        xlim=(0, len(samples) / sample_rate),
+    )
     ax.set_ylim(-1.05, 1.05)
 
 
-def mel(sound: Tensor, title: str = "", ax: Axes | None = None, limits: tuple[float, float] = LIMITS) -> None:
+def mel(
+    sound: Tensor,
+    title: str = "",
+    ax: Axes | None = None,
+    limits: tuple[float, float] = LIMITS,
+) -> None:
     """Plot a mel spectrogram: seconds by kilohertz, the level in decibels as colour.
 
     Args:
-        sound: a log-mel (1, 1, T, F), (1, T, F) or (T, F), or a wave (N,) or (1, N) at 16 kHz.
-        title: above the plot; ax: where to draw; limits: decibels of the darkest and the brightest colour.
+        sound: a log-mel (1, 1, T, F), (1, T, F) or (T, F), or a wave (N,) or (1, N) at
+            16 kHz.
+        title: above the plot; ax: where to draw; limits: decibels of the darkest and
+            the brightest colour.
     """
     ax = _new_axes(1)[0] if ax is None else ax
     image = _draw_mel(ax, _log_mel(sound), limits)
@@ -107,17 +129,23 @@ def mel(sound: Tensor, title: str = "", ax: Axes | None = None, limits: tuple[fl
     ax.figure.colorbar(image, ax=ax, label="level (dB)")
 
 
-def mels(sounds: Sequence[Tensor], titles: Sequence[str], limits: tuple[float, float] = LIMITS) -> None:
+def mels(
+    sounds: Sequence[Tensor],
+    titles: Sequence[str],
+    limits: tuple[float, float] = LIMITS,
+) -> None:
     """Plot mel spectrograms side by side, with one scale of colours.
 
     Args:
-        sounds: log-mels or waves, as for `mel`; titles: one for each; limits: decibels, as for `mel`.
+        sounds: log-mels or waves, as for `mel`; titles: one for each; limits: decibels,
+            as for `mel`.
     Raises:
         ValueError: there are no sounds, or not as many titles.
     """
     if len(sounds) == 0 or len(sounds) != len(titles):
         raise ValueError(
-            f"titles must be one for each of at least one sound; given {len(titles)} for {len(sounds)}"
+            f"titles must be one for each of at least one sound; given {len(titles)} "
+            f"for {len(sounds)}"
         )
     axes = _new_axes(len(sounds))
     images = [_draw_mel(ax, _log_mel(sound), limits) for ax, sound in zip(axes, sounds)]
@@ -147,8 +175,12 @@ def _draw_mel(ax: Axes, log_mel: Tensor, limits: tuple[float, float]) -> AxesIma
         interpolation="nearest",
     )
     kilohertz = torch.tensor([0.5, 1.0, 2.0, 4.0])
-    step = audio.hz_to_mel(audio.SAMPLE_RATE / 2) / (F + 1)  # mel from one band to the next
-    ax.set_yticks((audio.hz_to_mel(1000 * kilohertz) / step - 0.5).tolist(), [f"{k:g}" for k in kilohertz])
+    # mel from one band to the next
+    step = audio.hz_to_mel(audio.SAMPLE_RATE / 2) / (F + 1)
+    ax.set_yticks(
+        (audio.hz_to_mel(1000 * kilohertz) / step - 0.5).tolist(),
+        [f"{k:g}" for k in kilohertz],
+    )
     ax.set_xlabel("time (s)")
     ax.grid(False)
     return image
@@ -158,7 +190,9 @@ def _one(x: Tensor, name: str) -> Tensor:
     """A single waveform (N,) on the CPU, from (N,) or (1, N)."""
     x = torch.as_tensor(x).detach().cpu().float()
     if x.ndim not in (1, 2) or (x.ndim == 2 and x.shape[0] != 1) or x.numel() == 0:
-        raise ValueError(f"{name} must be one waveform, (N,) or (1, N); given {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must be one waveform, (N,) or (1, N); given {tuple(x.shape)}"
+        )
     return x.reshape(-1)
 
 
@@ -169,18 +203,21 @@ def _log_mel(sound: Tensor) -> Tensor:
         return audio.log_mel(sound.reshape(1, -1))[0, 0]
     if sound.ndim > 4 or any(size != 1 for size in sound.shape[:-2]):
         raise ValueError(
-            f"sound must be one log-mel (1, 1, T, F) or one wave (N,); given {tuple(sound.shape)}"
+            f"sound must be one log-mel (1, 1, T, F) or one wave (N,); given "
+            f"{tuple(sound.shape)}"
         )
     return sound.reshape(sound.shape[-2:])
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Sounds
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of HTML that a notebook shows as it is, and prints as its text alternative."""
+    """A piece of HTML that a notebook shows as it is, and prints as its text
+    alternative.
+    """
 
     html: str
     text: str
@@ -196,21 +233,27 @@ def player(wave: Tensor, alt: str, sample_rate: int = audio.SAMPLE_RATE) -> Bloc
     """A player with its label; the sound is inside the page, as MP3.
 
     Args:
-        wave: (N,) or (1, N) in [-1, 1]; alt: what is heard, shown as label; sample_rate: in hertz.
+        wave: (N,) or (1, N) in [-1, 1]; alt: what is heard, shown as label;
+            sample_rate: in hertz.
     Raises:
         ValueError: the wave is not one waveform of finite numbers, or `alt` is empty.
     """
     label = _text(alt, "alt")
-    return Block(_figure("sound", f"{_caption(label)}{_audio(wave, label, sample_rate)}"), f"Sound: {alt}")
+    return Block(
+        _figure("sound", f"{_caption(label)}{_audio(wave, label, sample_rate)}"),
+        f"Sound: {alt}",
+    )
 
 
 def sound(wave: Tensor, caption: str) -> Block:
-    """A sound to hear and to see: caption, player and mel spectrogram, with a text alternative.
+    """A sound to hear and to see: caption, player and mel spectrogram, with a text
+    alternative.
 
     Args:
         wave: (N,) or (1, N) at 16 kHz in [-1, 1], N > 512; caption: what is heard.
     Raises:
-        ValueError: the wave is not one waveform of finite numbers, or too short, or `caption` is empty.
+        ValueError: the wave is not one waveform of finite numbers, or too short, or
+            `caption` is empty.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -225,17 +268,22 @@ def sound(wave: Tensor, caption: str) -> Block:
 
 
 def _in_words(log_mel: Tensor) -> str:
-    """What a mel spectrogram shows, for those who don't see it: its length and where it is strongest."""
+    """What a mel spectrogram shows, for those who don't see it: its length and where it
+    is strongest.
+    """
     T, F = log_mel.shape
     seconds = T * audio.HOP / audio.SAMPLE_RATE
     if audio.decibels(log_mel.max()) < LIMITS[0]:
         return f"{seconds:.1f} seconds of silence."
     band = int(log_mel.exp().mean(dim=0).argmax())
-    kilohertz = audio.mel_to_hz((band + 1) * audio.hz_to_mel(audio.SAMPLE_RATE / 2) / (F + 1)) / 1000
+    kilohertz = (
+        audio.mel_to_hz((band + 1) * audio.hz_to_mel(audio.SAMPLE_RATE / 2) / (F + 1))
+        / 1000
+    )
     return f"{seconds:.1f} seconds, strongest near {float(kilohertz):.1f} kilohertz."
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Sliders
 
 
@@ -247,59 +295,83 @@ def slider(
     alt: str,
     name: str = "Position",
 ) -> Block:
-    """Pictures to slide through, with a sound for each position where there is one; works without a kernel.
+    """Pictures to slide through, with a sound for each position where there is one;
+    works without a kernel.
 
-    All pictures and sounds are in the page; a few words of script inside the slider show one of them at a time.
+    All pictures and sounds are in the page; a few words of script inside the slider
+    show one of them at a time.
 
     Args:
-        frames: figures of matplotlib (they are closed, so that they don't show twice), or arrays: (H, W), drawn
-            with the colours of `mel` from the lowest to the highest of all frames, or (H, W, 3) from 0 to 1.
-        sounds: for each frame a wave (N,) at 16 kHz, or None; labels: for each frame its text.
+        frames: figures of matplotlib (they are closed, so that they don't show twice),
+            or arrays: (H, W), drawn with the colours of `mel` from the lowest to the
+            highest of all frames, or (H, W, 3) from 0 to 1.
+        sounds: for each frame a wave (N,) at 16 kHz, or None; labels: for each frame
+            its text.
         alt: what the pictures show; name: the label of the slider.
     Raises:
-        ValueError: there are no frames, or not as many sounds or labels, a text is empty, or all exceeds 400 KB.
+        ValueError: there are no frames, or not as many sounds or labels, a text is
+            empty, or all exceeds 400 KB.
     """
     if len(frames) == 0:
         raise ValueError("frames must hold at least one picture; given none")
     for things, kind in ((labels, "labels"), (sounds, "sounds")):
         if things is not None and len(things) != len(frames):
-            raise ValueError(f"{kind} must be one for each of {len(frames)} frames; given {len(things)}")
+            raise ValueError(
+                f"{kind} must be one for each of {len(frames)} frames; given "
+                f"{len(things)}"
+            )
     alt, name = _text(alt, "alt"), _text(name, "name")
     labels = [
         _text(label, "labels")
         for label in labels or [f"{i + 1} of {len(frames)}" for i in range(len(frames))]
     ]
-    parts = [_img(frame, f"{alt}: {labels[i]}", _at(i, labels[i])) for i, frame in enumerate(_scaled(frames))]
+    parts = [
+        _img(frame, f"{alt}: {labels[i]}", _at(i, labels[i]))
+        for i, frame in enumerate(_scaled(frames))
+    ]
     parts += [_range(labels, name)]
     for i, sound in enumerate(sounds or ()):
         if sound is not None:
-            parts += [_audio(sound, f"{alt}: {labels[i]}", audio.SAMPLE_RATE, _at(i, labels[i]))]
+            parts += [
+                _audio(
+                    sound, f"{alt}: {labels[i]}", audio.SAMPLE_RATE, _at(i, labels[i])
+                )
+            ]
     page = _figure("slider", "".join(parts))
     if len(page) > MAX_BYTES:
         raise ValueError(
-            f"frames and sounds take {len(page) / 1024:.0f} KB; a slider may take {MAX_BYTES // 1024} KB: "
+            f"frames and sounds take {len(page) / 1024:.0f} KB; a slider may take "
+            f"{MAX_BYTES // 1024} KB: "
             "show fewer or smaller ones"
         )
     return Block(page, f"Slider with {len(frames)} positions: {html.unescape(alt)}")
 
 
 def _at(i: int, label: str) -> str:
-    """The attributes of a slider's part: its position, its label, and whether it is shown at first."""
+    """The attributes of a slider's part: its position, its label, and whether it is
+    shown at first.
+    """
     return f'data-position="{i}" data-label="{label}" style="display:{"none" if i else "block"};'
 
 
 def _range(labels: Sequence[str], name: str) -> str:
-    """The control of a slider: the mouse, a finger or the arrow keys move it, and its text is read aloud."""
+    """The control of a slider: the mouse, a finger or the arrow keys move it, and its
+    text is read aloud.
+    """
     return (
-        f'<label style="display:block">{name}: <output aria-live="polite">{labels[0]}</output>'
-        f'<input type="range" min="0" max="{len(labels) - 1}" value="0" step="1" autocomplete="off" '
-        f'aria-label="{name}" aria-valuetext="{labels[0]}" oninput="{html.escape(SLIDE)}" '
+        f'<label style="display:block">{name}: <output '
+        f'aria-live="polite">{labels[0]}</output>'
+        f'<input type="range" min="0" max="{len(labels) - 1}" value="0" step="1" '
+        f'autocomplete="off" '
+        f'aria-label="{name}" aria-valuetext="{labels[0]}" '
+        f'oninput="{html.escape(SLIDE)}" '
         'style="display:block;width:100%;height:2em;margin:0"></label>'
     )
 
 
-# What a slider does when it is moved: shows what stands at its position, hides the rest, and where a sound was
-# playing, plays the one that belongs there. It finds its parts from itself, so many sliders can share a page.
+# What a slider does when it is moved: shows what stands at its position, hides the
+# rest, and where a sound was playing, plays the one that belongs there. It finds its
+# parts from itself, so many sliders can share a page.
 SLIDE = (
     "let playing=false,here=null;"
     "for(const part of this.closest('figure').querySelectorAll('[data-position]')){"
@@ -313,44 +385,57 @@ SLIDE = (
 
 
 def live(function: Callable[..., Any], **controls: Any) -> None:
-    """In Jupyter, widgets that call the function anew when they are moved; elsewhere a sentence.
+    """In Jupyter, widgets that call the function anew when they are moved; elsewhere a
+    sentence.
 
-    Use it beside `slider`, never in its place: the rendered book has no kernel that could answer.
+    Use it beside `slider`, never in its place: the rendered book has no kernel that
+    could answer.
 
     Args:
-        function: draws or prints; controls: one for each of its arguments, as `ipywidgets.interact` takes them.
+        function: draws or prints; controls: one for each of its arguments, as
+            `ipywidgets.interact` takes them.
     """
     try:
         from ipywidgets import interact
     except ImportError:
         interact = None
     if interact is None or not _somebody_is_there():
-        print(f"Run this cell in Jupyter or Colab to change {' and '.join(controls)} yourself.")
+        print(
+            f"Run this cell in Jupyter or Colab to change {' and '.join(controls)} "
+            f"yourself."
+        )
         return
     interact(function, **controls)
 
 
 def _somebody_is_there() -> bool:
-    """Whether a kernel runs this for a person: programs that run notebooks say that they can't answer questions."""
+    """Whether a kernel runs this for a person: programs that run notebooks say that
+    they can't answer questions.
+    """
     if "google.colab" in sys.modules:
         return True
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return getattr(getattr(shell, "kernel", None), "_allow_stdin", False)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Pieces of HTML
 
 
 def _text(text: str, name: str) -> str:
     """A text, safe inside HTML; the reader who can't see or hear has nothing else."""
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{name} must be a text that says what is shown or heard; given {text!r}")
+        raise ValueError(
+            f"{name} must be a text that says what is shown or heard; given {text!r}"
+        )
     return html.escape(text)
 
 
 def _figure(kind: str, content: str) -> str:
-    """A block of the page. Its id comes from its content; its colours are the page's, light or dark."""
+    """A block of the page.
+
+    Its id comes from its content; its colours are the page's, light or dark.
+    """
     name = hashlib.sha256(content.encode()).hexdigest()[:12]
     return (
         f'<figure id="{kind}-{name}" class="minilib-{kind}" '
@@ -366,13 +451,20 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _audio(wave: Tensor, label: str, sample_rate: int, attributes: str = 'style="display:block;') -> str:
+def _audio(
+    wave: Tensor,
+    label: str,
+    sample_rate: int,
+    attributes: str = 'style="display:block;',
+) -> str:
     sound = _uri("audio/mpeg", _mp3(wave, sample_rate))
     return f'<audio controls preload="metadata" aria-label="{label}" {attributes}width:100%" src="{sound}"></audio>'
 
 
 def _mp3(wave: Tensor, sample_rate: int) -> bytes:
-    """A wave as MP3, where MP3 would overshoot 1 (as with loud noise) so much quieter that a player clips nothing."""
+    """A wave as MP3, where MP3 would overshoot 1 (as with loud noise) so much quieter
+    that a player clips nothing.
+    """
     wave, level = torch.as_tensor(wave).clamp(-1, 1), 1.0
     while True:
         sound = audio.encode(wave * level, "mp3", sample_rate)
@@ -385,7 +477,8 @@ def _mp3(wave: Tensor, sample_rate: int) -> bytes:
 def _img(picture: Any, alt: str, attributes: str = 'style="display:block;') -> str:
     image = _render(picture)
     return (
-        f'<img alt="{alt}" width="{image.width}" height="{image.height}" {attributes}max-width:100%;height:auto" '
+        f'<img alt="{alt}" width="{image.width}" height="{image.height}" '
+        f'{attributes}max-width:100%;height:auto" '
         f'src="{_uri(*_compress(image))}">'
     )
 
@@ -396,9 +489,14 @@ def _scaled(frames: Sequence[Any]) -> list[Any]:
     from matplotlib.figure import Figure
 
     pictures = [
-        frame if isinstance(frame, Figure) else np.asarray(frame, dtype="float64") for frame in frames
+        frame if isinstance(frame, Figure) else np.asarray(frame, dtype="float64")
+        for frame in frames
     ]
-    flat = [picture for picture in pictures if not isinstance(picture, Figure) and picture.ndim == 2]
+    flat = [
+        picture
+        for picture in pictures
+        if not isinstance(picture, Figure) and picture.ndim == 2
+    ]
     low, high = (min(map(np.min, flat)), max(map(np.max, flat))) if flat else (0.0, 1.0)
     return [
         picture
@@ -409,7 +507,9 @@ def _scaled(frames: Sequence[Any]) -> list[Any]:
 
 
 def _render(picture: Any) -> Image:
-    """A figure, or an array (H, W) or (H, W, 3) of values from 0 to 1, as an image of at least 240 pixels a side."""
+    """A figure, or an array (H, W) or (H, W, 3) of values from 0 to 1, as an image of
+    at least 240 pixels a side.
+    """
     import numpy as np
     from matplotlib import colormaps, pyplot
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -422,18 +522,26 @@ def _render(picture: Any) -> Image:
         pyplot.close(picture)
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
-        raise ValueError(f"frames must be figures or arrays (H, W) or (H, W, 3); given {picture.shape}")
+        raise ValueError(
+            f"frames must be figures or arrays (H, W) or (H, W, 3); given "
+            f"{picture.shape}"
+        )
     pixels = colormaps[COLOURS](picture)[..., :3] if picture.ndim == 2 else picture
     pixels = (255 * pixels.clip(0, 1)).round().astype("uint8")
-    times = -(
-        -240 // min(pixels.shape[:2])
-    )  # small arrays in whole multiples, so that each value stays a square
+    # small arrays in whole multiples, so that each value stays a square
+    times = -(-240 // min(pixels.shape[:2]))
     return Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1))
 
 
 def _compress(image: Image) -> tuple[str, bytes]:
-    """The smaller of PNG with 128 colours (lines, letters) and WebP (spectrograms), with its type."""
+    """The smaller of PNG with 128 colours (lines, letters) and WebP (spectrograms),
+    with its type.
+    """
     png, webp = io.BytesIO(), io.BytesIO()
     image.quantize(128, dither=0).save(png, "PNG", optimize=True)
     image.save(webp, "WEBP", quality=80, method=6)
-    return min(("image/png", png.getvalue()), ("image/webp", webp.getvalue()), key=lambda kind: len(kind[1]))
+    return min(
+        ("image/png", png.getvalue()),
+        ("image/webp", webp.getvalue()),
+        key=lambda kind: len(kind[1]),
+    )

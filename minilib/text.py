@@ -1,9 +1,11 @@
-"""Words to vectors: a byte-level tokenizer, and the T5 encoder whose states the U-Net and GPT-2 attend to.
+"""Words to vectors: a byte-level tokenizer, and the T5 encoder whose states the U-Net
+and GPT-2 attend to.
 
-T5 (Raffel et al., 1910.10683) in its version 1.1, which FLAN-T5 and so AudioLDM 2 (2308.05734) use: RMS norm
-before each layer, no biases, relative positions, gated GELU. Names and layout are those of transformers, so
-that weights carry over key by key. The decoder is there to train the encoder by span corruption; the encoder
-alone ships. Nothing drops out, as in the pre-training of version 1.1. Chapter 11 builds it.
+T5 (Raffel et al., 1910.10683) in its version 1.1, which FLAN-T5 and so AudioLDM 2
+(2308.05734) use: RMS norm before each layer, no biases, relative positions, gated GELU.
+Names and layout are those of transformers, so that weights carry over key by key. The
+decoder is there to train the encoder by span corruption; the encoder alone ships.
+Nothing drops out, as in the pre-training of version 1.1. Chapter 11 builds it.
 """
 
 from __future__ import annotations
@@ -24,37 +26,54 @@ from minilib.model import Model
 PAD, EOS, CLS = 0, 1, 2  # ids of <pad>, </s>, <cls>
 SENTINEL = 3  # id of <extra_id_0>; the other sentinels follow it
 N_SENTINELS = 16
-SPECIAL_TOKENS = ("<pad>", "</s>", "<cls>", *(f"<extra_id_{i}>" for i in range(N_SENTINELS)))
-MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256  # every byte has a token, so no word is unknown
+SPECIAL_TOKENS = (
+    "<pad>",
+    "</s>",
+    "<cls>",
+    *(f"<extra_id_{i}>" for i in range(N_SENTINELS)),
+)
+# every byte has a token, so no word is unknown
+MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 
 class Tokenizer:
-    """Byte-pair encoding over bytes (Sennrich et al., 1508.07909; Radford et al., 2019): open to any word.
+    """Byte-pair encoding over bytes (Sennrich et al., 1508.07909; Radford et al.,
+    2019): open to any word.
 
-    Letters are lower-cased, runs of spaces become one, and marks at the end of the sentence are dropped. The
-    ids 0 to 18 are special (`SPECIAL_TOKENS`) and never come from a caption, even one that spells them.
-    Chapter 11.
+    Letters are lower-cased, runs of spaces become one, and marks at the end of the
+    sentence are dropped. The ids 0 to 18 are special (`SPECIAL_TOKENS`) and never come
+    from a caption, even one that spells them. Chapter 11.
     """
 
     max_tokens = 64  # of a caption that the encoders read, </s> included
-    pad_to = 24  # GPT-2 counts padding, so that a caption's LOA would depend on the longest beside it
+    # GPT-2 counts padding, so that a caption's LOA would depend on the longest beside
+    # it
+    pad_to = 24
 
     def __init__(self, backend: Any):
         self.backend = backend  # a tokenizers.Tokenizer
-        self.backend.encode_special_tokens = True  # "<pad>" in a caption is five letters, not padding
+        # "<pad>" in a caption is five letters, not padding
+        self.backend.encode_special_tokens = True
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 1000) -> Tokenizer:
-        """Merge the most frequent pairs of tokens until there are `vocab_size` (or none repeats). Chapter 11.
+        """Merge the most frequent pairs of tokens until there are `vocab_size` (or none
+        repeats). Chapter 11.
 
         Raises:
-            ValueError: `vocab_size` has no room for the special tokens and all bytes, or there is no caption.
+            ValueError: `vocab_size` has no room for the special tokens and all bytes,
+                or there is no caption.
         """
         if vocab_size < MIN_VOCABULARY:
-            raise ValueError(f"vocab_size must be at least {MIN_VOCABULARY}, not {vocab_size}")
+            raise ValueError(
+                f"vocab_size must be at least {MIN_VOCABULARY}, not {vocab_size}"
+            )
         captions = list(captions)
         if not captions:
-            raise ValueError("captions is empty: a tokenizer needs at least one caption to be trained on")
+            raise ValueError(
+                "captions is empty: a tokenizer needs at least one caption to be "
+                "trained on"
+            )
         from tokenizers import pre_tokenizers, trainers
 
         backend = untrained_backend()
@@ -79,19 +98,27 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: there is no file at `path`.
-            ValueError: the file is damaged, or holds a tokenizer with other special tokens.
+            ValueError: the file is damaged, or holds a tokenizer with other special
+                tokens.
         """
         return cls(read_backend(Path(path)))
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are; fewer than asked for where the captions held fewer repeated pairs."""
+        """How many ids there are; fewer than asked for where the captions held fewer
+        repeated pairs.
+        """
         return self.backend.get_vocab_size()
 
     def encode(
-        self, captions: list[str], max_length: int | None = None, truncate: bool = False, pad_to: int = 0
+        self,
+        captions: list[str],
+        max_length: int | None = None,
+        truncate: bool = False,
+        pad_to: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Turn captions into ids, each closed by </s>, the shorter ones padded. Chapter 11.
+        """Turn captions into ids, each closed by </s>, the shorter ones padded. Chapter
+        11.
 
         Args:
             captions: B sentences; an empty one becomes </s> alone.
@@ -104,23 +131,36 @@ class Tokenizer:
 
         Raises:
             TypeError: `captions` is not a list of str.
-            ValueError: `captions` is empty, or a caption is longer than `max_length` tokens.
+            ValueError: `captions` is empty, or a caption is longer than `max_length`
+                tokens.
         """
-        rows = [row.ids + [EOS] for row in self.backend.encode_batch(check_captions(captions))]
+        rows = [
+            row.ids + [EOS]
+            for row in self.backend.encode_batch(check_captions(captions))
+        ]
         max_length = self.max_tokens if max_length is None else max_length
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, not {max_length}")
         if not truncate:
             check_lengths(captions, rows, max_length)
-        rows = [row if len(row) <= max_length else row[: max_length - 1] + [EOS] for row in rows]
+        rows = [
+            row if len(row) <= max_length else row[: max_length - 1] + [EOS]
+            for row in rows
+        ]
         S = max(pad_to, *(len(row) for row in rows))
         ids = torch.tensor([row + [PAD] * (S - len(row)) for row in rows])  # (B, S)
         return ids, ids != PAD
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Turn ids (B, S) back into text; padding and </s> are left out, sentinels are shown. Chapter 11."""
+        """Turn ids (B, S) back into text; padding and </s> are left out, sentinels are
+        shown.
+
+        Chapter 11.
+        """
         rows = [[i for i in row if i not in (PAD, EOS, CLS)] for row in ids.tolist()]
-        return [self.backend.decode(row, skip_special_tokens=False).strip() for row in rows]
+        return [
+            self.backend.decode(row, skip_special_tokens=False).strip() for row in rows
+        ]
 
 
 def check_lengths(captions: list[str], rows: list[list[int]], max_length: int) -> None:
@@ -128,12 +168,26 @@ def check_lengths(captions: list[str], rows: list[list[int]], max_length: int) -
     for caption, row in zip(captions, rows, strict=True):
         if len(row) > max_length:
             text = caption if len(caption) <= 40 else caption[:37] + "..."
-            raise ValueError(f"the caption {text!r} has {len(row)} tokens, but at most {max_length} are read")
+            raise ValueError(
+                f"the caption {text!r} has {len(row)} tokens, but at most "
+                f"{max_length} are read"
+            )
 
 
 def untrained_backend() -> Any:
-    """Build what a tokenizer does (normalise, split into words, merge bytes), no merges yet. Chapter 11."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    """Build what a tokenizer does (normalise, split into words, merge bytes), no merges
+    yet.
+
+    Chapter 11.
+    """
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+    )
 
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.Sequence(
@@ -142,19 +196,23 @@ def untrained_backend() -> Any:
             normalizers.Lowercase(),
             normalizers.Replace("\u2019", "'"),  # the typographic apostrophe
             normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Replace(Regex(r"[\s.!?\u2026]+$"), ""),  # "a dog barks." is "a dog barks"
+            # "a dog barks." is "a dog barks"
+            normalizers.Replace(Regex(r"[\s.!?\u2026]+$"), ""),
             normalizers.Strip(),
         ]
     )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(
-        add_prefix_space=True
-    )  # "dog" is one word wherever it stands
+    # "dog" is one word wherever it stands
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
 def read_backend(path: Path) -> Any:
-    """Read a `tokenizers.Tokenizer`; raise a sentence where it is missing, damaged or foreign. Chapter 11."""
+    """Read a `tokenizers.Tokenizer`; raise a sentence where it is missing, damaged or
+    foreign.
+
+    Chapter 11.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer file {path} does not exist")
     from tokenizers import Tokenizer
@@ -162,10 +220,14 @@ def read_backend(path: Path) -> Any:
     try:
         backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"tokenizer file {path} is damaged: it holds no tokenizer") from error
+        raise ValueError(
+            f"tokenizer file {path} is damaged: it holds no tokenizer"
+        ) from error
     for i, token in enumerate(SPECIAL_TOKENS):
         if backend.id_to_token(i) != token:
-            raise ValueError(f"tokenizer file {path} is not one of minilib's: id {i} is not {token}")
+            raise ValueError(
+                f"tokenizer file {path} is not one of minilib's: id {i} is not {token}"
+            )
     return backend
 
 
@@ -175,13 +237,21 @@ def split_words(caption: str) -> list[str]:
 
 
 def check_captions(captions: list[str]) -> list[str]:
-    """Return `captions` as a list; raise a sentence unless it is a non-empty list of str. Chapter 11."""
+    """Return `captions` as a list; raise a sentence unless it is a non-empty list of
+    str.
+
+    Chapter 11.
+    """
     if isinstance(captions, str):
-        raise TypeError(f"captions must be a list of str, not one str: write [{captions[:40]!r}]")
+        raise TypeError(
+            f"captions must be a list of str, not one str: write [{captions[:40]!r}]"
+        )
     captions = list(captions)
     wrong = next((c for c in captions if not isinstance(c, str)), None)
     if wrong is not None:
-        raise TypeError(f"captions must be a list of str, but one of them is {type(wrong).__name__}")
+        raise TypeError(
+            f"captions must be a list of str, but one of them is {type(wrong).__name__}"
+        )
     if not captions:
         raise ValueError("captions is empty: at least one caption is needed")
     return captions
@@ -189,7 +259,10 @@ def check_captions(captions: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class T5Config:
-    """Sizes of T5, named as in transformers; the defaults are FLAN-T5-large's. Chapter 11."""
+    """Sizes of T5, named as in transformers; the defaults are FLAN-T5-large's.
+
+    Chapter 11.
+    """
 
     vocab_size: int = 32128
     d_model: int = 1024  # width of the states
@@ -205,10 +278,22 @@ class T5Config:
 
 PRESETS = {
     "tiny": T5Config(
-        vocab_size=1000, d_model=128, d_kv=32, d_ff=256, num_layers=4, num_decoder_layers=2, num_heads=4
+        vocab_size=1000,
+        d_model=128,
+        d_kv=32,
+        d_ff=256,
+        num_layers=4,
+        num_decoder_layers=2,
+        num_heads=4,
     ),
     "colab": T5Config(
-        vocab_size=4000, d_model=256, d_kv=32, d_ff=704, num_layers=6, num_decoder_layers=3, num_heads=8
+        vocab_size=4000,
+        d_model=256,
+        d_kv=32,
+        d_ff=704,
+        num_layers=6,
+        num_decoder_layers=3,
+        num_heads=8,
     ),
     "full": T5Config(),
 }
@@ -217,10 +302,11 @@ PRESETS = {
 def relative_bucket(
     distance: Tensor, n_buckets: int, max_distance: int, bidirectional: bool = True
 ) -> Tensor:
-    """Sort distances between tokens into buckets: small ones one by one, larger ones by their logarithm.
+    """Sort distances between tokens into buckets: small ones one by one, larger ones by
+    their logarithm.
 
-    Raffel et al. (1910.10683 §2.1). Half of the buckets are for keys to the right of the query; a decoder,
-    which sees none, uses all of them for the left.
+    Raffel et al. (1910.10683 §2.1). Half of the buckets are for keys to the right of
+    the query; a decoder, which sees none, uses all of them for the left.
 
     Args:
         distance: key position minus query position, any shape, long.
@@ -237,16 +323,22 @@ def relative_bucket(
         first = torch.zeros_like(distance)
         distance = (-distance).clamp(min=0)
     n_exact = n_buckets // 2
-    octaves = torch.log(distance.clamp(min=1).float() / n_exact) / math.log(max_distance / n_exact)
+    octaves = torch.log(distance.clamp(min=1).float() / n_exact) / math.log(
+        max_distance / n_exact
+    )
     large = n_exact + (octaves * (n_buckets - n_exact)).long()
-    return first + torch.where(distance < n_exact, distance, large.clamp(max=n_buckets - 1))
+    return first + torch.where(
+        distance < n_exact, distance, large.clamp(max=n_buckets - 1)
+    )
 
 
 class T5Attention(nn.Module):
-    """Multi-head attention without biases and without the 1/sqrt(d), which the initial weights make up for.
+    """Multi-head attention without biases and without the 1/sqrt(d), which the initial
+    weights make up for.
 
-    Raffel et al. (1910.10683 §2.1). In the first block it holds the table of relative positions, one number
-    per bucket and head, that all blocks add to their scores. Chapter 11.
+    Raffel et al. (1910.10683 §2.1). In the first block it holds the table of relative
+    positions, one number per bucket and head, that all blocks add to their scores.
+    Chapter 11.
     """
 
     def __init__(self, config: T5Config, has_positions: bool = False):
@@ -263,10 +355,13 @@ class T5Attention(nn.Module):
             )
 
     def forward(self, x: Tensor, bias: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, S, d_model), context (B, K, d_model) or None for x, bias to (B, heads, S, K) -> (B, S, d_model)."""
+        """x (B, S, d_model), context (B, K, d_model) or None for x, bias to (B, heads,
+        S, K) -> (B, S, d_model).
+        """
         context = x if context is None else context
         q, k, v = (
-            h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, positions, d_kv)
+            # (B, heads, positions, d_kv)
+            h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for h in (self.q(x), self.k(context), self.v(context))
         )
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
@@ -274,7 +369,11 @@ class T5Attention(nn.Module):
 
 
 class T5GatedFeedForward(nn.Module):
-    """A linear layer gated by the GELU of another, then back (Shazeer, 2002.05202 Eq. 6). Chapter 11."""
+    """A linear layer gated by the GELU of another, then back (Shazeer, 2002.05202 Eq.
+    6).
+
+    Chapter 11.
+    """
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -288,9 +387,11 @@ class T5GatedFeedForward(nn.Module):
 
 
 class T5Layer(nn.Module):
-    """One layer beside its skip connection, normalised before: x + layer(norm(x)). Chapter 11.
+    """One layer beside its skip connection, normalised before: x + layer(norm(x)).
+    Chapter 11.
 
-    The layer is kept under the `name` it has in transformers, so that its weights are found there.
+    The layer is kept under the `name` it has in transformers, so that its weights are
+    found there.
     """
 
     def __init__(self, name: str, layer: nn.Module, config: T5Config):
@@ -305,18 +406,34 @@ class T5Layer(nn.Module):
 
 
 class T5Block(nn.Module):
-    """Self-attention, in the decoder attention to the encoder, and the feed-forward network. Chapter 11."""
+    """Self-attention, in the decoder attention to the encoder, and the feed-forward
+    network.
+
+    Chapter 11.
+    """
 
     def __init__(self, config: T5Config, is_decoder: bool, is_first: bool):
         super().__init__()
-        layers = [T5Layer("SelfAttention", T5Attention(config, has_positions=is_first), config)]
+        layers = [
+            T5Layer(
+                "SelfAttention", T5Attention(config, has_positions=is_first), config
+            )
+        ]
         if is_decoder:
             layers.append(T5Layer("EncDecAttention", T5Attention(config), config))
         layers.append(T5Layer("DenseReluDense", T5GatedFeedForward(config), config))
         self.layer = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, bias: Tensor, context: Tensor | None, context_bias: Tensor | None) -> Tensor:
-        """x (B, S, d_model), each attention's bias, the encoder's states as context -> (B, S, d_model)."""
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor,
+        context: Tensor | None,
+        context_bias: Tensor | None,
+    ) -> Tensor:
+        """x (B, S, d_model), each attention's bias, the encoder's states as context ->
+        (B, S, d_model).
+        """
         x = self.layer[0](x, bias)
         if context is not None:
             x = self.layer[1](x, context_bias, context)
@@ -324,17 +441,26 @@ class T5Block(nn.Module):
 
 
 class T5Stack(nn.Module):
-    """The blocks of the encoder, or of the decoder, and the norm that ends them. Chapter 11."""
+    """The blocks of the encoder, or of the decoder, and the norm that ends them.
+
+    Chapter 11.
+    """
 
     def __init__(self, config: T5Config, is_decoder: bool = False):
         super().__init__()
         self.config, self.is_decoder = config, is_decoder
         n_layers = config.num_decoder_layers if is_decoder else config.num_layers
-        self.block = nn.ModuleList(T5Block(config, is_decoder, is_first=i == 0) for i in range(n_layers))
-        self.final_layer_norm = nn.RMSNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.block = nn.ModuleList(
+            T5Block(config, is_decoder, is_first=i == 0) for i in range(n_layers)
+        )
+        self.final_layer_norm = nn.RMSNorm(
+            config.d_model, eps=config.layer_norm_epsilon
+        )
 
     def position_bias(self, S: int) -> Tensor:
-        """What each head adds to its scores for each pair of positions: (1, heads, S, S)."""
+        """What each head adds to its scores for each pair of positions: (1, heads, S,
+        S).
+        """
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
         position = torch.arange(S, device=table.weight.device)
         bucket = relative_bucket(
@@ -346,16 +472,25 @@ class T5Stack(nn.Module):
         return table(bucket).permute(2, 0, 1)[None]
 
     def forward(
-        self, x: Tensor, mask: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
     ) -> Tensor:
-        """x (B, S, d_model), mask (B, S); context and its mask: the encoder's states -> (B, S, d_model)."""
+        """x (B, S, d_model), mask (B, S); context and its mask: the encoder's states ->
+        (B, S, d_model).
+        """
         S = x.shape[1]
         keep = mask.bool()[:, None, None, :]  # (B, 1, 1, S)
         if self.is_decoder:
-            keep = keep & torch.ones(S, S, dtype=torch.bool, device=x.device).tril()  # (B, 1, S, S)
+            # (B, 1, S, S)
+            keep = keep & torch.ones(S, S, dtype=torch.bool, device=x.device).tril()
         bias = self.position_bias(S)
         bias = bias.masked_fill(~keep, torch.finfo(bias.dtype).min)  # (B, heads, S, S)
-        context_bias = None if context is None else context_mask.bool()[:, None, None, :]
+        context_bias = (
+            None if context is None else context_mask.bool()[:, None, None, :]
+        )
         for block in self.block:
             x = block(x, bias, context, context_bias)
         return self.final_layer_norm(x)
@@ -381,34 +516,40 @@ class T5Encoder(Model):
         return self.config.d_model
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode tokens: ids (B, S) long, mask (B, S), True for tokens (None: all) -> states (B, S, d_model).
+        """Encode tokens: ids (B, S) long, mask (B, S), True for tokens (None: all) ->
+        states (B, S, d_model).
 
         What stands under the padding changes no state of a token.
 
         Raises:
-            ValueError: ids are not (B, S), the mask has another shape, or an id is not in the vocabulary.
+            ValueError: ids are not (B, S), the mask has another shape, or an id is not
+                in the vocabulary.
         """
         mask = check_ids(ids, mask, self.config.vocab_size)
         return self.encoder(self.shared(ids), mask)
 
 
 class T5(Model):
-    """Encoder and decoder, to train the encoder by filling in missing words (1910.10683 §3.1.4).
+    """Encoder and decoder, to train the encoder by filling in missing words (1910.10683
+    §3.1.4).
 
-    The same weights, key by key, as transformers' T5ForConditionalGeneration, embeddings tied. Chapter 11.
+    The same weights, key by key, as transformers' T5ForConditionalGeneration,
+    embeddings tied. Chapter 11.
     """
 
     config_class = T5Config
 
     def __init__(self, config: T5Config):
         super().__init__(config)
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)  # of both halves, and of the output
+        # of both halves, and of the output
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config)
         self.decoder = T5Stack(config, is_decoder=True)
         self.apply(initialise)
 
     def forward(self, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-        """Predict each target token from the input and the targets before it: teacher forcing.
+        """Predict each target token from the input and the targets before it: teacher
+        forcing.
 
         Args:
             ids, mask: (B, S), what the encoder reads.
@@ -419,24 +560,36 @@ class T5(Model):
         """
         mask = check_ids(ids, mask, self.config.vocab_size)
         context = self.encoder(self.shared(ids), mask)  # (B, S, d_model)
-        previous = F.pad(targets[:, :-1], (1, 0), value=PAD)  # <pad> starts the decoder, as in T5
-        x = self.decoder(self.shared(previous), torch.ones_like(previous), context, mask)
-        return F.linear(x * self.config.d_model**-0.5, self.shared.weight)  # (B, L, vocab_size)
+        # <pad> starts the decoder, as in T5
+        previous = F.pad(targets[:, :-1], (1, 0), value=PAD)
+        x = self.decoder(
+            self.shared(previous), torch.ones_like(previous), context, mask
+        )
+        # (B, L, vocab_size)
+        return F.linear(x * self.config.d_model**-0.5, self.shared.weight)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy, in nats per token, of the spans that `batch["noise"]` hides (1910.10683 §3.1.4).
+        """Cross-entropy, in nats per token, of the spans that `batch["noise"]` hides
+        (1910.10683 §3.1.4).
 
-        The batch holds `ids`, `mask` and `noise` (from `noise_spans`), each (B, S). Where it is a share of a larger
-        one, `n_targets` (B,) tells how many tokens the targets of a sentence have in the mean of the larger: then the
-        mean loss of equal shares is that of the whole, and its every token counts the same.
+        The batch holds `ids`, `mask` and `noise` (from `noise_spans`), each (B, S).
+        Where it is a share of a larger one, `n_targets` (B,) tells how many tokens the
+        targets of a sentence have in the mean of the larger: then the mean loss of
+        equal shares is that of the whole, and its every token counts the same.
         """
         ids, targets = span_corrupt(batch["ids"], batch["mask"], batch["noise"])
         logits = self(ids, ids != PAD, targets)
-        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
-        return nats / (batch["n_targets"].sum() if "n_targets" in batch else (targets != PAD).sum())
+        nats = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum"
+        )
+        return nats / (
+            batch["n_targets"].sum() if "n_targets" in batch else (targets != PAD).sum()
+        )
 
     def text_encoder(self) -> T5Encoder:
-        """Return the encoder as a model of its own that shares these weights: what ships."""
+        """Return the encoder as a model of its own that shares these weights: what
+        ships.
+        """
         model = T5Encoder(self.config)
         model.shared, model.encoder = self.shared, self.encoder
         return model.train(self.training)
@@ -447,7 +600,10 @@ T5Encoder.presets = T5.presets = PRESETS
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Draw weights at T5's own scales, which make up for the missing 1/sqrt(d). Chapter 11."""
+    """Draw weights at T5's own scales, which make up for the missing 1/sqrt(d).
+
+    Chapter 11.
+    """
     if isinstance(module, T5Attention):
         d_model, inner = module.q.in_features, module.q.out_features
         module.q.weight.normal_(std=(d_model * inner / module.num_heads) ** -0.5)
@@ -462,31 +618,58 @@ def initialise(module: nn.Module) -> None:
 
 
 def check_ids(ids: Tensor, mask: Tensor | None, vocab_size: int) -> Tensor:
-    """Return the mask (all True for None); raise a sentence where ids or mask do not fit. Chapter 11."""
+    """Return the mask (all True for None); raise a sentence where ids or mask do not
+    fit.
+
+    Chapter 11.
+    """
     if ids.ndim != 2 or ids.is_floating_point() or ids.shape[1] == 0:
-        raise ValueError(f"ids must be long of shape (B, S), not {ids.dtype} of shape {tuple(ids.shape)}")
+        raise ValueError(
+            f"ids must be long of shape (B, S), not {ids.dtype} of shape "
+            f"{tuple(ids.shape)}"
+        )
     if mask is not None and mask.shape != ids.shape:
-        raise ValueError(f"mask must have the shape of ids, {tuple(ids.shape)}, not {tuple(mask.shape)}")
-    if ids.device.type == "cpu" and not 0 <= ids.min() <= ids.max() < vocab_size:  # a GPU would have to wait
+        raise ValueError(
+            f"mask must have the shape of ids, {tuple(ids.shape)}, not "
+            f"{tuple(mask.shape)}"
+        )
+    # a GPU would have to wait
+    if ids.device.type == "cpu" and not 0 <= ids.min() <= ids.max() < vocab_size:
         span = f"{int(ids.min())} ... {int(ids.max())}"
-        raise ValueError(f"ids must lie in 0 ... {vocab_size - 1}, the model's vocabulary, not in {span}")
+        raise ValueError(
+            f"ids must lie in 0 ... {vocab_size - 1}, the model's vocabulary, not in "
+            f"{span}"
+        )
     return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
 
 
-def random_parts(total: int, n_parts: int, generator: torch.Generator | None) -> list[int]:
-    """Cut `total` into `n_parts` positive whole parts, every way equally likely. Chapter 11."""
-    cuts = (torch.randperm(total - 1, generator=generator)[: n_parts - 1] + 1).sort().values.tolist()
+def random_parts(
+    total: int, n_parts: int, generator: torch.Generator | None
+) -> list[int]:
+    """Cut `total` into `n_parts` positive whole parts, every way equally likely.
+
+    Chapter 11.
+    """
+    cuts = (
+        (torch.randperm(total - 1, generator=generator)[: n_parts - 1] + 1)
+        .sort()
+        .values.tolist()
+    )
     return [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
 
 
 def noise_spans(
-    mask: Tensor, generator: torch.Generator | None = None, rate: float = 0.15, mean_span: float = 3.0
+    mask: Tensor,
+    generator: torch.Generator | None = None,
+    rate: float = 0.15,
+    mean_span: float = 3.0,
 ) -> Tensor:
-    """Choose the spans of tokens to hide: `rate` of the tokens, `mean_span` at a time (1910.10683 §3.1.4).
+    """Choose the spans of tokens to hide: `rate` of the tokens, `mean_span` at a time
+    (1910.10683 §3.1.4).
 
-    Kept and hidden spans alternate, and their lengths are random. At least one token of a caption is hidden,
-    and </s>, the last one, never. This is all the randomness of `T5.loss`, drawn here so that the batch can
-    carry it.
+    Kept and hidden spans alternate, and their lengths are random. At least one token of
+    a caption is hidden, and </s>, the last one, never. This is all the randomness of
+    `T5.loss`, drawn here so that the batch can carry it.
 
     Args:
         mask: (B, S), True for tokens.
@@ -496,30 +679,45 @@ def noise_spans(
         noise (B, S) bool, True for hidden tokens, on the CPU.
 
     Raises:
-        ValueError: `rate` is not between 0 and 1, or `mean_span` is below 1. Chapter 11.
+        ValueError: `rate` is not between 0 and 1, or `mean_span` is below 1. Chapter
+            11.
     """
     if not 0 < rate < 1 or not mean_span >= 1:
         raise ValueError(
-            f"rate must lie between 0 and 1 and mean_span be 1 or more, not {rate} and {mean_span}"
+            f"rate must lie between 0 and 1 and mean_span be 1 or more, not {rate} "
+            f"and {mean_span}"
         )
     noise = torch.zeros(mask.shape, dtype=torch.bool)
-    for row, n_tokens in zip(noise, (mask.bool().sum(1) - 1).clamp(min=0).tolist(), strict=True):
+    for row, n_tokens in zip(
+        noise, (mask.bool().sum(1) - 1).clamp(min=0).tolist(), strict=True
+    ):
         n_noise = min(max(round(n_tokens * rate), 1), n_tokens - 1)
-        n_spans = min(max(round(n_noise / mean_span), 1), n_noise, n_tokens - n_noise, N_SENTINELS - 1)
+        n_spans = min(
+            max(round(n_noise / mean_span), 1),
+            n_noise,
+            n_tokens - n_noise,
+            N_SENTINELS - 1,
+        )
         if n_spans < 1:  # no caption, or one word: it is all there is to hide
             row[:n_tokens] = True
             continue
-        kept, hidden = (random_parts(n, n_spans, generator) for n in (n_tokens - n_noise, n_noise))
+        kept, hidden = (
+            random_parts(n, n_spans, generator) for n in (n_tokens - n_noise, n_noise)
+        )
         lengths = [n for pair in zip(kept, hidden, strict=True) for n in pair]
-        row[:n_tokens] = torch.tensor([False, True] * n_spans).repeat_interleave(torch.tensor(lengths))
+        row[:n_tokens] = torch.tensor([False, True] * n_spans).repeat_interleave(
+            torch.tensor(lengths)
+        )
     return noise
 
 
 def span_corrupt(ids: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Make the task "fill in what is missing" of a sentence (1910.10683 §3.1.4 and Fig. 2).
+    """Make the task "fill in what is missing" of a sentence (1910.10683 §3.1.4 and Fig.
+    2).
 
-    Each hidden span becomes one sentinel; the target lists sentinel and span in turn, and one more sentinel
-    ends it: "thank you <0> me to your party <1> week </s>" and "<0> for inviting <1> last <2>".
+    Each hidden span becomes one sentinel; the target lists sentinel and span in turn,
+    and one more sentinel ends it: "thank you <0> me to your party <1> week </s>" and
+    "<0> for inviting <1> last <2>".
 
     Args:
         ids, mask: (B, S) from the tokenizer.
@@ -529,26 +727,35 @@ def span_corrupt(ids: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tens
         inputs (B, S') and targets (B, L), long, padded with <pad>.
 
     Raises:
-        ValueError: a sentence has more hidden spans than there are sentinels to name them. Chapter 11.
+        ValueError: a sentence has more hidden spans than there are sentinels to name
+            them. Chapter 11.
     """
     mask, noise = mask.bool(), noise.to(ids.device) & mask.bool()
     first = noise & ~F.pad(noise[:, :-1], (1, 0))  # where a span begins
     n_spans = first.sum(1, keepdim=True)  # (B, 1)
     if int(n_spans.max()) >= N_SENTINELS:
         raise ValueError(
-            f"noise must hide at most {N_SENTINELS - 1} spans of a sentence, not {int(n_spans.max())}"
+            f"noise must hide at most {N_SENTINELS - 1} spans of a sentence, not "
+            f"{int(n_spans.max())}"
         )
     sentinel = SENTINEL + first.cumsum(1) - 1  # (B, S)
     inputs = left_align(torch.where(first, sentinel, ids), mask & (~noise | first))
-    targets = torch.stack([sentinel, ids], dim=2).flatten(1)  # (B, 2S): before each token its sentinel
+    # (B, 2S): before each token its sentinel
+    targets = torch.stack([sentinel, ids], dim=2).flatten(1)
     targets = torch.cat([targets, SENTINEL + n_spans], dim=1)
     keep = F.pad(torch.stack([first, noise], dim=2).flatten(1), (0, 1), value=True)
     return inputs, left_align(targets, keep)
 
 
 def left_align(ids: Tensor, keep: Tensor) -> Tensor:
-    """Drop the tokens of each row that are not kept, close the gaps, pad the rest with <pad>. Chapter 11."""
+    """Drop the tokens of each row that are not kept, close the gaps, pad the rest with
+    <pad>.
+
+    Chapter 11.
+    """
     length = keep.sum(1, keepdim=True)  # (B, 1)
-    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : int(length.max())]
+    order = keep.int().argsort(dim=1, descending=True, stable=True)[
+        :, : int(length.max())
+    ]
     is_token = torch.arange(order.shape[1], device=ids.device) < length
     return ids.gather(1, order).masked_fill(~is_token, PAD)

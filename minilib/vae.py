@@ -1,8 +1,10 @@
-"""The variational autoencoder that compresses a log-mel into a latent and back (Kingma and Welling, 1312.6114).
+"""The variational autoencoder that compresses a log-mel into a latent and back (Kingma
+and Welling, 1312.6114).
 
-KL-regularised with a very small weight, as in latent diffusion (Rombach et al., 2112.10752): the latent is a
-space for the diffusion to work in, not a code to sample from. Structure and names are those of diffusers'
-AutoencoderKL, which holds the released weights. Chapter 07 builds it.
+KL-regularised with a very small weight, as in latent diffusion (Rombach et al.,
+2112.10752): the latent is a space for the diffusion to work in, not a code to sample
+from. Structure and names are those of diffusers' AutoencoderKL, which holds the
+released weights. Chapter 07 builds it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from minilib.layers import Downsample, ResBlock, Upsample
 from minilib.model import Model
 
-FAINT = -7.0  # of a log-mel: some 70 dB below a loud sound, where little is heard beside it
+# of a log-mel: some 70 dB below a loud sound, where little is heard beside it
+FAINT = -7.0
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,19 @@ class VAEConfig:
 
     in_channels: int = 1  # a log-mel is a picture of one channel
     latent_channels: int = 8
-    block_out_channels: tuple[int, ...] = (
-        128,
-        256,
-        512,
-    )  # each level after the first halves time and frequency
+    # each level after the first halves time and frequency
+    block_out_channels: tuple[int, ...] = (128, 256, 512)
     layers_per_block: int = 2
     norm_num_groups: int = 32
-    scaling_factor: float = 0.4110932946205139  # brings the latent to unit variance for the diffusion
-    kl_weight: float = 1e-6  # nats of KL per latent value against nats of reconstruction per mel value
+    # brings the latent to unit variance for the diffusion
+    scaling_factor: float = 0.4110932946205139
+    # nats of KL per latent value against nats of reconstruction per mel value
+    kl_weight: float = 1e-6
     faint_weight: float = 1.0  # what errors count where both mels lie far below FAINT
-    pack: int = 1  # pack x pack neighbours of the latent are handed to the diffusion as one vector
-    final_norm: bool = True  # of encoder and decoder, before the last convolution: it forgets how loud
+    # pack x pack neighbours of the latent are handed to the diffusion as one vector
+    pack: int = 1
+    # of encoder and decoder, before the last convolution: it forgets how loud
+    final_norm: bool = True
 
     @property
     def reduction(self) -> int:
@@ -50,7 +54,11 @@ class VAEConfig:
 
 
 class SpatialAttention(nn.Module):
-    """Single-head self-attention over all positions of a feature map, beside a skip connection. Chapter 07."""
+    """Single-head self-attention over all positions of a feature map, beside a skip
+    connection.
+
+    Chapter 07.
+    """
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -63,33 +71,48 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, C, T, F_ = x.shape
         h = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, T*F, C)
+        # (B, 1, T*F, C)
         h = F.scaled_dot_product_attention(
             self.to_q(h)[:, None], self.to_k(h)[:, None], self.to_v(h)[:, None]
-        )  # (B, 1, T*F, C)
+        )
         return x + self.to_out[0](h[:, 0]).transpose(1, 2).reshape(B, C, T, F_)
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block, at the lowest resolution. Chapter 07."""
+    """Residual block, attention, residual block, at the lowest resolution.
+
+    Chapter 07.
+    """
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.attentions = nn.ModuleList([SpatialAttention(channels, groups)])
-        self.resnets = nn.ModuleList([ResBlock(channels, channels, groups) for _ in range(2)])
+        self.resnets = nn.ModuleList(
+            [ResBlock(channels, channels, groups) for _ in range(2)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
 class DownBlock(nn.Module):
-    """One level of the encoder: residual blocks, then half the resolution (not at the last level). Chapter 07."""
+    """One level of the encoder: residual blocks, then half the resolution (not at the
+    last level).
+
+    Chapter 07.
+    """
 
     def __init__(self, n_in: int, n_out: int, n_layers: int, groups: int, last: bool):
         super().__init__()
         self.resnets = nn.ModuleList(
-            [ResBlock(n_in if i == 0 else n_out, n_out, groups) for i in range(n_layers)]
+            [
+                ResBlock(n_in if i == 0 else n_out, n_out, groups)
+                for i in range(n_layers)
+            ]
         )
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(n_out, padding=0)])
+        self.downsamplers = nn.ModuleList(
+            [] if last else [Downsample(n_out, padding=0)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in (*self.resnets, *self.downsamplers):
@@ -98,12 +121,19 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the decoder: residual blocks, then twice the resolution (not at the last level). Chapter 07."""
+    """One level of the decoder: residual blocks, then twice the resolution (not at the
+    last level).
+
+    Chapter 07.
+    """
 
     def __init__(self, n_in: int, n_out: int, n_layers: int, groups: int, last: bool):
         super().__init__()
         self.resnets = nn.ModuleList(
-            [ResBlock(n_in if i == 0 else n_out, n_out, groups) for i in range(n_layers)]
+            [
+                ResBlock(n_in if i == 0 else n_out, n_out, groups)
+                for i in range(n_layers)
+            ]
         )
         self.upsamplers = nn.ModuleList([] if last else [Upsample(n_out)])
 
@@ -114,12 +144,22 @@ class UpBlock(nn.Module):
 
 
 def final_norm(config: VAEConfig, channels: int) -> nn.Module:
-    """The group normalisation before a last convolution, where the config wants one. Chapter 07."""
-    return nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6) if config.final_norm else nn.Identity()
+    """The group normalisation before a last convolution, where the config wants one.
+
+    Chapter 07.
+    """
+    return (
+        nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
+        if config.final_norm
+        else nn.Identity()
+    )
 
 
 class Encoder(nn.Module):
-    """From log-mel (B, 1, T, F) to mean and log-variance, stacked: (B, 2C, T/r, F/r). Chapter 07."""
+    """From log-mel (B, 1, T, F) to mean and log-variance, stacked: (B, 2C, T/r, F/r).
+
+    Chapter 07.
+    """
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -127,7 +167,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             DownBlock(
-                widths[max(i - 1, 0)], width, config.layers_per_block, groups, last=i == len(widths) - 1
+                widths[max(i - 1, 0)],
+                width,
+                config.layers_per_block,
+                groups,
+                last=i == len(widths) - 1,
             )
             for i, width in enumerate(widths)
         )
@@ -152,7 +196,11 @@ class Decoder(nn.Module):
         self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList(
             UpBlock(
-                widths[max(i - 1, 0)], width, config.layers_per_block + 1, groups, last=i == len(widths) - 1
+                widths[max(i - 1, 0)],
+                width,
+                config.layers_per_block + 1,
+                groups,
+                last=i == len(widths) - 1,
             )
             for i, width in enumerate(widths)
         )
@@ -167,7 +215,11 @@ class Decoder(nn.Module):
 
 
 class VAE(Model):
-    """The KL-regularised autoencoder of the mel spectrogram (AudioLDM 2, 2308.05734 §3.3). Chapter 07."""
+    """The KL-regularised autoencoder of the mel spectrogram (AudioLDM 2, 2308.05734
+    §3.3).
+
+    Chapter 07.
+    """
 
     config_class = VAEConfig
 
@@ -180,53 +232,69 @@ class VAE(Model):
         self.post_quant_conv = nn.Conv2d(C, C, 1)
 
     def moments(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | mel), each (B, C, T/r, F/r); log-variance in [-30, 20].
+        """Mean and log-variance of q(z | mel), each (B, C, T/r, F/r); log-variance in
+        [-30, 20].
 
-        Where `pack` is above 1, neighbours in time and frequency become channels (the inverse of the pixel shuffle of
-        Shi et al., 1609.05158): the same numbers on a smaller grid, which the diffusion crosses at less cost.
-        Chapter 07.
+        Where `pack` is above 1, neighbours in time and frequency become channels (the
+        inverse of the pixel shuffle of Shi et al., 1609.05158): the same numbers on a
+        smaller grid, which the diffusion crosses at less cost. Chapter 07.
         """
         mean, log_variance = self.quant_conv(self.encoder(mel)).chunk(2, dim=1)
         pack = self.config.pack
-        return F.pixel_unshuffle(mean, pack), F.pixel_unshuffle(log_variance.clamp(-30.0, 20.0), pack)
+        return F.pixel_unshuffle(mean, pack), F.pixel_unshuffle(
+            log_variance.clamp(-30.0, 20.0), pack
+        )
 
     def restore(self, z: Tensor) -> Tensor:
-        """The log-mel (B, 1, T, F) from a latent z (B, C, T/r, F/r) of the posterior's own scale. Chapter 07."""
+        """The log-mel (B, 1, T, F) from a latent z (B, C, T/r, F/r) of the posterior's
+        own scale.
+
+        Chapter 07.
+        """
         return self.decoder(self.post_quant_conv(F.pixel_shuffle(z, self.config.pack)))
 
     def encode(self, mel: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Compress a log-mel (B, 1, T, F) to the scaled latent z0 (B, C, T/r, F/r) that the diffusion sees.
+        """Compress a log-mel (B, 1, T, F) to the scaled latent z0 (B, C, T/r, F/r) that
+        the diffusion sees.
 
-        The posterior's mean, or a draw from it where `eps` (standard normal, the latent's shape) is given.
-        Raises ValueError if T or F is no multiple of r. Chapter 07.
+        The posterior's mean, or a draw from it where `eps` (standard normal, the
+        latent's shape) is given. Raises ValueError if T or F is no multiple of r.
+        Chapter 07.
         """
         r = self.config.reduction
         if mel.dim() != 4 or mel.shape[2] % r or mel.shape[3] % r:
             raise ValueError(
-                f"mel must be (B, 1, T, F) with T and F multiples of {r}, not {tuple(mel.shape)}"
+                f"mel must be (B, 1, T, F) with T and F multiples of {r}, not "
+                f"{tuple(mel.shape)}"
             )
         mean, log_variance = self.moments(mel)
         z = mean if eps is None else mean + (0.5 * log_variance).exp() * eps
         return z * self.config.scaling_factor
 
     def decode(self, z0: Tensor) -> Tensor:
-        """Restore the log-mel (B, 1, T, F) from the scaled latent z0 (B, C, T/r, F/r). Chapter 07."""
+        """Restore the log-mel (B, 1, T, F) from the scaled latent z0 (B, C, T/r, F/r).
+
+        Chapter 07.
+        """
         return self.restore(z0 / self.config.scaling_factor)
 
     def forward(self, mel: Tensor) -> Tensor:
         return self.decode(self.encode(mel))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Negative evidence lower bound with a small KL weight (2112.10752 §3.1): L1 + kl_weight * KL.
+        """Negative evidence lower bound with a small KL weight (2112.10752 §3.1): L1 +
+        kl_weight * KL.
 
-        Where `faint_weight` is below 1, errors count that much where the mel and what is made of it are both far below
-        FAINT, and more the louder one of them is: what nobody hears need not be kept.
+        Where `faint_weight` is below 1, errors count that much where the mel and what
+        is made of it are both far below FAINT, and more the louder one of them is: what
+        nobody hears need not be kept.
 
         Args:
             batch: `mel` (B, 1, T, F) and `eps` (B, C, T/r, F/r), standard normal.
 
         Returns:
-            `loss`, and its parts `l1` and `kl` (nats, mean per mel value and per latent value).
+            `loss`, and its parts `l1` and `kl` (nats, mean per mel value and per latent
+            value).
 
         Chapter 07.
         """
@@ -243,10 +311,12 @@ class VAE(Model):
 
 @torch.no_grad()
 def centre(vae: VAE, mean: float, std: float) -> None:
-    """Set first and last convolution of an untrained VAE for inputs of this mean and deviation.
+    """Set first and last convolution of an untrained VAE for inputs of this mean and
+    deviation.
 
-    Log-mels lie around -7 with a deviation near 3; the released weights take them as they are. Starting from
-    convolutions that undo and redo the scale spares the training from learning two constants. Chapter 07.
+    Log-mels lie around -7 with a deviation near 3; the released weights take them as
+    they are. Starting from convolutions that undo and redo the scale spares the
+    training from learning two constants. Chapter 07.
     """
     conv_in, conv_out = vae.encoder.conv_in, vae.decoder.conv_out
     conv_in.weight /= std
@@ -257,11 +327,12 @@ def centre(vae: VAE, mean: float, std: float) -> None:
 
 @torch.no_grad()
 def standardise(vae: VAE, mean: Tensor, std: Tensor) -> None:
-    """Fold a change of the latent's scale into the two 1x1 convolutions: z becomes (z - mean) / std, exactly.
+    """Fold a change of the latent's scale into the two 1x1 convolutions: z becomes (z -
+    mean) / std, exactly.
 
-    One scaling factor leaves some channels wide and others narrow; the diffusion wants every channel at mean 0
-    and variance 1. What is decoded does not change. Args: mean and std of each latent channel before packing,
-    (latent_channels,). Chapter 07.
+    One scaling factor leaves some channels wide and others narrow; the diffusion wants
+    every channel at mean 0 and variance 1. What is decoded does not change. Args: mean
+    and std of each latent channel before packing, (latent_channels,). Chapter 07.
     """
     C = vae.config.latent_channels
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -279,13 +350,18 @@ VAE.presets = {
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=1.0,
-        kl_weight=1e-1,  # latents that forgive the diffusion its errors, for half a decibel of the mel
+        # latents that forgive the diffusion its errors, for half a decibel of the mel
+        kl_weight=1e-1,
         faint_weight=0.2,
         pack=2,
-        final_norm=False,  # with it, minutes of training leave a quiet sound 2 dB too loud
+        # with it, minutes of training leave a quiet sound 2 dB too loud
+        final_norm=False,
     ),
     "colab": VAEConfig(
-        block_out_channels=(64, 128, 256), layers_per_block=2, norm_num_groups=16, scaling_factor=1.0
+        block_out_channels=(64, 128, 256),
+        layers_per_block=2,
+        norm_num_groups=16,
+        scaling_factor=1.0,
     ),
     "full": VAEConfig(),
 }

@@ -1,4 +1,6 @@
-"""What several test files share: a whole pipeline, so small that it is made in a moment and says nothing sensible."""
+"""What several test files share: a whole pipeline, so small that it is made in a moment
+and says nothing sensible.
+"""
 
 from pathlib import Path
 
@@ -26,7 +28,13 @@ def small_parts() -> dict[str, Model]:
     torch.manual_seed(0)
     W = WIDTH
     gpt = GPTConfig(
-        condition_dims=(W, W), n_embd=W, n_layer=1, n_head=2, n_positions=128, n_tokens=4, vocab_size=1
+        condition_dims=(W, W),
+        n_embd=W,
+        n_layer=1,
+        n_head=2,
+        n_positions=128,
+        n_tokens=4,
+        vocab_size=1,
     )
     unet = UNetConfig(
         in_channels=4,
@@ -53,11 +61,26 @@ def small_parts() -> dict[str, Model]:
         pool=2,
     )
     return {
-        "text": T5Encoder(T5Config(VOCABULARY, W, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
-        "clap": CLAP(CLAPConfig(W, 0.0, VOCABULARY, W, 1, 2, n_positions=80, channels=(4, 8), stride=2)),
+        "text": T5Encoder(
+            T5Config(VOCABULARY, W, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        ),
+        "clap": CLAP(
+            CLAPConfig(
+                W, 0.0, VOCABULARY, W, 1, 2, n_positions=80, channels=(4, 8), stride=2
+            )
+        ),
         "gpt": LOARegressor(gpt),
         "unet": UNet(unet),
-        "vae": VAE(VAEConfig(1, 4, (4, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0)),
+        "vae": VAE(
+            VAEConfig(
+                1,
+                4,
+                (4, 8, 8),
+                layers_per_block=1,
+                norm_num_groups=4,
+                scaling_factor=1.0,
+            )
+        ),
         "vocoder": Vocos(VocosConfig(dim=W, intermediate_dim=32, n_layer=1)),
         "audiomae": AudioMAE(audiomae),
     }
@@ -65,7 +88,10 @@ def small_parts() -> dict[str, Model]:
 
 @pytest.fixture(scope="session")
 def tiny_pipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small random weights, as training writes it. Shared: tests that change it copy it first."""
+    """A folder of small random weights, as training writes it.
+
+    Shared: tests that change it copy it first.
+    """
     folder = tmp_path_factory.mktemp("weights") / "small"
     captions = [plain(name) for name in CLASSES]
     words = sorted({word for caption in captions for word in caption.split()})

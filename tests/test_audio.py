@@ -1,4 +1,6 @@
-"""Chapter 01's ground: the log-mel is librosa's, the way back fits, and files come and go whole."""
+"""Chapter 01's ground: the log-mel is librosa's, the way back fits, and files come and
+go whole.
+"""
 
 import io
 import math
@@ -16,12 +18,14 @@ N = 40960  # 2.56 s
 
 
 def noise(n=N, seed=0):
-    return torch.rand(1, n, generator=torch.Generator().manual_seed(seed)) * 2 - 1  # (1, N)
+    # (1, N)
+    return torch.rand(1, n, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def tone(hz=440.0, n=N, decay=0.0):
     t = torch.arange(n, dtype=torch.float64) / audio.SAMPLE_RATE
-    return (0.8 * torch.sin(2 * math.pi * hz * t) * torch.exp(-decay * t)).float()[None]  # (1, N)
+    # (1, N)
+    return (0.8 * torch.sin(2 * math.pi * hz * t) * torch.exp(-decay * t)).float()[None]
 
 
 def harmonics(hz=220.0, n=N):
@@ -56,24 +60,36 @@ def librosa_log_mel(wave):
     return np.log(np.maximum(mel, 1e-5)).T[: len(wave) // 160]  # (T, F)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_mel_scale_is_librosas_and_inverts():
     hz = np.linspace(0, 8000, 1001)
-    np.testing.assert_allclose(audio.hz_to_mel(torch.from_numpy(hz)), librosa.hz_to_mel(hz), rtol=1e-12)
-    np.testing.assert_allclose(audio.mel_to_hz(audio.hz_to_mel(torch.from_numpy(hz))), hz, atol=1e-9)
+    np.testing.assert_allclose(
+        audio.hz_to_mel(torch.from_numpy(hz)), librosa.hz_to_mel(hz), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        audio.mel_to_hz(audio.hz_to_mel(torch.from_numpy(hz))), hz, atol=1e-9
+    )
     assert float(audio.hz_to_mel(1000)) == 15
 
 
 @pytest.mark.parametrize(
     "settings",
-    [(64, 1024, 16000, 0.0, 8000.0), (80, 1024, 22050, 0.0, 8000.0), (64, 1024, 48000, 50.0, 14000.0)],
+    [
+        (64, 1024, 16000, 0.0, 8000.0),
+        (80, 1024, 22050, 0.0, 8000.0),
+        (64, 1024, 48000, 50.0, 14000.0),
+    ],
 )
 def test_mel_filters_are_librosas(settings):
     n_mels, n_fft, sample_rate, fmin, fmax = settings
-    theirs = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
-    np.testing.assert_allclose(audio.mel_filters(*settings), theirs, atol=1e-6 * theirs.max(), rtol=0)
+    theirs = librosa.filters.mel(
+        sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax
+    )
+    np.testing.assert_allclose(
+        audio.mel_filters(*settings), theirs, atol=1e-6 * theirs.max(), rtol=0
+    )
 
 
 def test_a_mel_filter_has_area_one_in_hertz():
@@ -86,8 +102,12 @@ def test_a_mel_filter_has_area_one_in_hertz():
 def test_log_mel_is_librosas(name):
     wave = SOUNDS[name]
     ours = audio.log_mel(wave)
-    assert ours.shape == (1, 1, wave.shape[1] // 160, 64) and ours.dtype == torch.float32
-    np.testing.assert_allclose(ours[0, 0].numpy(), librosa_log_mel(wave[0]), atol=1e-5, rtol=0)
+    assert (
+        ours.shape == (1, 1, wave.shape[1] // 160, 64) and ours.dtype == torch.float32
+    )
+    np.testing.assert_allclose(
+        ours[0, 0].numpy(), librosa_log_mel(wave[0]), atol=1e-5, rtol=0
+    )
 
 
 def test_log_mel_of_silence_is_the_floor():
@@ -117,7 +137,10 @@ def test_istft_gives_the_wave_back_though_the_last_frame_is_dropped(n):
 
 
 def test_istft_refuses_a_length_that_does_not_fit():
-    with pytest.raises(ValueError, match="n_samples must be from 1600 to 1759 for 10 frames; given 1760"):
+    with pytest.raises(
+        ValueError,
+        match="n_samples must be from 1600 to 1759 for 10 frames; given 1760",
+    ):
         audio.istft(torch.zeros(1, 10, 513, dtype=torch.complex64), 1760)
 
 
@@ -138,10 +161,12 @@ def test_the_level_is_that_of_the_loudest_50_ms():
     magnitudes = torch.full((2, 1, 30, 4), 1e-3)
     magnitudes[1, :, 10:15] = 1.0
     magnitudes[1, :, 20] = 2.0  # a click
-    torch.testing.assert_close(audio.level(magnitudes.log()), torch.tensor([[-60.0], [0.0]]))
+    torch.testing.assert_close(
+        audio.level(magnitudes.log()), torch.tensor([[-60.0], [0.0]])
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def mel_error(wave, log_mel):
@@ -154,7 +179,9 @@ def test_mel_to_linear_gives_the_bands_of_noise_back():
     assert float(audio.decibels((mel.log() - log_mel[:, 0]).abs().mean())) < 0.01
 
 
-@pytest.mark.parametrize(("name", "limit"), [("noise", 0.01), ("fading tone", 0.1), ("harmonics", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("noise", 0.01), ("fading tone", 0.1), ("harmonics", 0.5)]
+)
 def test_fit_magnitude_gives_the_bands_back(name, limit):
     log_mel = audio.log_mel(SOUNDS[name])
     magnitude = audio.fit_magnitude(log_mel)
@@ -164,7 +191,8 @@ def test_fit_magnitude_gives_the_bands_back(name, limit):
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("noise", 1.1), ("fading tone", 1.3), ("harmonics", 3.0), ("silence", 0.3)]
+    ("name", "limit"),
+    [("noise", 1.1), ("fading tone", 1.3), ("harmonics", 3.0), ("silence", 0.3)],
 )
 def test_griffin_lim_fits_the_log_mel(name, limit):
     log_mel = audio.log_mel(SOUNDS[name])
@@ -180,7 +208,8 @@ def test_griffin_lim_beats_random_phase(name):
     for seed in range(3):
         generators = (torch.Generator().manual_seed(seed) for _ in range(2))
         random_phase, fitted = (
-            audio.griffin_lim(log_mel, n, g) for n, g in zip((0, 32), generators, strict=True)
+            audio.griffin_lim(log_mel, n, g)
+            for n, g in zip((0, 32), generators, strict=True)
         )
         assert mel_error(fitted, log_mel) < 0.7 * mel_error(random_phase, log_mel)
 
@@ -190,14 +219,18 @@ def test_griffin_lim_goes_further_with_momentum():
     for seed in range(3):
         generators = (torch.Generator().manual_seed(seed) for _ in range(2))
         plain, fast = (
-            audio.griffin_lim(log_mel, 8, g, m) for m, g in zip((0.0, 0.99), generators, strict=True)
+            audio.griffin_lim(log_mel, 8, g, m)
+            for m, g in zip((0.0, 0.99), generators, strict=True)
         )
         assert mel_error(fast, log_mel) < 0.95 * mel_error(plain, log_mel)
 
 
 def test_griffin_lim_is_the_same_for_the_same_seed():
     log_mel = audio.log_mel(tone(n=1600))
-    one, two, other = (audio.griffin_lim(log_mel, 4, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    one, two, other = (
+        audio.griffin_lim(log_mel, 4, torch.Generator().manual_seed(s))
+        for s in (0, 0, 1)
+    )
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
@@ -205,7 +238,7 @@ def test_griffin_lim_bears_a_log_mel_far_below_the_floor():
     assert audio.griffin_lim(torch.full((1, 1, 8, 64), -200.0), 4).isfinite().all()
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
@@ -229,7 +262,9 @@ def test_save_and_load_keep_what_a_lossy_format_keeps(tmp_path, suffix):
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
 def test_load_resamples_any_rate_to_16_khz(tmp_path, rate):
     t = np.arange(rate) / rate
-    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 1000 * t), rate, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 1000 * t), rate, subtype="FLOAT"
+    )
     back = audio.load(tmp_path / "a.wav")
     assert back.shape == (16000,)
     expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
@@ -238,7 +273,9 @@ def test_load_resamples_any_rate_to_16_khz(tmp_path, rate):
 
 def test_load_keeps_what_16_khz_cannot_hold_out(tmp_path):
     t = np.arange(48000) / 48000
-    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 11000 * t), 48000, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 11000 * t), 48000, subtype="FLOAT"
+    )
     assert audio.load(tmp_path / "a.wav")[500:-500].abs().max() < 5e-3
 
 
@@ -249,12 +286,18 @@ def test_load_goes_to_another_rate_when_asked(tmp_path):
 
 def test_load_mixes_channels_to_one(tmp_path):
     left, right = noise()[0].numpy(), noise(seed=1)[0].numpy()
-    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16000, subtype="FLOAT")
-    np.testing.assert_allclose(audio.load(tmp_path / "a.wav"), (left + right) / 2, atol=1e-6)
+    soundfile.write(
+        tmp_path / "a.wav", np.stack([left, right], axis=1), 16000, subtype="FLOAT"
+    )
+    np.testing.assert_allclose(
+        audio.load(tmp_path / "a.wav"), (left + right) / 2, atol=1e-6
+    )
 
 
 def test_load_clips_what_is_louder_than_one(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.array([3.0, -2.0, 0.5]), 16000, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "a.wav", np.array([3.0, -2.0, 0.5]), 16000, subtype="FLOAT"
+    )
     assert audio.load(tmp_path / "a.wav").tolist() == [1.0, -1.0, 0.5]
 
 
@@ -267,7 +310,8 @@ def test_one_sample_makes_a_file_that_loads(tmp_path, suffix, rate):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_a_long_sound_makes_a_file_that_loads(tmp_path, suffix):
-    wave = 0.1 * noise(180 * 16000)[0]  # libsndfile crashes on a Vorbis block of this length
+    # libsndfile crashes on a Vorbis block of this length
+    wave = 0.1 * noise(180 * 16000)[0]
     audio.save(tmp_path / f"a.{suffix}", wave)
     assert audio.load(tmp_path / f"a.{suffix}").shape == wave.shape
 
@@ -275,7 +319,9 @@ def test_a_long_sound_makes_a_file_that_loads(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["AIFF", "AU", "W64", "CAF"])
 def test_load_reads_what_else_soundfile_reads(tmp_path, suffix):
     wave = tone()[0]
-    soundfile.write(tmp_path / f"a.{suffix.lower()}", wave.numpy(), 16000, format=suffix)
+    soundfile.write(
+        tmp_path / f"a.{suffix.lower()}", wave.numpy(), 16000, format=suffix
+    )
     torch.testing.assert_close(
         audio.load(str(tmp_path / f"a.{suffix.lower()}")), wave, atol=1 / 32767, rtol=0
     )
@@ -297,7 +343,7 @@ def test_an_ogg_file_still_passes_its_checksums():
     assert len(soundfile.read(io.BytesIO(sound))[0]) < N
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def whole_file(folder, suffix, **settings):
@@ -314,7 +360,8 @@ def test_load_names_a_truncated_file(tmp_path, suffix, kept, capfd):
     path.write_bytes(sound[: int(kept * len(sound))])
     with pytest.raises(
         ValueError,
-        match=r"^path must name a whole .*cut\.\w+' is (cut off at sample \d+|not audio, or damaged)",
+        match=r"^path must name a whole .*cut\.\w+' is (cut off at sample \d+|not "
+        r"audio, or damaged)",
     ):
         audio.load(path)
 
@@ -329,7 +376,8 @@ def test_load_names_a_file_cut_within_its_header(tmp_path, suffix, capfd):
 
 def test_load_takes_a_wav_that_was_written_to_a_pipe(tmp_path):
     sound = bytearray(whole_file(tmp_path, "wav").read_bytes())
-    sound[4:8] = sound[40:44] = b"\xff" * 4  # a pipe can't be rewound, so the sizes are never filled in
+    # a pipe can't be rewound, so the sizes are never filled in
+    sound[4:8] = sound[40:44] = b"\xff" * 4
     (tmp_path / "pipe.wav").write_bytes(sound)
     assert len(audio.load(tmp_path / "pipe.wav")) == N
 
@@ -339,36 +387,55 @@ def test_load_names_every_other_bad_file(tmp_path):
     (tmp_path / "text.wav").write_text("the quick brown fox " * 100)
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
     for name, value in (("nan", np.nan), ("inf", np.inf)):
-        soundfile.write(tmp_path / f"{name}.wav", np.array([0.1, value, 0.2]), 16000, subtype="FLOAT")
+        soundfile.write(
+            tmp_path / f"{name}.wav",
+            np.array([0.1, value, 0.2]),
+            16000,
+            subtype="FLOAT",
+        )
     for name, sentence in {
         "empty.wav": r"path must name a sound file; '.*empty.wav' is empty \(0 bytes\)",
-        "text.wav": r"path must name .*; '.*text.wav' is not audio, or damaged \(Format not recognised\)",
-        "none.wav": "path must name a sound file with samples; '.*none.wav' holds 0 samples",
-        "nan.wav": "path must name a file of finite samples; '.*nan.wav' holds NaN or infinity",
-        "inf.wav": "path must name a file of finite samples; '.*inf.wav' holds NaN or infinity",
+        "text.wav": r"path must name .*; '.*text.wav' is not audio, or damaged "
+        r"\(Format not recognised\)",
+        "none.wav": "path must name a sound file with samples; '.*none.wav' holds 0 "
+        "samples",
+        "nan.wav": "path must name a file of finite samples; '.*nan.wav' holds NaN or "
+        "infinity",
+        "inf.wav": "path must name a file of finite samples; '.*inf.wav' holds NaN or "
+        "infinity",
         "": "path must name a sound file; '.*' is a folder",
     }.items():
         with pytest.raises(ValueError, match=sentence):
             audio.load(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="path must name a sound file; there is no '.*missing.wav'"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="path must name a sound file; there is no '.*missing.wav'",
+    ):
         audio.load(tmp_path / "missing.wav")
 
 
 @pytest.mark.parametrize(
     ("name", "wave", "sentence"),
     [
-        ("a.mov", torch.zeros(10), "path must end in .wav, .flac, .ogg or .mp3; given '.*a.mov'"),
+        (
+            "a.mov",
+            torch.zeros(10),
+            "path must end in .wav, .flac, .ogg or .mp3; given '.*a.mov'",
+        ),
         ("a", torch.zeros(10), "path must end in"),
         (
             "a.wav",
             torch.zeros(2, 10),
-            r"wave must be \(N,\) or \(1, N\) with at least one sample; given \(2, 10\)",
+            r"wave must be \(N,\) or \(1, N\) with at least one sample; given \(2, "
+            r"10\)",
         ),
         ("a.wav", torch.zeros(0), r"wave must be .* at least one sample; given \(0,\)"),
         ("a.wav", torch.tensor([0.0, math.nan]), "wave must hold finite numbers"),
     ],
 )
-def test_save_names_what_it_cannot_write_and_leaves_nothing(tmp_path, name, wave, sentence):
+def test_save_names_what_it_cannot_write_and_leaves_nothing(
+    tmp_path, name, wave, sentence
+):
     with pytest.raises(ValueError, match=sentence):
         audio.save(tmp_path / name, wave)
     assert list(tmp_path.iterdir()) == []
@@ -386,7 +453,9 @@ def test_save_names_a_folder_that_is_not_there(tmp_path):
 
 def test_save_names_a_path_that_is_a_folder(tmp_path):
     (tmp_path / "a.wav").mkdir()
-    with pytest.raises(ValueError, match=r"path must be writable; '.*a.wav' is not \(Is a directory\)"):
+    with pytest.raises(
+        ValueError, match=r"path must be writable; '.*a.wav' is not \(Is a directory\)"
+    ):
         audio.save(tmp_path / "a.wav", torch.zeros(10))
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
@@ -401,7 +470,11 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, step):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os if step == "replace" else type(path), step, disk_full)
-    with pytest.raises(ValueError, match=r"path must be writable; .* \(No space left on device\)"):
+    with pytest.raises(
+        ValueError, match=r"path must be writable; .* \(No space left on device\)"
+    ):
         audio.save(path, noise()[0])
     monkeypatch.undo()
-    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == [
+        "a.wav"
+    ]

@@ -1,4 +1,6 @@
-"""The second process: it works beside this one, its failures are told, and it never outlives this one."""
+"""The second process: it works beside this one, its failures are told, and it never
+outlives this one.
+"""
 
 import os
 import signal
@@ -35,9 +37,8 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    stat = Path(
-        f"/proc/{pid}/stat"
-    )  # where there is one, a process that has ended but waits for its parent shows
+    # where there is one, a process that has ended but waits for its parent shows
+    stat = Path(f"/proc/{pid}/stat")
     return not stat.is_file() or stat.read_text().rsplit(")")[1].split()[0] != "Z"
 
 
@@ -71,7 +72,9 @@ def test_without_a_name_nothing_runs_beside(four_threads):
         beside.check(wait=True)
 
 
-@pytest.mark.parametrize(("work", "sentence"), [(fail, "the loss is nan"), (die, "it was killed")])
+@pytest.mark.parametrize(
+    ("work", "sentence"), [(fail, "the loss is nan"), (die, "it was killed")]
+)
 def test_a_failure_beside_is_told_here(work, sentence, four_threads):
     with pytest.raises(ChildProcessError, match=f"vae.*stopped: {sentence}"):
         with Beside(work, "vae") as beside:
@@ -107,7 +110,9 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path):
     (tmp_path / "run.py").write_text(SCRIPT)
     path, tests = tmp_path / "pid", Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(tests.parent)}
-    process = subprocess.Popen([sys.executable, tmp_path / "run.py", path, tests], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py", path, tests], env=environment
+    )
     assert wait_for(lambda: path.is_file() and path.read_text())
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -1,4 +1,6 @@
-"""The front matter and the tools of the book: links, maps, notation, glossary, the address, the cell for Colab."""
+"""The front matter and the tools of the book: links, maps, notation, glossary, the
+address, the cell for Colab.
+"""
 
 import ast
 import dataclasses
@@ -34,11 +36,15 @@ SOURCES = [
 
 
 def names_in_the_library() -> set[str]:
-    """Every name that minilib's code uses: of functions, classes, arguments, variables, attributes."""
+    """Every name that minilib's code uses: of functions, classes, arguments, variables,
+    attributes.
+    """
     names = set()
     for path in (ROOT / "minilib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names |= {getattr(node, field, None) for field in ("id", "arg", "attr", "name")}
+            names |= {
+                getattr(node, field, None) for field in ("id", "arg", "attr", "name")
+            }
     return names
 
 
@@ -49,20 +55,31 @@ def names_in_the_library() -> set[str]:
 def test_links_to_files_of_the_repository_lead_somewhere(path):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
-        text = "\n".join(c.source for c in notebooks.read(path).cells if c.cell_type == "markdown")
-    targets = re.findall(r"\]\(([^)\s#]+)", text) + re.findall(r'<a href="([^"#]+)"', text)
+        text = "\n".join(
+            c.source for c in notebooks.read(path).cells if c.cell_type == "markdown"
+        )
+    targets = re.findall(r"\]\(([^)\s#]+)", text) + re.findall(
+        r'<a href="([^"#]+)"', text
+    )
     for target in targets:
         if re.match(r"[a-z]+:", target):
             continue
-        source = re.sub(r"\.html$", ".ipynb", target)  # the map is HTML and links to built pages
-        assert (path.parent / source).exists(), f"{path.name} links to {target}, which is not there"
+        # the map is HTML and links to built pages
+        source = re.sub(r"\.html$", ".ipynb", target)
+        assert (path.parent / source).exists(), (
+            f"{path.name} links to {target}, which is not there"
+        )
 
 
 def test_the_maps_are_up_to_date():
     done = subprocess.run(
-        [sys.executable, ROOT / "book/tools/course_map.py", "--check"], capture_output=True, text=True
+        [sys.executable, ROOT / "book/tools/course_map.py", "--check"],
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0, f"run book/tools/course_map.py: {done.stdout}{done.stderr}"
+    assert done.returncode == 0, (
+        f"run book/tools/course_map.py: {done.stdout}{done.stderr}"
+    )
 
 
 def test_the_map_links_written_chapters_and_marks_the_others():
@@ -71,7 +88,9 @@ def test_the_map_links_written_chapters_and_marks_the_others():
     assert "08, to come" in svg and "07, to come" not in svg
     drawn = {number for box in course_map.BOXES for number in box.chapters}
     assert drawn <= {number for part in course_map.PARTS.values() for number in part}
-    assert sorted(n for part in course_map.PARTS.values() for n in part) == list(range(1, 26))
+    assert sorted(n for part in course_map.PARTS.values() for n in part) == list(
+        range(1, 26)
+    )
 
 
 def test_each_written_chapter_has_the_title_of_the_map():
@@ -81,18 +100,30 @@ def test_each_written_chapter_has_the_title_of_the_map():
 
 
 def test_every_name_in_the_notations_code_column_is_in_the_library():
-    rows = re.findall(r"^\| \$.*\|$", (ROOT / "book/notation.md").read_text(encoding="utf-8"), re.MULTILINE)
-    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    rows = re.findall(
+        r"^\| \$.*\|$",
+        (ROOT / "book/notation.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    cells = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows
+    ]
     assert len(cells) > 20 and {len(row) for row in cells} == {4}
-    unknown = {name for row in cells for name in re.findall(r"`(\w+)`", row[2])} - names_in_the_library()
-    assert not unknown, f"the notation page names what minilib does not: {sorted(unknown)}"
+    unknown = {
+        name for row in cells for name in re.findall(r"`(\w+)`", row[2])
+    } - names_in_the_library()
+    assert not unknown, (
+        f"the notation page names what minilib does not: {sorted(unknown)}"
+    )
     assert all(re.fullmatch(r"\d\d", row[3]) for row in cells)
 
 
 def test_every_glossary_entry_has_an_english_and_a_chinese_name_and_an_explanation():
     text = (ROOT / "book/glossary.md").read_text(encoding="utf-8")
     entries = [
-        e for block in re.findall(r"```\{glossary\}\n(.*?)```", text, re.DOTALL) for e in block.split("\n\n")
+        e
+        for block in re.findall(r"```\{glossary\}\n(.*?)```", text, re.DOTALL)
+        for e in block.split("\n\n")
     ]
     assert len(entries) > 30
     for entry in entries:
@@ -105,7 +136,10 @@ def test_the_bibliographys_keys_are_unique_and_arxiv_numbers_well_formed():
     text = (ROOT / "book/references.bib").read_text(encoding="utf-8")
     keys = re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE)
     assert len(keys) == len(set(keys)) > 20
-    assert all(re.fullmatch(r"\d{4}\.\d{4,5}", n) for n in re.findall(r"eprint = \{(.*?)\}", text))
+    assert all(
+        re.fullmatch(r"\d{4}\.\d{4,5}", n)
+        for n in re.findall(r"eprint = \{(.*?)\}", text)
+    )
 
 
 # ---- the address
@@ -118,15 +152,25 @@ def test_the_address_of_the_repository_stands_in_the_config_alone():
     )
     if url:
         name = url.split("//")[-1].strip("/")
-        for path in [p for p in SOURCES if p.suffix == ".md"] + sorted(ROOT.glob("minilib/**/*.py")):
-            assert name not in path.read_text(encoding="utf-8"), f"{path} holds the repository's address"
+        for path in [p for p in SOURCES if p.suffix == ".md"] + sorted(
+            ROOT.glob("minilib/**/*.py")
+        ):
+            assert name not in path.read_text(encoding="utf-8"), (
+                f"{path} holds the repository's address"
+            )
 
 
-@pytest.mark.parametrize("module, does", [({}, []), ({"google.colab": None}, ["git clone", "pip install"])])
-def test_the_colab_cell_installs_on_colab_and_does_nothing_elsewhere(monkeypatch, tmp_path, module, does):
+@pytest.mark.parametrize(
+    "module, does", [({}, []), ({"google.colab": None}, ["git clone", "pip install"])]
+)
+def test_the_colab_cell_installs_on_colab_and_does_nothing_elsewhere(
+    monkeypatch, tmp_path, module, does
+):
     ran = []
     monkeypatch.setattr(colab_cell, "address", lambda: "https://example.org/course")
-    monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(" ".join(command)))
+    monkeypatch.setattr(
+        "subprocess.run", lambda command, check: ran.append(" ".join(command))
+    )
     monkeypatch.setattr("os.chdir", lambda folder: None)
     monkeypatch.setattr("sys.path", list(sys.path))
     for name in module:
@@ -149,7 +193,9 @@ def test_without_an_address_the_colab_cell_says_what_to_do(monkeypatch):
 
 def test_the_gallery_was_made_with_the_weights_that_ship():
     done = subprocess.run(
-        [sys.executable, ROOT / "book/tools/gallery.py", "--check"], capture_output=True, text=True
+        [sys.executable, ROOT / "book/tools/gallery.py", "--check"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -161,8 +207,15 @@ def test_the_gallery_has_a_player_a_picture_a_verdict_and_a_seed_for_each_captio
     cards = re.findall(r'<div class="sound-card".*?</p></div>', page)
     assert len(cards) == 24
     for number, ((heading, clip), card) in enumerate(zip(clips, cards, strict=True)):
-        assert f"## {heading}" in page and clip.caption in card and f"Seed {number}." in card
-        assert card.count("<audio") == card.count("<img") == 1 and 'alt="Mel spectrogram of' in card
+        assert (
+            f"## {heading}" in page
+            and clip.caption in card
+            and f"Seed {number}." in card
+        )
+        assert (
+            card.count("<audio") == card.count("<img") == 1
+            and 'alt="Mel spectrogram of' in card
+        )
         assert ("Wrong:" in card) == ('data-verdict="wrong"' in card)
     n_right = sum('data-verdict="right"' in card for card in cards)
     assert f"**{n_right} of 24 are right in every respect.**" in page
@@ -171,7 +224,9 @@ def test_the_gallery_has_a_player_a_picture_a_verdict_and_a_seed_for_each_captio
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    return Judge.from_pretrained(ROOT / "data/weights/judges/judge", dtype=torch.float32)
+    return Judge.from_pretrained(
+        ROOT / "data/weights/judges/judge", dtype=torch.float32
+    )
 
 
 def test_the_gallery_finds_nothing_wrong_with_clean_renders(judge):
@@ -182,12 +237,16 @@ def test_the_gallery_finds_nothing_wrong_with_clean_renders(judge):
 
 def test_the_gallery_says_what_is_wrong(judge):
     world = SoundWorld("test", pairs=0.0)
-    bell = next(clip for i in range(200) if (clip := world[i]).scene.events[0].name == "bell")
+    bell = next(
+        clip for i in range(200) if (clip := world[i]).scene.events[0].name == "bell"
+    )
     event = bell.scene.events[0]
     loud = dataclasses.replace(event, loudness="loud")
     _, wrong = gallery.verdict(judge, 0.15 / event.peak * bell.wave, (loud,))
     assert wrong == ["loudness quiet, asked for loud"]
-    other = next(clip for i in range(200) if (clip := world[i]).scene.events[0].name == "rain")
+    other = next(
+        clip for i in range(200) if (clip := world[i]).scene.events[0].name == "rain"
+    )
     _, wrong = gallery.verdict(judge, other.wave, (event,))
     assert "rain, asked for bell" in wrong
 
@@ -197,9 +256,7 @@ def test_the_gallery_says_what_is_wrong(judge):
 
 def test_sync_replaces_each_definition_by_name_and_keeps_the_rest():
     function = "@cache\ndef f(x: int) -> int:\n    # why\n    return x"
-    module = (
-        f"import math\n\nHOP = 160  # samples\n\n\n{function}\n\n\nclass A:\n    pass\n\n\nA.presets = {{}}\n"
-    )
+    module = f"import math\n\nHOP = 160  # samples\n\n\n{function}\n\n\nclass A:\n    pass\n\n\nA.presets = {{}}\n"
     cell = "# minilib/m.py\nHOP = ...\n\n\ndef f(): ...\n\n\nA.presets = ...\nprint(f(HOP))"
     expected = f"# minilib/m.py\nHOP = 160  # samples\n\n\n{function}\n\n\nA.presets = {{}}\nprint(f(HOP))"
     assert sync_cells.sync(cell, module, "minilib/m.py") == expected
@@ -208,14 +265,19 @@ def test_sync_replaces_each_definition_by_name_and_keeps_the_rest():
 
 def test_sync_refuses_a_definition_that_the_library_does_not_have():
     with pytest.raises(SystemExit, match="defines g, which minilib/m.py does not"):
-        sync_cells.sync("# minilib/m.py\ndef g(): ...", "def f():\n    pass\n", "minilib/m.py")
+        sync_cells.sync(
+            "# minilib/m.py\ndef g(): ...", "def f():\n    pass\n", "minilib/m.py"
+        )
 
 
 def test_execute_stores_outputs_and_the_same_bytes_at_every_run():
     results = []
     for _ in range(2):
         notebook = nbformat.v4.new_notebook()
-        notebook.cells = [nbformat.v4.new_code_cell(code) for code in ("x = 20", "print(x + 1)\nx + 2")]
+        notebook.cells = [
+            nbformat.v4.new_code_cell(code)
+            for code in ("x = 20", "print(x + 1)\nx + 2")
+        ]
         for i, cell in enumerate(notebook.cells):
             cell.id = f"cell{i}"
         execute.run(notebook)
@@ -223,15 +285,23 @@ def test_execute_stores_outputs_and_the_same_bytes_at_every_run():
         results.append(nbformat.writes(notebook))
     assert results[0] == results[1]
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
-    assert [o.get("text") or o.data["text/plain"] for o in notebook.cells[1].outputs] == ["21\n", "22"]
+    assert [
+        o.get("text") or o.data["text/plain"] for o in notebook.cells[1].outputs
+    ] == ["21\n", "22"]
 
 
 @pytest.mark.parametrize(
     "one, other",
     [
-        ('<audio src="data:audio/ogg;base64,T2dnUw==">', '<audio src="data:audio/ogg;base64,AAAA">'),
+        (
+            '<audio src="data:audio/ogg;base64,T2dnUw==">',
+            '<audio src="data:audio/ogg;base64,AAAA">',
+        ),
         ('<figure id="sound-0123456789ab">', '<figure id="sound-ba9876543210">'),
-        (" 50%|#####     | 5/10 [00:01<00:01,  4.90it/s]", "100%|##########| 10/10 [00:02<00:00,  4.90it/s]"),
+        (
+            " 50%|#####     | 5/10 [00:01<00:01,  4.90it/s]",
+            "100%|##########| 10/10 [00:02<00:00,  4.90it/s]",
+        ),
         ("trained in 61.2 s", "trained in 7.9 s"),
         ("<Model at 0x7f3a2b1c9d40>", "<Model at 0x7f0000000000>"),
         ("IntSlider(value=3)", "IntSlider(value=3, layout=Layout())"),
@@ -241,7 +311,9 @@ def test_what_differs_from_run_to_run_is_left_out_of_the_comparison(one, other):
     assert sanitise(one) == sanitise(other)
 
 
-@pytest.mark.parametrize("one, other", [("loss 0.52", "loss 0.53"), ("2.56 s of sound", "2.57 s of sound")])
+@pytest.mark.parametrize(
+    "one, other", [("loss 0.52", "loss 0.53"), ("2.56 s of sound", "2.57 s of sound")]
+)
 def test_what_means_something_is_compared(one, other):
     assert sanitise(one) != sanitise(other)
 

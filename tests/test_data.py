@@ -1,4 +1,6 @@
-"""Folders of recordings, and sets of equal clips: what is read, what is refused, what is kept."""
+"""Folders of recordings, and sets of equal clips: what is read, what is refused, what
+is kept.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ SR = 16000
 
 
 def make_folder(folder, rows, table="metadata.csv", sounds=None):
-    """Write a table and, for every file it names or `sounds` names, a wave (0.1 s of a tone by default)."""
+    """Write a table and, for every file it names or `sounds` names, a wave (0.1 s of a
+    tone by default).
+    """
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(1600) / SR)
     columns = list(rows[0])
     lines = [",".join(columns)] + [",".join(row[c] for c in columns) for row in rows]
@@ -31,14 +35,29 @@ def make_folder(folder, rows, table="metadata.csv", sounds=None):
 
 ROWS = [
     {"file_name": "a.wav", "caption": "a bell", "part": "train", "licence": "CC0 1.0"},
-    {"file_name": "sub/b.flac", "caption": "a dog", "part": "train", "licence": "CC BY-SA 4.0"},
+    {
+        "file_name": "sub/b.flac",
+        "caption": "a dog",
+        "part": "train",
+        "licence": "CC BY-SA 4.0",
+    },
     {"file_name": "c.wav", "caption": "a cat", "part": "test", "licence": "cc-by-4.0"},
-    {"file_name": "d.wav", "caption": "a cow", "part": "train", "licence": "Public domain"},
-    {"file_name": "e.wav", "caption": "an owl", "part": "train", "licence": "Apache 2.0"},
+    {
+        "file_name": "d.wav",
+        "caption": "a cow",
+        "part": "train",
+        "licence": "Public domain",
+    },
+    {
+        "file_name": "e.wav",
+        "caption": "an owl",
+        "part": "train",
+        "licence": "Apache 2.0",
+    },
 ]
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # AudioFolder
 
 
@@ -62,15 +81,26 @@ def test_a_manifest_with_columns_file_and_text_is_read_too(tmp_path):
 
 def test_part_and_licences_choose_rows(tmp_path):
     make_folder(tmp_path, ROWS)
-    assert AudioFolder(tmp_path, part="train").captions == ["a bell", "a dog", "a cow", "an owl"]
-    assert AudioFolder(tmp_path, licences=OPEN_LICENCES).captions == ["a bell", "a cat", "a cow"]
+    assert AudioFolder(tmp_path, part="train").captions == [
+        "a bell",
+        "a dog",
+        "a cow",
+        "an owl",
+    ]
+    assert AudioFolder(tmp_path, licences=OPEN_LICENCES).captions == [
+        "a bell",
+        "a cat",
+        "a cow",
+    ]
     assert AudioFolder(tmp_path, part="train", licences=["CC0"]).captions == ["a bell"]
 
 
 def test_a_missing_folder_or_table_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder '.*nowhere'"):
         AudioFolder(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"has no metadata.csv \(nor manifest.csv\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no metadata.csv \(nor manifest.csv\)"
+    ):
         AudioFolder(tmp_path)
 
 
@@ -87,7 +117,9 @@ def test_rows_without_caption_are_counted_and_the_first_named(tmp_path):
         for k, caption in enumerate(["a bell", " ", "", "a dog"])
     ]
     make_folder(tmp_path, rows)
-    with pytest.raises(ValueError, match="has 2 rows without a caption, the first for '1.wav'"):
+    with pytest.raises(
+        ValueError, match="has 2 rows without a caption, the first for '1.wav'"
+    ):
         AudioFolder(tmp_path)
     assert len(AudioFolder(tmp_path, captions=False)) == 4
 
@@ -95,15 +127,20 @@ def test_rows_without_caption_are_counted_and_the_first_named(tmp_path):
 def test_missing_files_are_counted_and_the_first_named(tmp_path):
     make_folder(tmp_path, ROWS, sounds={"a.wav": np.ones(100), "d.wav": np.ones(100)})
     with pytest.raises(
-        FileNotFoundError, match="3 of 5 rows name files that are missing, the first 'sub/b.flac'"
+        FileNotFoundError,
+        match="3 of 5 rows name files that are missing, the first 'sub/b.flac'",
     ):
         AudioFolder(tmp_path)
     assert len(AudioFolder(tmp_path, licences=["CC0", "public domain"])) == 2
 
 
-def test_a_part_or_licence_that_no_row_has_is_an_error_that_says_what_there_is(tmp_path):
+def test_a_part_or_licence_that_no_row_has_is_an_error_that_says_what_there_is(
+    tmp_path,
+):
     make_folder(tmp_path, ROWS)
-    with pytest.raises(ValueError, match="has no row with part 'dev'; it has test, train"):
+    with pytest.raises(
+        ValueError, match="has no row with part 'dev'; it has test, train"
+    ):
         AudioFolder(tmp_path, part="dev")
     with pytest.raises(ValueError, match="has no row with licence 'MIT'"):
         AudioFolder(tmp_path, licences=["MIT"])
@@ -124,7 +161,7 @@ def test_a_table_that_is_empty_or_no_text_is_an_error(tmp_path):
         AudioFolder(tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Corpus
 
 
@@ -140,7 +177,10 @@ def test_a_corpus_of_soundworld_holds_its_clips_whatever_the_number_of_processes
 
 
 def test_long_recordings_are_cut_short_ones_padded_and_silence_dropped(tmp_path):
-    rows = [{"file_name": f"{name}.wav", "caption": name} for name in ("long", "short", "silent", "holed")]
+    rows = [
+        {"file_name": f"{name}.wav", "caption": name}
+        for name in ("long", "short", "silent", "holed")
+    ]
     ones = np.full(SR, 0.25)
     sounds = {
         "long.wav": np.full(int(2.6 * SR), 0.25),
@@ -148,9 +188,18 @@ def test_long_recordings_are_cut_short_ones_padded_and_silence_dropped(tmp_path)
         "silent.wav": 0 * ones,
         "holed.wav": np.concatenate([ones, 0 * ones, ones, ones[:50]]),
     }
-    corpus = Corpus.from_folder(AudioFolder(make_folder(tmp_path, rows, sounds=sounds)), 1.0, progress=False)
+    corpus = Corpus.from_folder(
+        AudioFolder(make_folder(tmp_path, rows, sounds=sounds)), 1.0, progress=False
+    )
     assert corpus.captions == ["long"] * 3 + ["short"] + ["holed"] * 2
-    assert [int((row != 0).sum()) for row in corpus.waves] == [SR, SR, int(0.6 * SR), 100, SR, SR]
+    assert [int((row != 0).sum()) for row in corpus.waves] == [
+        SR,
+        SR,
+        int(0.6 * SR),
+        100,
+        SR,
+        SR,
+    ]
 
 
 def test_a_folder_of_silence_is_an_error(tmp_path):
@@ -176,11 +225,15 @@ def test_a_save_that_fails_leaves_the_old_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(json, "dumps", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Corpus(np.ones((2, 4), dtype=np.int16), ["b", "c"]).save(tmp_path / "corpus")
-    assert Corpus.load(tmp_path / "corpus").captions == ["a"] and os.listdir(tmp_path) == ["corpus"]
+    assert Corpus.load(tmp_path / "corpus").captions == ["a"] and os.listdir(
+        tmp_path
+    ) == ["corpus"]
 
 
 def test_a_missing_or_damaged_corpus_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no saved corpus: it has no waves.npy"):
+    with pytest.raises(
+        FileNotFoundError, match="is no saved corpus: it has no waves.npy"
+    ):
         Corpus.load(tmp_path)
     Corpus(np.zeros((3, 4), dtype=np.int16), ["a", "b", "c"]).save(tmp_path / "corpus")
     whole = (tmp_path / "corpus" / "waves.npy").read_bytes()
@@ -196,7 +249,7 @@ def test_waves_and_captions_must_fit():
         Corpus(np.zeros((2, 3), dtype=np.int16), ["a"])
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Real recordings
 
 
@@ -210,7 +263,11 @@ def recordings():
 
 def test_real_recordings_become_clips(recordings):
     folder = AudioFolder(recordings, part="test", licences=OPEN_LICENCES)
-    assert {row["licence"].split(" ")[0] for row in folder.rows} <= {"CC0", "CC", "Public"}
+    assert {row["licence"].split(" ")[0] for row in folder.rows} <= {
+        "CC0",
+        "CC",
+        "Public",
+    }
     assert not any("SA" in row["licence"] for row in folder.rows)
     corpus = Corpus.from_folder(folder, 2.56, progress=False)
     assert len(corpus) >= len(folder) / 2 and corpus.waves.shape[1] == 40960

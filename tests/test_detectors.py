@@ -40,11 +40,15 @@ def mel(wave: torch.Tensor) -> torch.Tensor:
 
 
 def smeared(wave: torch.Tensor, seconds: float, seed: int = 9) -> torch.Tensor:
-    """The wave with every moment spread over `seconds`, by a burst of noise that swells and falls."""
+    """The wave with every moment spread over `seconds`, by a burst of noise that swells
+    and falls.
+    """
     n = round(seconds * RATE)
     spread = noise(n, seed) * torch.hann_window(n)
     size = 2 * len(wave)
-    smear = torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(spread, size), size)[: len(wave)]
+    smear = torch.fft.irfft(
+        torch.fft.rfft(wave, size) * torch.fft.rfft(spread, size), size
+    )[: len(wave)]
     return smear * (wave.abs().max() / smear.abs().max())
 
 
@@ -52,17 +56,21 @@ def cents(found: float, true: float) -> float:
     return abs(1200 * math.log2(found / true))
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Pitch
 
 
 @pytest.fixture(scope="module")
 def pitches() -> Pattern:
     hz = [f0 * 2**octaves for f0 in LEVELS for octaves in (-0.02, 0.0, 0.02)]
-    return Pattern.of(detectors.spectrum(torch.stack([tone(f0) for f0 in hz])), hz, LEVELS)
+    return Pattern.of(
+        detectors.spectrum(torch.stack([tone(f0) for f0 in hz])), hz, LEVELS
+    )
 
 
-@pytest.mark.parametrize("f0", [165.0, 200.0, 213.0, 371.0, 400.0, 455.0, 800.0, 1010.0])
+@pytest.mark.parametrize(
+    "f0", [165.0, 200.0, 213.0, 371.0, 400.0, 455.0, 800.0, 1010.0]
+)
 def test_a_tone_is_found_at_its_pitch_and_not_at_its_octave(pitches, f0):
     assert cents(pitches.find(detectors.spectrum(tone(f0)[None])[0]), f0) < 15
     assert cents(pitches.find(detectors.spectrum(0.01 * tone(f0)[None])[0]), f0) < 15
@@ -79,40 +87,56 @@ def test_a_pattern_that_would_fit_better_beyond_its_reach_is_not_found():
         bands = np.arange(192) - 24 * math.log2(f0 / 30)
         return detectors.unit(np.exp(-0.5 * np.square(bands / 12)))
 
-    pattern = Pattern.of(np.stack([hump(300.0), hump(1500.0)]), (300.0, 1500.0), (300.0, 1500.0))
+    pattern = Pattern.of(
+        np.stack([hump(300.0), hump(1500.0)]), (300.0, 1500.0), (300.0, 1500.0)
+    )
     assert cents(pattern.find(hump(300 * 2**0.3)), 300 * 2**0.3) < 15
     beyond = hump(300 * 2**0.6)
-    assert pattern.likeness(beyond) > detectors.LIKENESS and math.isnan(pattern.find(beyond))
+    assert pattern.likeness(beyond) > detectors.LIKENESS and math.isnan(
+        pattern.find(beyond)
+    )
 
 
 def test_spectra_slide_to_their_level_before_they_are_averaged():
-    """A class that varies by 0.2 octaves has a pattern as sharp as one that doesn't vary."""
+    """A class that varies by 0.2 octaves has a pattern as sharp as one that doesn't
+    vary.
+    """
     varied = [400 * 2**octaves for octaves in (-0.2, -0.1, 0.0, 0.1, 0.2)]
     pattern = Pattern.of(
-        detectors.spectrum(torch.stack([tone(f0) for f0 in varied])), varied, (400.0, 1600.0)[:1]
+        detectors.spectrum(torch.stack([tone(f0) for f0 in varied])),
+        varied,
+        (400.0, 1600.0)[:1],
     )
     assert pattern.likeness(detectors.spectrum(tone(400.0)[None])[0]) > 0.95
 
 
 def test_the_nearest_level_is_measured_in_octaves():
-    assert [detectors.nearest(value, LEVELS) for value in (10, 282, 284, 565, 567, 1e4)] == [0, 0, 1, 1, 2, 2]
+    assert [
+        detectors.nearest(value, LEVELS) for value in (10, 282, 284, 565, 567, 1e4)
+    ] == [0, 0, 1, 1, 2, 2]
     assert detectors.nearest(math.nan, LEVELS) == -1
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Speed
 
 
 def test_the_rate_of_a_throbbing_noise_is_found():
     def throb(rate: float, seed: int = 0) -> torch.Tensor:
         seconds = torch.arange(N) / RATE
-        return noise(N, seed) * (0.1 + torch.cos(math.pi * rate * seconds).square()) ** 2
+        return (
+            noise(N, seed) * (0.1 + torch.cos(math.pi * rate * seconds).square()) ** 2
+        )
 
-    hz = [rate * 2**octaves for rate in (2.0, 4.0, 8.0) for octaves in (-0.02, 0.0, 0.02)]
+    hz = [
+        rate * 2**octaves for rate in (2.0, 4.0, 8.0) for octaves in (-0.02, 0.0, 0.02)
+    ]
     spectra = np.stack([detectors.modulation(mel(throb(rate))) for rate in hz])
     pattern = Pattern.of(spectra, hz, (2.0, 4.0, 8.0))
     for rate in (1.7, 2.0, 4.5, 8.0, 9.1):
-        assert pattern.find(detectors.modulation(mel(throb(rate, seed=1)))) == pytest.approx(rate, rel=0.04)
+        assert pattern.find(
+            detectors.modulation(mel(throb(rate, seed=1)))
+        ) == pytest.approx(rate, rel=0.04)
     assert math.isnan(pattern.find(detectors.modulation(mel(noise()))))
 
 
@@ -136,7 +160,7 @@ def test_tempo_is_that_of_the_beat_with_a_pair_of_eighths_and_two_halves():
     assert math.isnan(detectors.tempo(np.array([0.3])))
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Onsets
 
 
@@ -154,7 +178,9 @@ def known() -> Strokes:
 def test_strokes_are_counted_and_timed_to_ten_milliseconds(known, n, gain):
     found = known.find(mel(gain * strokes(TIMES[:n])))
     assert (
-        np.allclose(found, TIMES[:n], atol=0.011) if len(found) == n else pytest.fail(f"{len(found)} strokes")
+        np.allclose(found, TIMES[:n], atol=0.011)
+        if len(found) == n
+        else pytest.fail(f"{len(found)} strokes")
     )
 
 
@@ -166,13 +192,16 @@ def test_what_rises_by_less_than_is_asked_is_no_onset():
 
 
 def test_the_time_that_a_stroke_takes_to_rise_is_measured_and_taken_off():
-    earlier = [time - 0.04 for time in TIMES]  # as if these strokes had a slow beginning
+    # as if these strokes had a slow beginning
+    earlier = [time - 0.04 for time in TIMES]
     slow = Strokes.of(mel(strokes(TIMES))[None], [earlier], interval=0.33)
     assert np.allclose(slow.find(mel(strokes(TIMES[:2]))), earlier[:2], atol=0.011)
 
 
 def test_strokes_that_ring_into_each_other_are_counted(known):
-    ringing = Strokes.of(torch.stack([mel(strokes(TIMES, decay=0.4))]), [TIMES], interval=0.33)
+    ringing = Strokes.of(
+        torch.stack([mel(strokes(TIMES, decay=0.4))]), [TIMES], interval=0.33
+    )
     assert len(ringing.find(mel(strokes([0.1, 0.45, 0.8], decay=0.4)))) == 3
 
 

@@ -1,4 +1,7 @@
-"""How minilib/diffusion.py behaves: shapes, levels, arguments, callbacks, float32. Its formulas: test_equations.py."""
+"""How minilib/diffusion.py behaves: shapes, levels, arguments, callbacks, float32.
+
+Its formulas: test_equations.py.
+"""
 
 import math
 
@@ -50,10 +53,12 @@ SCHEDULES = {
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=dtype
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Schedules
 
 
@@ -64,12 +69,21 @@ def test_a_schedule_goes_from_the_clean_signal_to_noise(schedule):
         assert table.shape == (1001,)
     assert schedule.alpha_bar[0] == 1 and schedule.beta[0] == 0
     assert 0 < schedule.alpha_bar[-1] < 0.01
-    assert (schedule.alpha_bar.diff() < 0).all() and (schedule.beta[1:].diff() > 0).all()
+    assert (schedule.alpha_bar.diff() < 0).all() and (
+        schedule.beta[1:].diff() > 0
+    ).all()
 
 
 def test_schedules_are_in_float32_as_models_are():
-    for schedule in (linear_schedule(10), sqrt_linear_schedule(10), cosine_schedule(10)):
-        assert schedule.T == 10 and schedule.beta.dtype == schedule.alpha_bar.dtype == torch.float32
+    for schedule in (
+        linear_schedule(10),
+        sqrt_linear_schedule(10),
+        cosine_schedule(10),
+    ):
+        assert (
+            schedule.T == 10
+            and schedule.beta.dtype == schedule.alpha_bar.dtype == torch.float32
+        )
 
 
 def test_at_gives_each_item_its_own_value():
@@ -80,10 +94,11 @@ def test_at_gives_each_item_its_own_value():
     assert at(values, 3, x).shape == (1, 1, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Forward process, posterior, targets, losses
 
-OF_A_LEVEL = {  # all that take (schedule, a, t, b) or (schedule, a, b, t), with a and b of one shape
+# all that take (schedule, a, t, b) or (schedule, a, b, t), with a and b of one shape
+OF_A_LEVEL = {
     "q_step": q_step,
     "q_sample": q_sample,
     "predict_x0": predict_x0,
@@ -122,7 +137,11 @@ def test_posterior_in_float32_is_the_exact_one_within_its_rounding():
 
 
 def test_gaussian_kl_is_one_number_an_item_and_knows_its_direction():
-    zeros, ones, mean = torch.zeros(4, 2, 3), torch.ones(4, 1, 1), randn(4, 2, 3).float()
+    zeros, ones, mean = (
+        torch.zeros(4, 2, 3),
+        torch.ones(4, 1, 1),
+        randn(4, 2, 3).float(),
+    )
     wide = gaussian_kl(mean, 9 * ones, zeros, ones)
     assert wide.shape == (4,) and (wide > 0).all()
     assert not torch.allclose(wide, gaussian_kl(zeros, ones, mean, 9 * ones))
@@ -134,7 +153,9 @@ LOSSES = {"mean": mean_loss, "x0": x0_loss, "eps": eps_loss, "v": v_loss}
 def truth(target, schedule, x0, t, eps):
     """What the best model would predict."""
     mean = posterior(schedule, x0, q_sample(schedule, x0, t, eps), t)[0]
-    return {"mean": mean, "x0": x0, "eps": eps, "v": velocity(schedule, x0, t, eps)}[target]
+    return {"mean": mean, "x0": x0, "eps": eps, "v": velocity(schedule, x0, t, eps)}[
+        target
+    ]
 
 
 @pytest.mark.parametrize("target", LOSSES)
@@ -154,7 +175,12 @@ def test_a_loss_is_zero_for_the_truth_and_the_square_of_the_truth_for_silence(ta
 
 @pytest.mark.parametrize("target", LOSSES)
 def test_a_loss_shows_the_model_xt_and_t_once_and_weighs_items(target):
-    schedule, x0, eps, t = exact(linear_schedule()), randn(2, 3), randn(2, 3, seed=1), torch.tensor([5, 900])
+    schedule, x0, eps, t = (
+        exact(linear_schedule()),
+        randn(2, 3),
+        randn(2, 3, seed=1),
+        torch.tensor([5, 900]),
+    )
     seen = []
 
     def model(xt, t):
@@ -165,7 +191,9 @@ def test_a_loss_shows_the_model_xt_and_t_once_and_weighs_items(target):
     ((xt, shown),) = seen
     torch.testing.assert_close(xt, q_sample(schedule, x0, t, eps))
     assert shown is t
-    torch.testing.assert_close(loss, truth(target, schedule, x0, t, eps)[1].square().mean())
+    torch.testing.assert_close(
+        loss, truth(target, schedule, x0, t, eps)[1].square().mean()
+    )
 
 
 @pytest.mark.parametrize("weight", [x0_error, elbo_weight, min_snr_weight])
@@ -173,23 +201,33 @@ def test_weights_are_one_for_each_item_and_name_a_target_that_is_none(weight):
     schedule, t = linear_schedule(), torch.tensor([2, 1000])
     for target in LOSSES:
         weights = weight(schedule, t, target)
-        assert weights.shape == (2,) and weights.isfinite().all() and (weights > 0).all()
-    with pytest.raises(ValueError, match="target must be one of mean, x0, eps, v; given 'noise'"):
+        assert (
+            weights.shape == (2,) and weights.isfinite().all() and (weights > 0).all()
+        )
+    with pytest.raises(
+        ValueError, match="target must be one of mean, x0, eps, v; given 'noise'"
+    ):
         weight(schedule, t, "noise")
 
 
 def test_weights_that_a_loss_has_at_level_1_are_finite():
     for target in ("x0", "eps", "v"):
-        assert min_snr_weight(linear_schedule(), torch.tensor([1]), target).isfinite().all()
+        assert (
+            min_snr_weight(linear_schedule(), torch.tensor([1]), target)
+            .isfinite()
+            .all()
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Samplers
 
 SAMPLERS = {  # of one signature, (model, schedule, xT, ...)
     "ddpm": ddpm_sample,
     "ddim": lambda *arguments, **settings: ddim_sample(*arguments, 5, **settings),
-    "dpm solver": lambda *arguments, **settings: dpm_solver_sample(*arguments, 5, **settings),
+    "dpm solver": lambda *arguments, **settings: dpm_solver_sample(
+        *arguments, 5, **settings
+    ),
 }
 every_sampler = pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS)
 in_few_steps = pytest.mark.parametrize("sample", [ddim_sample, dpm_solver_sample])
@@ -199,12 +237,16 @@ def test_time_steps_fall_through_the_levels():
     assert time_steps(1000, 4) == [752, 502, 252, 2]
     assert time_steps(1000, 4, offset=0) == [751, 501, 251, 1]
     assert time_steps(1000, 4, "trailing") == [1000, 750, 500, 250]
-    assert time_steps(10, 10) == time_steps(10, 10, "trailing") == list(range(10, 0, -1))
+    assert (
+        time_steps(10, 10) == time_steps(10, 10, "trailing") == list(range(10, 0, -1))
+    )
     assert time_steps(1000, 1, "trailing") == [1000] and time_steps(1, 1) == [1]
 
 
 @every_sampler
-def test_samplers_call_the_model_once_a_step_without_gradients_and_report_every_step(sample):
+def test_samplers_call_the_model_once_a_step_without_gradients_and_report_every_step(
+    sample,
+):
     calls, reports = [], []
 
     def model(xt, t):
@@ -214,7 +256,12 @@ def test_samplers_call_the_model_once_a_step_without_gradients_and_report_every_
         return 0.1 * xt
 
     xT = randn(2, 3, dtype=torch.float32)
-    end = sample(model, exact(linear_schedule(T=10)), xT, callback=lambda *report: reports.append(report))
+    end = sample(
+        model,
+        exact(linear_schedule(T=10)),
+        xT,
+        callback=lambda *report: reports.append(report),
+    )
     assert calls == [[t, t] for _, t, _, _ in reports]
     assert [i for i, *_ in reports] == list(range(len(calls)))
     assert reports[0][2] is xT and not torch.equal(reports[-1][2], end)
@@ -235,17 +282,25 @@ def test_samplers_visit_the_levels_that_they_say():
         return calls.copy()
 
     assert visited(ddpm_sample) == list(range(100, 0, -1))
-    assert visited(ddim_sample, 4) == [77, 52, 27, 2] and visited(dpm_solver_sample, 4) == [82, 62, 42, 22]
+    assert visited(ddim_sample, 4) == [77, 52, 27, 2] and visited(
+        dpm_solver_sample, 4
+    ) == [82, 62, 42, 22]
     assert visited(ddim_sample, 4, offset=0) == [76, 51, 26, 1]
     assert visited(dpm_solver_sample, 4, offset=0) == [81, 61, 41, 21]
     for sample in (ddim_sample, dpm_solver_sample):
         assert visited(sample, 4, spacing="trailing") == [100, 75, 50, 25]
-        assert visited(sample, 100) == visited(sample, 100, spacing="trailing") == list(range(100, 0, -1))
+        assert (
+            visited(sample, 100)
+            == visited(sample, 100, spacing="trailing")
+            == list(range(100, 0, -1))
+        )
 
 
 @in_few_steps
 def test_samplers_end_at_the_level_asked_for(sample):
-    """With the exact noise of a single x0, level 0 is x0, and level 1 has what q_sample leaves of the noise there."""
+    """With the exact noise of a single x0, level 0 is x0, and level 1 has what q_sample
+    leaves of the noise there.
+    """
     schedule, x0, eps = exact(linear_schedule()), randn(2, 3), randn(2, 3, seed=1)
     xT = q_sample(schedule, x0, 1000, eps)
     for last in (0, 1):
@@ -259,7 +314,9 @@ def test_samplers_end_at_the_level_asked_for(sample):
     [
         lambda *arguments: ddpm_sample(*arguments),
         lambda *arguments: ddpm_sample(*arguments, "beta"),
-        lambda model, schedule, xT, generator: ddim_sample(model, schedule, xT, 10, 1.0, generator),
+        lambda model, schedule, xT, generator: ddim_sample(
+            model, schedule, xT, 10, 1.0, generator
+        ),
     ],
     ids=["ddpm", "ddpm beta", "ddim eta 1"],
 )
@@ -268,7 +325,9 @@ def test_samplers_are_the_same_for_the_same_seed_and_touch_no_global_one(sample)
 
     def end(seed):
         generator = torch.Generator().manual_seed(seed)
-        return sample(lambda xt, t: 0.1 * xt, exact(linear_schedule(T=50)), randn(2, 3), generator)
+        return sample(
+            lambda xt, t: 0.1 * xt, exact(linear_schedule(T=50)), randn(2, 3), generator
+        )
 
     assert torch.equal(end(0), end(0)) and not torch.equal(end(0), end(1))
     assert torch.equal(before, torch.get_rng_state())
@@ -297,10 +356,19 @@ def test_samplers_show_a_bar_only_when_asked(sample, capsys):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"steps": 0}, "steps must be from 1 to 1000, the number of noise levels; given 0"),
-        ({"steps": 1001}, "steps must be from 1 to 1000, the number of noise levels; given 1001"),
+        (
+            {"steps": 0},
+            "steps must be from 1 to 1000, the number of noise levels; given 0",
+        ),
+        (
+            {"steps": 1001},
+            "steps must be from 1 to 1000, the number of noise levels; given 1001",
+        ),
         ({"steps": -1, "spacing": "trailing"}, "steps must be from 1 to 1000"),
-        ({"steps": 5, "spacing": "even"}, "spacing must be 'leading' or 'trailing'; given 'even'"),
+        (
+            {"steps": 5, "spacing": "even"},
+            "spacing must be 'leading' or 'trailing'; given 'even'",
+        ),
     ],
 )
 def test_samplers_name_the_steps_that_they_cannot_take(sample, settings, sentence):
@@ -320,7 +388,9 @@ def test_ddpm_names_a_variance_that_is_none(t):
     with pytest.raises(ValueError, match=sentence):
         ddpm_step(linear_schedule(), randn(1, 1), t, randn(1, 1), variance="learned")
     with pytest.raises(ValueError, match=sentence):
-        ddpm_sample(lambda xt, t: xt, linear_schedule(10), randn(1, 1), variance="learned")
+        ddpm_sample(
+            lambda xt, t: xt, linear_schedule(10), randn(1, 1), variance="learned"
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -336,10 +406,18 @@ def test_steps_keep_the_type_of_x_whatever_that_of_the_schedule(dtype):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 14, 15, 199, 200])
 def test_samplers_end_well_in_float32_for_any_number_of_steps(steps, spacing, last):
-    """So too in as many steps as there are levels with last = 1, where the last step goes nowhere."""
+    """So too in as many steps as there are levels with last = 1, where the last step
+    goes nowhere.
+    """
     xT = randn(1, 2).float()
     for schedule in (linear_schedule(200), cosine_schedule(200)):
         arguments = (lambda xt, t: 0.1 * xt, schedule, xT, steps)
         for eta in (0.0, 1.0):
-            assert ddim_sample(*arguments, eta, spacing=spacing, last=last).isfinite().all()
-        assert dpm_solver_sample(*arguments, spacing=spacing, last=last).isfinite().all()
+            assert (
+                ddim_sample(*arguments, eta, spacing=spacing, last=last)
+                .isfinite()
+                .all()
+            )
+        assert (
+            dpm_solver_sample(*arguments, spacing=spacing, last=last).isfinite().all()
+        )

@@ -1,4 +1,6 @@
-"""What is written is whole or not at all: each writer of minilib meets a real limit on the size of files."""
+"""What is written is whole or not at all: each writer of minilib meets a real limit on
+the size of files.
+"""
 
 import contextlib
 import json
@@ -19,7 +21,9 @@ from minilib.soundworld import SoundWorld
 from minilib.text import Tokenizer
 from minilib.training import runs
 
-resource = pytest.importorskip("resource", reason="this system sets no limit on the size of files")
+resource = pytest.importorskip(
+    "resource", reason="this system sets no limit on the size of files"
+)
 LIMIT = 4000  # bytes: less than each writer below wants to write
 
 
@@ -85,14 +89,17 @@ WRITERS = {  # each writes its n-th version of `target` into a folder
         np.full((2, 10), n, dtype=np.int16), ["a", n * 2 * LIMIT * "b"]
     ).save(folder / "target"),
     "tensors": write_tensors,
-    "a note on a finished stage": lambda folder, n: runs.note_finished(folder, "target", {"a": n * 2 * LIMIT * "b"}),
+    "a note on a finished "
+    "stage": lambda folder, n: runs.note_finished(folder, "target", {"a": n * 2 * LIMIT * "b"}),
     "a plot": lambda folder, n: cli.plot(folder / "target.png", noise(n), f"caption {n}"),
     **{f"a sound, {suffix}": sound_writer(suffix) for suffix in cli.SOUND_FILES},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_a_write_that_fails_in_the_middle_leaves_what_was_there_and_nothing_else(tmp_path, write):
+def test_a_write_that_fails_in_the_middle_leaves_what_was_there_and_nothing_else(
+    tmp_path, write
+):
     write(tmp_path, 0)
     before = contents(tmp_path)
     with files_of_at_most(LIMIT), pytest.raises((OSError, ValueError)) as caught:
@@ -106,7 +113,10 @@ def test_a_write_that_fails_in_the_middle_leaves_what_was_there_and_nothing_else
 
 def test_a_clip_that_does_not_fit_into_the_cache_leaves_no_file(tmp_path):
     world = SoundWorld(cache=tmp_path)
-    with files_of_at_most(LIMIT), pytest.raises(OSError, match="File too large: .*000.i16"):
+    with (
+        files_of_at_most(LIMIT),
+        pytest.raises(OSError, match="File too large: .*000.i16"),
+    ):
         world[0]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -122,7 +132,10 @@ def test_a_folder_that_can_not_take_its_place_is_put_back(tmp_path, monkeypatch)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fails_at_last)
-    with pytest.raises(OSError, match="folder"), files.replacing_folder(tmp_path / "folder") as new:
+    with (
+        pytest.raises(OSError, match="folder"),
+        files.replacing_folder(tmp_path / "folder") as new,
+    ):
         (new / "new").touch()
     assert contents(tmp_path) == {"folder": None, "folder/old": b""}
 
@@ -131,16 +144,26 @@ def pipeline(n: int) -> AudioLDM2:
     """The n-th version: other weights, and a vocabulary that grows."""
     parts = small_parts()
     for part in parts.values() if n else ():
-        part.load_state_dict({name: torch.zeros_like(x) for name, x in part.state_dict().items()})
-    return AudioLDM2(Tokenizer.train(["ab ab"]), parts, 0.64, {"words": [2**20 * n * "x"]})
+        part.load_state_dict(
+            {name: torch.zeros_like(x) for name, x in part.state_dict().items()}
+        )
+    return AudioLDM2(
+        Tokenizer.train(["ab ab"]), parts, 0.64, {"words": [2**20 * n * "x"]}
+    )
 
 
-def test_of_a_pipeline_that_does_not_fit_no_part_takes_the_place_of_an_older_one(tmp_path):
+def test_of_a_pipeline_that_does_not_fit_no_part_takes_the_place_of_an_older_one(
+    tmp_path,
+):
     pipeline(0).save_pretrained(tmp_path)
     (tmp_path / "train.log").write_text("another's")
     before = contents(tmp_path)
-    assert max(len(x or b"") for x in before.values()) < 2**20  # each part fits, the vocabulary does not
-    with files_of_at_most(2**20), pytest.raises(OSError, match=f"File too large: '{tmp_path}'"):
+    # each part fits, the vocabulary does not
+    assert max(len(x or b"") for x in before.values()) < 2**20
+    with (
+        files_of_at_most(2**20),
+        pytest.raises(OSError, match=f"File too large: '{tmp_path}'"),
+    ):
         pipeline(1).save_pretrained(tmp_path)
     assert contents(tmp_path) == before
     with files_of_at_most(2**20), pytest.raises(OSError, match="File too large"):
@@ -150,7 +173,8 @@ def test_of_a_pipeline_that_does_not_fit_no_part_takes_the_place_of_an_older_one
     after = contents(tmp_path)
     assert after.keys() == before.keys() and after["train.log"] == before["train.log"]
     assert all(
-        after[f"{name}/model.safetensors"] != before[f"{name}/model.safetensors"] for name in small_parts()
+        after[f"{name}/model.safetensors"] != before[f"{name}/model.safetensors"]
+        for name in small_parts()
     )
 
 
@@ -160,12 +184,19 @@ def test_what_an_older_pipeline_had_alone_goes_with_it(tmp_path):
     pipe = pipeline(1)
     pipe.audiomae = None
     pipe.save_pretrained(tmp_path)
-    assert not (tmp_path / "clap_tokenizer").exists() and not (tmp_path / "audiomae").exists()
-    assert AudioLDM2.from_pretrained(tmp_path, device="cpu").vocabulary == pipe.vocabulary
+    assert (
+        not (tmp_path / "clap_tokenizer").exists()
+        and not (tmp_path / "audiomae").exists()
+    )
+    assert (
+        AudioLDM2.from_pretrained(tmp_path, device="cpu").vocabulary == pipe.vocabulary
+    )
 
 
 @pytest.mark.parametrize("failing", ["a", "b", "c"])
-def test_entries_that_can_not_take_their_places_are_put_back(tmp_path, monkeypatch, failing):
+def test_entries_that_can_not_take_their_places_are_put_back(
+    tmp_path, monkeypatch, failing
+):
     for name in "acd":
         (tmp_path / name).write_text(f"old {name}")
     replace = os.replace
@@ -176,7 +207,10 @@ def test_entries_that_can_not_take_their_places_are_put_back(tmp_path, monkeypat
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fails_once)
-    with pytest.raises(OSError, match="error"), files.replacing_entries(tmp_path, ["d"]) as new:
+    with (
+        pytest.raises(OSError, match="error"),
+        files.replacing_entries(tmp_path, ["d"]) as new,
+    ):
         for name in "abc":
             (new / name).write_text(f"new {name}")
     assert contents(tmp_path) == {name: f"old {name}".encode() for name in "acd"}
@@ -196,37 +230,50 @@ def test_errors_that_have_nothing_to_do_with_writing_come_through(tmp_path):
             raise ZeroDivisionError
         with pytest.raises(FileNotFoundError), replacing(tmp_path / "target"):
             (tmp_path / "nowhere" / "file").write_text("")
-    with pytest.raises(ZeroDivisionError), files.replacing_folder(tmp_path / "a" / "b" / "target"):
+    with (
+        pytest.raises(ZeroDivisionError),
+        files.replacing_folder(tmp_path / "a" / "b" / "target"),
+    ):
         raise ZeroDivisionError
     assert contents(tmp_path) == {}
 
 
 def test_the_systems_reason_is_found_where_libraries_hide_it(tmp_path):
     path = tmp_path / "target"
-    told = files.not_written(path, Exception("Error while serializing: I/O error: x (os error 28)"))
-    assert cli.sentence(told) == f"{path}: No space left on device" and cli.is_full(told)
+    told = files.not_written(
+        path, Exception("Error while serializing: I/O error: x (os error 28)")
+    )
+    assert cli.sentence(told) == f"{path}: No space left on device" and cli.is_full(
+        told
+    )
     cut_short = OSError("9000 requested and 4000 written")
     with files_of_at_most(LIMIT):
         assert cli.is_full(files.not_written(path, cut_short))
-    assert str(files.not_written(path, cut_short)) == f"{path} can't be written: {cut_short}"
+    assert (
+        str(files.not_written(path, cut_short))
+        == f"{path} can't be written: {cut_short}"
+    )
     assert files.not_written(path, RuntimeError("CUDA error")) is None
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # On the command line
 
 
 def run(capsys, *argv: str) -> tuple[int, str]:
     """Exit code and last sentence of a command."""
     code = cli.main(argv)
+    # a bar stands before it
     return code, re.sub(
         r".*(?=minilib: )", "", capsys.readouterr().err.strip(), flags=re.S
-    )  # a bar stands before it
+    )
 
 
 @pytest.fixture
 def here(tmp_path, tiny_pipe_folder, monkeypatch) -> Path:
-    """An empty working folder; the small pipeline stands in the place of the weights that ship."""
+    """An empty working folder; the small pipeline stands in the place of the weights
+    that ship.
+    """
     (tmp_path / "data" / "weights").mkdir(parents=True)
     (tmp_path / "data" / "weights" / "tiny").symlink_to(tiny_pipe_folder)
     (folder := tmp_path / "here").mkdir()
@@ -239,7 +286,11 @@ def test_generate_keeps_the_old_sound_where_the_new_one_does_not_fit(capsys, her
     (here / "sound.wav").write_bytes(b"old")
     with files_of_at_most(LIMIT):
         code, said = run(capsys, "generate", "a dog barks", "--steps", "1")
-    assert code == 2 and said == "minilib: path must be writable; 'sound.wav' is not (File too large)"
+    assert (
+        code == 2
+        and said
+        == "minilib: path must be writable; 'sound.wav' is not (File too large)"
+    )
     assert contents(here) == {"sound.wav": b"old"}
 
 
@@ -249,7 +300,10 @@ def test_convert_leaves_no_half_of_a_pipeline(capsys, here, tiny_pipe, monkeypat
 
     monkeypatch.setattr(released, "is_released", lambda folder: True)
     monkeypatch.setattr(AudioLDM2, "from_pretrained", lambda *args, **kwargs: tiny_pipe)
-    largest = max(len(content or b"") for content in contents(cli.DATA / "weights" / "tiny").values())
+    largest = max(
+        len(content or b"")
+        for content in contents(cli.DATA / "weights" / "tiny").values()
+    )
     with files_of_at_most(largest):  # float32 now: some parts fit, others don't
         code, said = run(capsys, "convert", str(cli.DATA / "weights" / "tiny"), "out")
     assert code == 2 and said == "minilib: out: File too large"
@@ -260,7 +314,9 @@ def test_training_says_how_to_go_on_and_goes_on(capsys, here, monkeypatch):
     monkeypatch.delenv("MINILIB_REALAUDIO", raising=False)
     (here / "sounds").mkdir()
     audio.save(here / "sounds" / "a.wav", noise(0))
-    (here / "sounds" / "metadata.csv").write_text("file_name,caption\na.wav,a bell rings\n")
+    (here / "sounds" / "metadata.csv").write_text(
+        "file_name,caption\na.wav,a bell rings\n"
+    )
     train = ("train", "text", "--data", "sounds", "--out", "out", "--steps")
     assert run(capsys, *train, "1")[0] == 0
     before = contents(here)
@@ -268,9 +324,18 @@ def test_training_says_how_to_go_on_and_goes_on(capsys, here, monkeypatch):
         code, said = run(capsys, *train, "2")
     go_on = "minilib train text --out out --preset tiny --data sounds --steps 2 --seed 0 --resume"
     assert code == 2
-    assert said == f"minilib: out/checkpoints/text.pt: File too large; stopped; go on with: {go_on}"
+    assert (
+        said
+        == f"minilib: out/checkpoints/text.pt: File too large; stopped; go on with: "
+        f"{go_on}"
+    )
     after = contents(here)
-    assert after.pop("out/train.log").startswith(before.pop("out/train.log")) and after == before
+    assert (
+        after.pop("out/train.log").startswith(before.pop("out/train.log"))
+        and after == before
+    )
     (here / "out" / "finished" / "text.json").unlink()
     assert run(capsys, *train, "2", "--resume")[0] == 0
-    assert json.loads((here / "out" / "finished" / "text.json").read_text())["steps"] == 2
+    assert (
+        json.loads((here / "out" / "finished" / "text.json").read_text())["steps"] == 2
+    )

@@ -1,4 +1,6 @@
-"""Classifier-free guidance: the formula, one batched call that equals two, the spread, and emptied conditions."""
+"""Classifier-free guidance: the formula, one batched call that equals two, the spread,
+and emptied conditions.
+"""
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ def model(xt, t, loa, text):
     total = xt * t.view(-1, 1).float()
     for weight, (sequence, mask) in zip((1.0, 3.0), (loa, text), strict=True):
         mask = torch.ones(sequence.shape[:2]) if mask is None else mask.float()
-        total = total + weight * torch.tanh((sequence * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        total = total + weight * torch.tanh(
+            (sequence * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        )
     return total
 
 
@@ -35,19 +39,32 @@ def test_one_batched_call_equals_two(guidance):
     B = 3
     conditional = (
         context(B, 5, seed=1),
-        context(B, 7, seed=2, mask=torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] * 2 + [0] * 5])),
+        context(
+            B,
+            7,
+            seed=2,
+            mask=torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] * 2 + [0] * 5]),
+        ),
     )
-    unconditional = (context(B, 5, seed=3), context(B, 1, seed=4))  # the empty caption is shorter
+    # the empty caption is shorter
+    unconditional = (context(B, 5, seed=3), context(B, 1, seed=4))
     xt, t = randn(B, 4, seed=5), torch.tensor([3, 500, 1000])
     eps = guided(model, conditional, unconditional, guidance)(xt, t)
-    torch.testing.assert_close(eps, guide(model(xt, t, *unconditional), model(xt, t, *conditional), guidance))
+    torch.testing.assert_close(
+        eps, guide(model(xt, t, *unconditional), model(xt, t, *conditional), guidance)
+    )
 
 
 def test_rescaled_predictions_have_the_spread_of_the_conditional_one_item_by_item():
-    cond, guided_ = randn(3, 4, 5), 4 * randn(3, 4, 5, seed=1) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    cond, guided_ = (
+        randn(3, 4, 5),
+        4 * randn(3, 4, 5, seed=1) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1),
+    )
     whole, half = rescale_guided(guided_, cond, 1.0), rescale_guided(guided_, cond, 0.5)
     torch.testing.assert_close(whole.flatten(1).std(dim=1), cond.flatten(1).std(dim=1))
-    torch.testing.assert_close(torch.nn.functional.cosine_similarity(whole, guided_, dim=2), torch.ones(3, 4))
+    torch.testing.assert_close(
+        torch.nn.functional.cosine_similarity(whole, guided_, dim=2), torch.ones(3, 4)
+    )
     torch.testing.assert_close(half, (whole + guided_) / 2)  # Eq. 16
     assert torch.equal(rescale_guided(guided_, cond, 0.0), guided_)
 
@@ -60,8 +77,12 @@ def test_guided_rescales_against_the_conditional_prediction():
     xt, t = randn(2, 4, seed=5), torch.tensor([3, 500])
     cond, uncond = model(xt, t, *conditional), model(xt, t, *unconditional)
     wanted = rescale_guided(guide(uncond, cond, 3.5), cond, 0.7)
-    torch.testing.assert_close(guided(model, conditional, unconditional, 3.5, rescale=0.7)(xt, t), wanted)
-    torch.testing.assert_close(guided(model, conditional, None, 1.0, rescale=0.7)(xt, t), cond)
+    torch.testing.assert_close(
+        guided(model, conditional, unconditional, 3.5, rescale=0.7)(xt, t), wanted
+    )
+    torch.testing.assert_close(
+        guided(model, conditional, None, 1.0, rescale=0.7)(xt, t), cond
+    )
 
 
 def test_guided_calls_the_model_once_and_at_guidance_1_with_half_the_batch():
@@ -78,9 +99,12 @@ def test_guided_calls_the_model_once_and_at_guidance_1_with_half_the_batch():
 
 
 @pytest.mark.parametrize(
-    ("level", "wanted"), [(299, False), (300, False), (301, True), (700, True), (701, False)]
+    ("level", "wanted"),
+    [(299, False), (300, False), (301, True), (700, True), (701, False)],
 )
-def test_guided_guides_within_its_interval_of_levels_and_calls_for_half_the_batch_outside(level, wanted):
+def test_guided_guides_within_its_interval_of_levels_and_calls_for_half_the_batch_outside(
+    level, wanted
+):
     sizes = []
 
     def counting(xt, t, *contexts):
@@ -93,14 +117,19 @@ def test_guided_guides_within_its_interval_of_levels_and_calls_for_half_the_batc
     )
     xt, t = randn(2, 4, seed=5), torch.tensor([level, level])
     predict = guided(counting, conditional, unconditional, 3.5, interval=(300, 700))
-    cond, both = model(xt, t, *conditional), guided(model, conditional, unconditional, 3.5)
+    cond, both = (
+        model(xt, t, *conditional),
+        guided(model, conditional, unconditional, 3.5),
+    )
     torch.testing.assert_close(predict(xt, t), both(xt, t) if wanted else cond)
     assert sizes == [4 if wanted else 2]
 
 
 def test_guided_names_missing_unconditional_contexts():
     with pytest.raises(
-        ValueError, match="unconditional must hold contexts when guidance is not 1; given None and 3.5"
+        ValueError,
+        match="unconditional must hold contexts when guidance is not 1; given None "
+        "and 3.5",
     ):
         guided(model, (context(1, 2),), None, 3.5)
 
@@ -122,17 +151,26 @@ def test_drop_empties_the_chosen_items_and_no_other(S):
     B, dropped = 4, torch.tensor([False, True, False, True])
     full = [
         context(B, 5, seed=1),
-        context(B, 5, seed=2, mask=torch.tensor([[True] * 5] * 2 + [[True] * 2 + [False] * 3] * 2)),
+        context(
+            B,
+            5,
+            seed=2,
+            mask=torch.tensor([[True] * 5] * 2 + [[True] * 2 + [False] * 3] * 2),
+        ),
     ]
     empty = [context(1, S, seed=3), context(1, S, seed=4)]
     xt, t = randn(B, 4, seed=5), torch.tensor([1, 2, 3, 4])
     eps = model(xt, t, *drop(full, empty, dropped))
     nothing = [(sequence.expand(B, -1, -1), mask) for sequence, mask in empty]
-    expected = torch.where(dropped[:, None], model(xt, t, *nothing), model(xt, t, *full))
+    expected = torch.where(
+        dropped[:, None], model(xt, t, *nothing), model(xt, t, *full)
+    )
     torch.testing.assert_close(eps, expected)
 
 
 def test_drop_of_nothing_changes_nothing():
     full = [context(3, 5)]
-    ((sequence, mask),) = drop(full, [context(1, 5, seed=1)], torch.zeros(3, dtype=torch.bool))
+    ((sequence, mask),) = drop(
+        full, [context(1, 5, seed=1)], torch.zeros(3, dtype=torch.bool)
+    )
     assert torch.equal(sequence, full[0][0]) and mask is None

@@ -1,4 +1,6 @@
-"""Closed-form judges: right on clean renders, near chance under other captions, wrong on a smear (chapter 17)."""
+"""Closed-form judges: right on clean renders, near chance under other captions, wrong
+on a smear (chapter 17).
+"""
 
 import dataclasses
 import math
@@ -10,18 +12,36 @@ from minilib import audio, judges
 from minilib.soundworld import CLASSES, INSTRUMENTS, Scene, SoundWorld
 from minilib.soundworld.scene import LOUDNESSES, PEAKS, PITCHES, SPEEDS
 
-SOME = ("bell", "dog", "drum", "siren", "wind", "clock", "rain", "knock", "piano", "flute")
+SOME = (
+    "bell",
+    "dog",
+    "drum",
+    "siren",
+    "wind",
+    "clock",
+    "rain",
+    "knock",
+    "piano",
+    "flute",
+)
 
 
 @pytest.fixture(scope="module")
 def clips():
     """Held-out scenes of some classes, four of each, and tunes."""
-    effects, music = SoundWorld("test", pairs=0.0), SoundWorld("test", pairs=0.0, music=1.0)
+    effects, music = (
+        SoundWorld("test", pairs=0.0),
+        SoundWorld("test", pairs=0.0, music=1.0),
+    )
     found = {name: [] for name in SOME}
     for world, names in ((effects, CLASSES), (music, INSTRUMENTS)):
         for i in range(400):
             event = world.scene(i).events[0]
-            if event.name in found and event.name in names and len(found[event.name]) < 4:
+            if (
+                event.name in found
+                and event.name in names
+                and len(found[event.name]) < 4
+            ):
                 found[event.name].append(world[i])
     return [clip for of_one in found.values() for clip in of_one]
 
@@ -31,7 +51,9 @@ def share_right(waves, events) -> dict[str, float]:
     rows = [judges.answers(wave, event) for wave, event in zip(waves, events)]
     questions = {question for row in rows for question in row} - {"cents"}
     given = {q: [row[q] for row in rows if q in row] for q in questions}
-    return {question: sum(answers) / len(answers) for question, answers in given.items()}
+    return {
+        question: sum(answers) / len(answers) for question, answers in given.items()
+    }
 
 
 def scene(event) -> torch.Tensor:
@@ -41,19 +63,28 @@ def scene(event) -> torch.Tensor:
 def smeared(wave: torch.Tensor, seconds: float) -> torch.Tensor:
     """The wave with every moment spread over `seconds`, as loud as before."""
     n, size = round(seconds * audio.SAMPLE_RATE), 2 * len(wave)
-    spread = torch.randn(n, generator=torch.Generator().manual_seed(0)) * torch.hann_window(n)
-    smear = torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(spread, size), size)[: len(wave)]
+    spread = torch.randn(
+        n, generator=torch.Generator().manual_seed(0)
+    ) * torch.hann_window(n)
+    smear = torch.fft.irfft(
+        torch.fft.rfft(wave, size) * torch.fft.rfft(spread, size), size
+    )[: len(wave)]
     return smear * (wave.abs().max() / smear.abs().max())
 
 
 def test_clean_renders_of_held_out_scenes_are_right(clips):
-    found = share_right([clip.wave for clip in clips], [clip.scene.events[0] for clip in clips])
+    found = share_right(
+        [clip.wave for clip in clips], [clip.scene.events[0] for clip in clips]
+    )
     assert set(found) == {"loudness", "pitch", "count", "speed", "tempo"}
     assert min(found.values()) >= 0.95, found
 
 
 def test_under_other_captions_the_same_sounds_score_no_better_than_chance(clips):
-    waves, events = [clip.wave for clip in clips], [clip.scene.events[0] for clip in clips]
+    waves, events = (
+        [clip.wave for clip in clips],
+        [clip.scene.events[0] for clip in clips],
+    )
     found = share_right(waves[7:] + waves[:7], events)
     guesses = [judges.chance(event) for event in events]
     for question, share in found.items():
@@ -62,7 +93,11 @@ def test_under_other_captions_the_same_sounds_score_no_better_than_chance(clips)
 
 
 def test_a_smear_has_lost_its_strokes_and_its_tempo(clips):
-    many = [c for c in clips if c.scene.events[0].name in ("knock", "bell", "dog", "drum", "piano")]
+    many = [
+        c
+        for c in clips
+        if c.scene.events[0].name in ("knock", "bell", "dog", "drum", "piano")
+    ]
     events = [c.scene.events[0] for c in many]
     several = [k for k, event in enumerate(events) if len(event.strokes) > 1]
     waves = [smeared(many[k].wave, 0.8) for k in several]
@@ -80,16 +115,23 @@ def test_each_pitch_is_heard_and_another_one_is_called_wrong(name):
         heard = judges.heard(wave, event)["f0"]
         assert answers["cents"] == pytest.approx(1200 * abs(math.log2(heard / f0)))
         for other in set(PITCHES) - {event.pitch}:
-            assert judges.answers(wave, dataclasses.replace(event, pitch=other))["pitch"] == 0
+            assert (
+                judges.answers(wave, dataclasses.replace(event, pitch=other))["pitch"]
+                == 0
+            )
 
 
-@pytest.mark.parametrize("name", ["alarm", "helicopter", "siren", "waves", "fire", "violin"])
+@pytest.mark.parametrize(
+    "name", ["alarm", "helicopter", "siren", "waves", "fire", "violin"]
+)
 def test_each_speed_is_heard_and_another_one_is_called_wrong(name):
     question = "tempo" if name in INSTRUMENTS else "speed"
     for event in {event.speed: event for event in judges.examples(name)}.values():
         wave = scene(event)
         for speed in SPEEDS:
-            answer = judges.answers(wave, dataclasses.replace(event, speed=speed))[question]
+            answer = judges.answers(wave, dataclasses.replace(event, speed=speed))[
+                question
+            ]
             assert answer == (speed == event.speed)
 
 
@@ -101,7 +143,9 @@ def test_loudness_follows_the_gain(name):
     for loudness in LOUDNESSES:
         as_loud = wave * PEAKS[loudness] / PEAKS["normal"]
         for asked in LOUDNESSES:
-            answer = judges.answers(as_loud, dataclasses.replace(event, loudness=asked))["loudness"]
+            answer = judges.answers(
+                as_loud, dataclasses.replace(event, loudness=asked)
+            )["loudness"]
             assert answer == (asked == loudness)
 
 
@@ -115,9 +159,15 @@ def test_the_order_of_a_pair_is_heard():
 
 
 def test_guessing_is_one_of_as_many_as_the_class_can_do():
-    events = {name: judges.examples(name)[0] for name in ("cow", "rain", "knock", "banjo")}
+    events = {
+        name: judges.examples(name)[0] for name in ("cow", "rain", "knock", "banjo")
+    }
     third = pytest.approx(1 / 3)
-    assert judges.chance(events["cow"]) == {"loudness": third, "pitch": third, "count": 0.5}
+    assert judges.chance(events["cow"]) == {
+        "loudness": third,
+        "pitch": third,
+        "count": 0.5,
+    }
     assert judges.chance(events["rain"]) == {"loudness": third, "speed": third}
     assert judges.chance(events["knock"]) == {"loudness": third, "count": 0.25}
     assert judges.chance(events["banjo"]) == {"loudness": third, "tempo": third}
@@ -126,12 +176,16 @@ def test_guessing_is_one_of_as_many_as_the_class_can_do():
 def test_chance_and_answers_know_the_same_questions():
     for name in (*CLASSES, *INSTRUMENTS):
         event = judges.examples(name)[0]
-        assert set(judges.chance(event)) == set(judges.answers(torch.zeros(16000), event)) - {"cents"}
+        assert set(judges.chance(event)) == set(
+            judges.answers(torch.zeros(16000), event)
+        ) - {"cents"}
 
 
 def test_what_cannot_be_judged_is_refused():
     event = judges.examples("knock")[0]
-    with pytest.raises(ValueError, match="N at least 8000 samples; given \\(1, 40960\\)"):
+    with pytest.raises(
+        ValueError, match="N at least 8000 samples; given \\(1, 40960\\)"
+    ):
         judges.heard(torch.zeros(1, 40960), event)
     with pytest.raises(ValueError, match="N at least 8000 samples; given \\(7999,\\)"):
         judges.heard(torch.zeros(7999), event)

@@ -10,22 +10,34 @@ from minilib.vae import VAE, VAEConfig
 def made(**changes) -> VAE:
     """A small VAE whose norms and biases are no identity, as they are in a fresh one."""
     torch.manual_seed(0)
-    config = VAEConfig(latent_channels=4, block_out_channels=(8, 16, 16), norm_num_groups=4, **changes)
+    config = VAEConfig(
+        latent_channels=4, block_out_channels=(8, 16, 16), norm_num_groups=4, **changes
+    )
     vae = VAE(config)
     for name, parameter in vae.named_parameters():
         if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.5)
+            torch.nn.init.normal_(
+                parameter, mean=float("norm" in name and "weight" in name), std=0.5
+            )
     return vae.eval()
 
 
-@pytest.mark.parametrize("piece", [1, 3000, 2**19], ids=["row by row", "some pieces", "one piece"])
+@pytest.mark.parametrize(
+    "piece", [1, 3000, 2**19], ids=["row by row", "some pieces", "one piece"]
+)
 @pytest.mark.parametrize("pack, final_norm", [(1, True), (2, True), (2, False)])
 def test_decoding_in_pieces_is_decoding(monkeypatch, piece, pack, final_norm):
     monkeypatch.setattr(lean, "PIECE", piece)
-    vae, z0 = made(pack=pack, final_norm=final_norm, layers_per_block=1), torch.randn(2, 4 * pack**2, 13, 4)
+    vae, z0 = (
+        made(pack=pack, final_norm=final_norm, layers_per_block=1),
+        torch.randn(2, 4 * pack**2, 13, 4),
+    )
     whole = vae.decode(z0)
     torch.testing.assert_close(
-        lean.decode(vae, z0), whole, rtol=1e-4, atol=1e-5 * float(whole.detach().abs().max())
+        lean.decode(vae, z0),
+        whole,
+        rtol=1e-4,
+        atol=1e-5 * float(whole.detach().abs().max()),
     )
 
 
@@ -36,14 +48,15 @@ def test_what_is_decoded_stays_as_it_was_and_has_no_gradient():
     assert torch.equal(z0, before)
 
 
-def test_statistics_of_pieces_are_those_of_the_whole_where_the_mean_is_large(monkeypatch):
+def test_statistics_of_pieces_are_those_of_the_whole_where_the_mean_is_large(
+    monkeypatch,
+):
     monkeypatch.setattr(lean, "PIECE", 200)
     norm = torch.nn.GroupNorm(2, 4, eps=1e-6)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    x = (
-        0.1 * torch.randn(2, 4, 37, 5) + torch.linspace(-9, 9, 37)[:, None]
-    )  # each piece has a mean of its own
+    # each piece has a mean of its own
+    x = 0.1 * torch.randn(2, 4, 37, 5) + torch.linspace(-9, 9, 37)[:, None]
     scale, shift = lean.scale_and_shift(norm, x)
     torch.testing.assert_close(x * scale + shift, norm(x), rtol=1e-5, atol=1e-5)
 

@@ -1,4 +1,6 @@
-"""The base class of every model: folders that load back exactly, or say in a sentence why not (chapter 02)."""
+"""The base class of every model: folders that load back exactly, or say in a sentence
+why not (chapter 02).
+"""
 
 import json
 from dataclasses import dataclass, field
@@ -50,7 +52,8 @@ def folder(tmp_path):
 def state_equal(a: nn.Module, b: nn.Module) -> bool:
     b_state = b.state_dict()
     return all(
-        torch.equal(x, b_state[name]) and x.dtype == b_state[name].dtype for name, x in a.state_dict().items()
+        torch.equal(x, b_state[name]) and x.dtype == b_state[name].dtype
+        for name, x in a.state_dict().items()
     )
 
 
@@ -59,7 +62,12 @@ def state_equal(a: nn.Module, b: nn.Module) -> bool:
     [
         ToyConfig(),
         ToyConfig(
-            rates=(), nested=(), maybe=(1, None, None), part=PartConfig(5, "x"), text="ß 中", share=1e-30
+            rates=(),
+            nested=(),
+            maybe=(1, None, None),
+            part=PartConfig(5, "x"),
+            text="ß 中",
+            share=1e-30,
         ),
     ],
 )
@@ -72,19 +80,31 @@ def test_config_and_weights_come_back_equal(tmp_path, config):
 
 
 def test_a_saved_folder_holds_two_files_and_nothing_half_written(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read both
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    # whoever may read one may read both
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 def test_half_precision_is_kept_or_cast_as_asked_and_counters_stay_whole(tmp_path):
     model = Toy.preset("tiny")
     model.save_pretrained(tmp_path, dtype=torch.float16)
-    half, single = Toy.from_pretrained(tmp_path), Toy.from_pretrained(tmp_path, dtype=torch.float32)
+    half, single = (
+        Toy.from_pretrained(tmp_path),
+        Toy.from_pretrained(tmp_path, dtype=torch.float32),
+    )
     assert half.linear.weight.dtype == half.norm.running_var.dtype == torch.float16
     assert single.linear.weight.dtype == single.norm.running_var.dtype == torch.float32
-    assert half.norm.num_batches_tracked.dtype == single.norm.num_batches_tracked.dtype == torch.int64
+    assert (
+        half.norm.num_batches_tracked.dtype
+        == single.norm.num_batches_tracked.dtype
+        == torch.int64
+    )
     assert torch.equal(single.linear.weight, model.linear.weight.half().float())
-    assert model.linear.weight.dtype == torch.float32  # saving changes nothing in memory
+    # saving changes nothing in memory
+    assert model.linear.weight.dtype == torch.float32
 
 
 def test_loaded_parameters_can_be_trained(folder):
@@ -103,12 +123,18 @@ def change(folder, name: str, state: dict) -> None:
     ("edit", "said"),
     [
         (lambda state: state.pop("linear.bias"), "linear.bias is missing"),
-        (lambda state: state.update(extra=torch.ones(1)), "extra is not in this config"),
+        (
+            lambda state: state.update(extra=torch.ones(1)),
+            "extra is not in this config",
+        ),
         (
             lambda state: state.update({"linear.bias": torch.ones(9)}),
             r"\(9,\) where the config asks for \(3,\)",
         ),
-        (lambda state: [state.pop("linear.bias"), state.pop("linear.weight")], r"\(and 1 more\)"),
+        (
+            lambda state: [state.pop("linear.bias"), state.pop("linear.weight")],
+            r"\(and 1 more\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_the_config_are_refused(folder, edit, said):
@@ -149,7 +175,10 @@ def test_a_half_copied_weights_file_is_refused(folder):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is missing: the weights folder is not complete"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"{name} is missing: the weights folder is not complete",
+    ):
         Toy.from_pretrained(folder)
 
 
@@ -161,7 +190,8 @@ def test_a_pickle_is_never_loaded(folder, tmp_path):
     torch.save(Trap(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"pytorch_model\.bin beside it is a pickle, which is never loaded"
+        FileNotFoundError,
+        match=r"pytorch_model\.bin beside it is a pickle, which is never loaded",
     ):
         Toy.from_pretrained(folder)
     (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
@@ -186,13 +216,16 @@ def test_a_name_that_the_hub_does_not_give_is_one_sentence(monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
-        FileNotFoundError, match="neither a folder here nor to be had from the Hugging Face hub"
+        FileNotFoundError,
+        match="neither a folder here nor to be had from the Hugging Face hub",
     ):
         Toy.from_pretrained("somebody/something")
 
 
 def test_unknown_presets_and_configs_of_others_are_refused():
-    with pytest.raises(ValueError, match="preset must be one of tiny, full for Toy, not 'huge'"):
+    with pytest.raises(
+        ValueError, match="preset must be one of tiny, full for Toy, not 'huge'"
+    ):
         Toy.preset("huge")
     with pytest.raises(TypeError, match="config must be a ToyConfig, not PartConfig"):
         Toy(PartConfig())

@@ -1,4 +1,6 @@
-"""Plots, players and sliders: plain HTML, whole, the same at every run, with a text for those who can't see or hear."""
+"""Plots, players and sliders: plain HTML, whole, the same at every run, with a text for
+those who can't see or hear.
+"""
 
 import base64
 import io
@@ -27,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def tone(hz=440.0, n=N):
-    return 0.5 * torch.sin(2 * math.pi * hz * torch.arange(n) / audio.SAMPLE_RATE)  # (N,)
+    # (N,)
+    return 0.5 * torch.sin(2 * math.pi * hz * torch.arange(n) / audio.SAMPLE_RATE)
 
 
 def picture(k=0):
@@ -35,7 +38,9 @@ def picture(k=0):
 
 
 class Page(HTMLParser):
-    """Every element of a page as (tag, attributes), its text, and whether what is opened is closed."""
+    """Every element of a page as (tag, attributes), its text, and whether what is
+    opened is closed.
+    """
 
     def __init__(self, block):
         super().__init__()
@@ -78,7 +83,7 @@ def blocks():
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_mel_puts_a_tone_at_its_tick_with_units_on_every_axis():
@@ -114,7 +119,8 @@ def test_mel_takes_waves_and_log_mels_alike():
     assert all(np.allclose(pictures[0], other) for other in pictures)
     for batch in (torch.zeros(2, 1, 100, 64), torch.zeros(3, 100, 64)):
         with pytest.raises(
-            ValueError, match=r"sound must be one log-mel \(1, 1, T, F\) or one wave \(N,\); given"
+            ValueError,
+            match=r"sound must be one log-mel \(1, 1, T, F\) or one wave \(N,\); given",
         ):
             show.mel(batch)
 
@@ -123,16 +129,29 @@ def test_mels_share_one_scale_and_one_bar():
     show.mels([tone(), 0.01 * tone(880.0)], ["loud", "soft"])
     left, right, bar = plt.gcf().axes
     assert left.images[0].get_clim() == right.images[0].get_clim() == show.LIMITS
-    assert (left.get_title(loc="left") or left.get_title(), bar.get_ylabel()) == ("loud", "level (dB)")
-    with pytest.raises(ValueError, match="titles must be one for each of at least one sound; given 1 for 2"):
+    assert (left.get_title(loc="left") or left.get_title(), bar.get_ylabel()) == (
+        "loud",
+        "level (dB)",
+    )
+    with pytest.raises(
+        ValueError,
+        match="titles must be one for each of at least one sound; given 1 for 2",
+    ):
         show.mels([tone(), tone()], ["one"])
 
 
 def test_wave_is_plotted_over_seconds():
     show.wave(tone(n=8000), "half a second")
     (ax,) = plt.gcf().axes
-    assert ax.get_xlim() == (0, 0.5) and ax.get_xlabel() == "time (s)" and ax.get_ylabel() == "amplitude"
-    with pytest.raises(ValueError, match=r"wave must be one waveform, \(N,\) or \(1, N\); given \(2, 10\)"):
+    assert (
+        ax.get_xlim() == (0, 0.5)
+        and ax.get_xlabel() == "time (s)"
+        and ax.get_ylabel() == "amplitude"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"wave must be one waveform, \(N,\) or \(1, N\); given \(2, 10\)",
+    ):
         show.wave(torch.zeros(2, 10))
 
 
@@ -145,13 +164,16 @@ def test_style_paints_figures_white_so_that_dark_mode_can_read_them():
         )
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_a_player_holds_its_sound_and_its_label():
     page = Page(show.player(tone(n=3 * N), 'a "tone" < a bell'))
     (player,) = page.all("audio")
-    assert player["aria-label"] == page.text == 'a "tone" < a bell' and "controls" in player
+    assert (
+        player["aria-label"] == page.text == 'a "tone" < a bell'
+        and "controls" in player
+    )
     assert player["src"].startswith("data:audio/mpeg;base64,")
     heard, rate = soundfile.read(content(player["src"]))
     assert rate == 16000 and len(heard) == 3 * N and len(player["src"]) < 40_000
@@ -179,8 +201,15 @@ def test_a_sound_shows_player_picture_and_both_in_words():
         image["alt"] == f"Mel spectrogram of: a whistle. {words}"
         and repr(block) == f"Sound: a whistle. {words}"
     )
-    assert Image.open(content(image["src"])).size == (540, 200) == (int(image["width"]), int(image["height"]))
-    assert "1.0 seconds of silence" in Page(show.sound(torch.zeros(N), "nothing")).all("img")[0]["alt"]
+    assert (
+        Image.open(content(image["src"])).size
+        == (540, 200)
+        == (int(image["width"]), int(image["height"]))
+    )
+    assert (
+        "1.0 seconds of silence"
+        in Page(show.sound(torch.zeros(N), "nothing")).all("img")[0]["alt"]
+    )
 
 
 @pytest.mark.parametrize("alt", ["", "  ", None])
@@ -191,20 +220,39 @@ def test_nothing_is_shown_without_words(alt):
         lambda: show.slider([picture()], alt=alt),
         lambda: show.slider([picture()], labels=[alt], alt="a picture"),
     ):
-        with pytest.raises(ValueError, match="must be a text that says what is shown or heard; given"):
+        with pytest.raises(
+            ValueError, match="must be a text that says what is shown or heard; given"
+        ):
             make()
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_a_slider_starts_at_its_first_picture_and_sound_and_says_so():
     sounds, labels = [tone(220.0), None, tone(880.0)], ["low", "none", "h<gh"]
-    page = Page(show.slider([picture(k) for k in range(3)], sounds, labels, alt="a ramp", name="Pitch"))
+    page = Page(
+        show.slider(
+            [picture(k) for k in range(3)], sounds, labels, alt="a ramp", name="Pitch"
+        )
+    )
     images, players, (control,) = page.all("img"), page.all("audio"), page.all("input")
-    assert [image["alt"] for image in images] == ["a ramp: low", "a ramp: none", "a ramp: h<gh"]
-    assert [player["aria-label"] for player in players] == ["a ramp: low", "a ramp: h<gh"]
-    assert [part["data-position"] for part in images + players] == ["0", "1", "2", "0", "2"]
+    assert [image["alt"] for image in images] == [
+        "a ramp: low",
+        "a ramp: none",
+        "a ramp: h<gh",
+    ]
+    assert [player["aria-label"] for player in players] == [
+        "a ramp: low",
+        "a ramp: h<gh",
+    ]
+    assert [part["data-position"] for part in images + players] == [
+        "0",
+        "1",
+        "2",
+        "0",
+        "2",
+    ]
     assert ["display:block" in part["style"] for part in images + players] == [
         True,
         False,
@@ -212,9 +260,16 @@ def test_a_slider_starts_at_its_first_picture_and_sound_and_says_so():
         True,
         False,
     ]
-    assert (control["type"], control["min"], control["max"], control["value"]) == ("range", "0", "2", "0")
+    assert (control["type"], control["min"], control["max"], control["value"]) == (
+        "range",
+        "0",
+        "2",
+        "0",
+    )
     assert (
-        control["aria-label"] == "Pitch" and control["aria-valuetext"] == "low" and page.text == "Pitch: low"
+        control["aria-label"] == "Pitch"
+        and control["aria-valuetext"] == "low"
+        and page.text == "Pitch: low"
     )
     assert all("max-width:100%" in image["style"] for image in images)  # fits a phone
 
@@ -222,26 +277,50 @@ def test_a_slider_starts_at_its_first_picture_and_sound_and_says_so():
 def test_a_slider_closes_its_figures_and_keeps_their_size():
     figure, ax = plt.subplots(figsize=(4, 2), dpi=100)
     (image,) = Page(show.slider([figure], alt="a figure")).all("img")
-    assert (image["width"], image["height"]) == ("400", "200") and not plt.fignum_exists(figure.number)
+    assert (image["width"], image["height"]) == (
+        "400",
+        "200",
+    ) and not plt.fignum_exists(figure.number)
 
 
 def test_a_slider_scales_all_arrays_alike_and_shows_colours_as_they_are():
     images = Page(
-        show.slider([np.zeros((8, 8)), np.full((8, 8), 5.0), np.full((8, 8), 10.0)], alt="levels")
+        show.slider(
+            [np.zeros((8, 8)), np.full((8, 8), 5.0), np.full((8, 8), 10.0)],
+            alt="levels",
+        )
     ).all("img")
-    dark, middle, bright = (np.asarray(Image.open(content(i["src"])).convert("L")).mean() for i in images)
+    dark, middle, bright = (
+        np.asarray(Image.open(content(i["src"])).convert("L")).mean() for i in images
+    )
     assert dark < 10 and 60 < middle < 160 and bright > 220
-    (image,) = Page(show.slider([np.tile([1.0, 0.0, 0.0], (300, 300, 1))], alt="red")).all("img")
-    assert np.abs(np.asarray(Image.open(content(image["src"])).convert("RGB")) - [255, 0, 0]).max() < 8
+    (image,) = Page(
+        show.slider([np.tile([1.0, 0.0, 0.0], (300, 300, 1))], alt="red")
+    ).all("img")
+    assert (
+        np.abs(
+            np.asarray(Image.open(content(image["src"])).convert("RGB")) - [255, 0, 0]
+        ).max()
+        < 8
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ({"frames": []}, "frames must hold at least one picture; given none"),
-        ({"frames": [picture()], "labels": ["a", "b"]}, "labels must be one for each of 1 frames; given 2"),
-        ({"frames": [picture()] * 2, "sounds": [tone()]}, "sounds must be one for each of 2 frames; given 1"),
-        ({"frames": [np.zeros((4, 4, 2))]}, r"frames must be figures or arrays .* given \(4, 4, 2\)"),
+        (
+            {"frames": [picture()], "labels": ["a", "b"]},
+            "labels must be one for each of 1 frames; given 2",
+        ),
+        (
+            {"frames": [picture()] * 2, "sounds": [tone()]},
+            "sounds must be one for each of 2 frames; given 1",
+        ),
+        (
+            {"frames": [np.zeros((4, 4, 2))]},
+            r"frames must be figures or arrays .* given \(4, 4, 2\)",
+        ),
     ],
 )
 def test_a_slider_names_what_does_not_fit(arguments, sentence):
@@ -251,20 +330,26 @@ def test_a_slider_names_what_does_not_fit(arguments, sentence):
 
 def test_a_slider_that_would_weigh_down_the_page_is_refused_with_its_size():
     noise = np.random.default_rng(0).random((6, 400, 400, 3))
-    with pytest.raises(ValueError, match=r"frames and sounds take \d{3,} KB; a slider may take 400 KB"):
+    with pytest.raises(
+        ValueError, match=r"frames and sounds take \d{3,} KB; a slider may take 400 KB"
+    ):
         show.slider(list(noise), alt="noise")
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_blocks_need_nothing_from_elsewhere():
     for block in blocks():
         page = Page(block)
         assert [tag for tag, _ in page.elements].count("script") == 0
-        sources = [attributes["src"] for _, attributes in page.elements if "src" in attributes]
+        sources = [
+            attributes["src"] for _, attributes in page.elements if "src" in attributes
+        ]
         assert sources and all(source.startswith("data:") for source in sources)
-        assert not re.search(r"https?:|//|@import|url\(", re.sub(r'src="[^"]*"', "", block.html))
+        assert not re.search(
+            r"https?:|//|@import|url\(", re.sub(r'src="[^"]*"', "", block.html)
+        )
 
 
 def test_ids_come_from_the_content():
@@ -278,10 +363,12 @@ def test_ids_come_from_the_content():
 def test_blocks_are_the_same_bytes_in_every_process_and_importing_show_waits_with_matplotlib():
     program = (
         "import sys, hashlib, torch; from minilib import show; import numpy as np\n"
-        "assert not {'matplotlib', 'PIL', 'IPython', 'ipywidgets', 'librosa'} & set(sys.modules), 'heavy import'\n"
+        "assert not {'matplotlib', 'PIL', 'IPython', 'ipywidgets', 'librosa'} & "
+        "set(sys.modules), 'heavy import'\n"
         "wave = torch.sin(torch.arange(8000) / 5)\n"
         "block = show.slider([np.eye(4), np.ones((4, 4))], [wave, wave / 2], alt='x')\n"
-        "print(hashlib.sha256((block.html + show.sound(wave, 'y').html).encode()).hexdigest())"
+        "print(hashlib.sha256((block.html + show.sound(wave, "
+        "'y').html).encode()).hexdigest())"
     )
     digests = {
         subprocess.run(
@@ -294,21 +381,26 @@ def test_blocks_are_the_same_bytes_in_every_process_and_importing_show_waits_wit
 
 
 def test_a_slider_moves_in_a_browser(tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if browser is None:
         pytest.skip("no Chromium here")
     two = [
-        show.slider([picture(k) for k in range(3)], [tone()] * 3, list("abc"), alt=alt).html
+        show.slider(
+            [picture(k) for k in range(3)], [tone()] * 3, list("abc"), alt=alt
+        ).html
         for alt in ("x", "y")
     ]
     move = "const i=document.querySelectorAll('input')[1];i.value=2;i.dispatchEvent(new Event('input'))"
     page = tmp_path / "page.html"
     page.write_text(
-        f"<!doctype html><meta charset='utf-8'>{''.join(two)}<script>{move}</script>", encoding="utf-8"
+        f"<!doctype html><meta charset='utf-8'>{''.join(two)}<script>{move}</script>",
+        encoding="utf-8",
     )
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    )
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     command = [browser, *flags.split(), "--disable-component-update", "--disable-sync"]
     try:
         result = subprocess.run(
@@ -319,18 +411,23 @@ def test_a_slider_moves_in_a_browser(tmp_path):
         pytest.skip("Chromium does not start here")
     if "<figure" not in result.stdout:
         pytest.skip("Chromium does not start here")
-    shown = re.findall(r'<(img|audio)[^>]*data-position="(\d)"[^>]*style="display: ?block', result.stdout)
+    shown = re.findall(
+        r'<(img|audio)[^>]*data-position="(\d)"[^>]*style="display: ?block',
+        result.stdout,
+    )
     assert shown == [("img", "0"), ("audio", "0"), ("img", "2"), ("audio", "2")]
     assert re.findall(r"<output[^>]*>(\w)<", result.stdout) == ["a", "c"]
     assert re.findall(r'aria-valuetext="(\w)"', result.stdout) == ["a", "c"]
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_live_says_how_to_get_widgets_where_nobody_can_move_them(capsys, monkeypatch):
     show.live(print, steps=(1, 10), guidance=(0.0, 5.0))
-    sentence = "Run this cell in Jupyter or Colab to change steps and guidance yourself.\n"
+    sentence = (
+        "Run this cell in Jupyter or Colab to change steps and guidance yourself.\n"
+    )
     assert capsys.readouterr().out == sentence
     monkeypatch.setattr(show, "_somebody_is_there", lambda: True)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
@@ -342,7 +439,8 @@ def test_live_hands_the_controls_to_ipywidgets(monkeypatch):
     calls = []
     monkeypatch.setattr(show, "_somebody_is_there", lambda: True)
     monkeypatch.setattr(
-        "ipywidgets.interact", lambda function, **controls: calls.append((function, controls))
+        "ipywidgets.interact",
+        lambda function, **controls: calls.append((function, controls)),
     )
     show.live(print, steps=(1, 10))
     assert calls == [(print, {"steps": (1, 10)})]
@@ -359,7 +457,9 @@ def test_a_kernel_knows_whether_somebody_is_there():
                 "from minilib import show; print(show._somebody_is_there())",
                 allow_stdin=attended,
                 timeout=60,
-                output_hook=lambda message: printed.append(message["content"].get("text", "")),
+                output_hook=lambda message: printed.append(
+                    message["content"].get("text", "")
+                ),
             )
         assert "".join(printed).split() == ["False", "True"]
     finally:

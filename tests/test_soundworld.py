@@ -1,4 +1,6 @@
-"""SoundWorld: what a clip, its caption and its labels promise, and what the splits keep apart."""
+"""SoundWorld: what a clip, its caption and its labels promise, and what the splits keep
+apart.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,16 @@ from minilib.soundworld import (
     vocabulary,
 )
 from minilib.soundworld.captions import WORDS
-from minilib.soundworld.scene import LEEWAY, ONSET, PEAKS, PITCHES, SPEEDS, Scene, combinations, draw_event
+from minilib.soundworld.scene import (
+    LEEWAY,
+    ONSET,
+    PEAKS,
+    PITCHES,
+    SPEEDS,
+    Scene,
+    combinations,
+    draw_event,
+)
 
 SR = 16000
 DIGEST = """
@@ -35,10 +46,16 @@ print(digest.hexdigest())
 """
 
 
-def render_alone(name: str, seed: int = 0, room: float = 2.3, **wanted) -> tuple[Scene, np.ndarray]:
-    """A scene of one event with the wanted attribute values (the first that fits), rendered."""
+def render_alone(
+    name: str, seed: int = 0, room: float = 2.3, **wanted
+) -> tuple[Scene, np.ndarray]:
+    """A scene of one event with the wanted attribute values (the first that fits),
+    rendered.
+    """
     fitting = (
-        c for c in combinations(name) if all(getattr(c, key) == value for key, value in wanted.items())
+        c
+        for c in combinations(name)
+        if all(getattr(c, key) == value for key, value in wanted.items())
     )
     event = draw_event(next(fitting), 0.2, room, np.random.default_rng(seed))
     scene = Scene((event,), 2.56, seed)
@@ -55,7 +72,7 @@ def pairs(split: str, n: int) -> list[Scene]:
     return [world.scene(i) for i in range(n)]
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Clips
 
 
@@ -63,8 +80,14 @@ def test_the_same_arguments_give_the_same_bytes_in_another_process():
     world, digest = SoundWorld("valid", seed=3), hashlib.sha256()
     for i in range(12):
         clip = world[i]
-        digest.update(clip.wave.numpy().tobytes() + clip.caption.encode() + repr(clip.scene).encode())
-    other = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True)
+        digest.update(
+            clip.wave.numpy().tobytes()
+            + clip.caption.encode()
+            + repr(clip.scene).encode()
+        )
+    other = subprocess.run(
+        [sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True
+    )
     assert other.stdout.strip() == digest.hexdigest()
 
 
@@ -89,8 +112,12 @@ def test_every_class_sounds_from_its_onset_and_ends_without_a_click(name):
         scene, wave = render_alone(name, seed, loudness=loud)
         event = scene.events[0]
         begin, end = round(event.onset * SR), round(event.end * SR)
-        assert np.abs(wave[: begin - 1]).max() < 1e-3, "something sounds before the onset"
-        assert np.abs(wave[begin : begin + SR // 5]).max() > 0.05 * event.peak, "nothing sounds at the onset"
+        assert np.abs(wave[: begin - 1]).max() < 1e-3, (
+            "something sounds before the onset"
+        )
+        assert np.abs(wave[begin : begin + SR // 5]).max() > 0.05 * event.peak, (
+            "nothing sounds at the onset"
+        )
         assert np.abs(wave[end - 80 : end]).max() < 0.03 * event.peak, "the end is cut"
         assert np.abs(wave[-80:]).max() < 1e-3, "the clip ends in a sound"
         assert abs(wave.mean()) < 0.02 * event.peak, "the wave isn't centred"
@@ -102,7 +129,9 @@ def test_there_is_a_noise_floor_and_no_digital_silence():
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_loudness_is_the_peak_and_each_is_heard_as_twice_as_loud_as_the_one_before(name):
+def test_loudness_is_the_peak_and_each_is_heard_as_twice_as_loud_as_the_one_before(
+    name,
+):
     levels = []
     for loudness, peak in PEAKS.items():
         _, wave = render_alone(name, seed=5, loudness=loudness)
@@ -112,15 +141,27 @@ def test_loudness_is_the_peak_and_each_is_heard_as_twice_as_loud_as_the_one_befo
 
 
 def strokes_heard(wave: np.ndarray, gap: float = 0.12) -> int:
-    """Count the onsets: places where the 20 ms level leaps far above that of the 60 ms before."""
-    level = np.sqrt((wave[: len(wave) // 320 * 320].reshape(-1, 320) ** 2).mean(1)) + 1e-4
-    leaps = [k for k in range(3, len(level)) if level[k] > 1.6 * level[k - 3 : k].mean() and level[k] > 0.01]
+    """Count the onsets: places where the 20 ms level leaps far above that of the 60 ms
+    before.
+    """
+    level = (
+        np.sqrt((wave[: len(wave) // 320 * 320].reshape(-1, 320) ** 2).mean(1)) + 1e-4
+    )
+    leaps = [
+        k
+        for k in range(3, len(level))
+        if level[k] > 1.6 * level[k - 3 : k].mean() and level[k] > 0.01
+    ]
     return sum(1 for before, k in zip([-99, *leaps], leaps) if k - before > gap / 0.02)
 
 
-@pytest.mark.parametrize("name", ["knock", "drip", "dog", "drum", "frog", "laser", "clock", "footsteps"])
+@pytest.mark.parametrize(
+    "name", ["knock", "drip", "dog", "drum", "frog", "laser", "clock", "footsteps"]
+)
 def test_as_many_strokes_are_heard_as_are_stored(name):
-    for seed, value in itertools.product(range(3), CLASSES[name].counts or ("slow", "normal")):
+    for seed, value in itertools.product(
+        range(3), CLASSES[name].counts or ("slow", "normal")
+    ):
         key = "count" if CLASSES[name].counts else "speed"
         scene, wave = render_alone(name, seed, **{key: value, "loudness": "loud"})
         assert strokes_heard(wave) == len(scene.events[0].strokes)
@@ -135,18 +176,30 @@ def test_count_is_the_number_of_strokes_and_they_lie_in_the_event():
             assert all(event.onset <= time < event.end - 0.04 for time in event.strokes)
 
 
-@pytest.mark.parametrize("name", ["alarm", "bell", "bird", "cricket", "guitar", "owl", "siren", "whistle"])
+@pytest.mark.parametrize(
+    "name", ["alarm", "bell", "bird", "cricket", "guitar", "owl", "siren", "whistle"]
+)
 def test_f0_is_a_peak_of_the_spectrum(name):
     for seed, pitch in enumerate(("low", "medium", "high")):
         scene, wave = render_alone(name, seed, pitch=pitch)
-        event, spectrum = scene.events[0], np.abs(np.fft.rfft(wave * np.hanning(len(wave))))
+        event, spectrum = (
+            scene.events[0],
+            np.abs(np.fft.rfft(wave * np.hanning(len(wave)))),
+        )
         hertz = np.fft.rfftfreq(len(wave), 1 / SR)
-        near = np.abs(np.log2(hertz[1:] / event.f0)) < (0.6 if name in ("bird", "siren") else 0.04)
+        near = np.abs(np.log2(hertz[1:] / event.f0)) < (
+            0.6 if name in ("bird", "siren") else 0.04
+        )
         assert spectrum[1:][near].max() > 0.3 * spectrum.max()
 
 
 def test_pitch_and_speed_levels_lie_far_apart():
-    for levels in (values for sound in CLASSES.values() for values in (sound.pitch, sound.speed) if values):
+    for levels in (
+        values
+        for sound in CLASSES.values()
+        for values in (sound.pitch, sound.speed)
+        if values
+    ):
         assert all(high / low >= 1.6 for low, high in itertools.pairwise(levels))
 
 
@@ -164,20 +217,30 @@ def test_what_a_caption_leaves_open_varies_and_not_much():
         if sound.counts and event.count > 1:
             assert event.strokes[1] - event.onset < sound.interval * 2**LEEWAY * 1.04
     onsets = [event.onset for event in drawn]
-    assert ONSET[0] <= min(onsets) < ONSET[0] + 0.01 and ONSET[1] - 0.01 < max(onsets) <= ONSET[1]
-    bells = [event.f0 for event in drawn if event.name == "bell" and event.pitch == "low"]
+    assert (
+        ONSET[0] <= min(onsets) < ONSET[0] + 0.01
+        and ONSET[1] - 0.01 < max(onsets) <= ONSET[1]
+    )
+    bells = [
+        event.f0 for event in drawn if event.name == "bell" and event.pitch == "low"
+    ]
     assert len(set(bells)) == len(bells) > 2
 
 
 def test_two_events_follow_each_other():
     for scene in pairs("train", 300):
         first, second = scene.events
-        assert first.end <= 1.25 and 1.25 <= second.onset <= 1.35 and second.end <= scene.seconds
+        assert (
+            first.end <= 1.25
+            and 1.25 <= second.onset <= 1.35
+            and second.end <= scene.seconds
+        )
         assert first.name != second.name
 
 
-# ---------------------------------------------------------------------------------------------------
-# What the shipped weights have heard, and the chapters have printed: it may not change unnoticed
+# --------------------------------------------------------------------------------------
+# What the shipped weights have heard, and the chapters have printed: it may not change
+# unnoticed
 
 
 def checksum(*texts: str) -> str:
@@ -185,17 +248,34 @@ def checksum(*texts: str) -> str:
 
 
 def label(event: Event) -> str:
-    numbers = (event.onset, event.duration, event.peak, event.f0 or 0, event.rate or 0, *event.strokes)
-    return f"{event.combination} {event.seed} " + " ".join(f"{number:.6f}" for number in numbers)
+    numbers = (
+        event.onset,
+        event.duration,
+        event.peak,
+        event.f0 or 0,
+        event.rate or 0,
+        *event.strokes,
+    )
+    return f"{event.combination} {event.seed} " + " ".join(
+        f"{number:.6f}" for number in numbers
+    )
 
 
 @pytest.mark.parametrize(
     ("split", "expected"),
-    [("train", "ba0e671ff4208c39"), ("valid", "72992279a06a4b2b"), ("test", "1d342100df56c104")],
+    [
+        ("train", "ba0e671ff4208c39"),
+        ("valid", "72992279a06a4b2b"),
+        ("test", "1d342100df56c104"),
+    ],
 )
 def test_captions_and_labels_of_the_effects_are_what_they_were(split, expected):
     world = SoundWorld(split)
-    told = (world.caption(i) + label(event) for i in range(300) for event in world.scene(i).events)
+    told = (
+        world.caption(i) + label(event)
+        for i in range(300)
+        for event in world.scene(i).events
+    )
     assert checksum(*told) == expected
 
 
@@ -206,9 +286,12 @@ def test_splits_and_vocabulary_of_the_effects_are_what_they_were():
 
 
 SUMS = {  # of the samples of twelve clips, with random signs
-    "train": "-133718 89982 431098 70020 76093 1496 -169605 33204 -279753 -35010 -6470 -376086",
-    "valid": "-87626 -211365 251326 -119087 -24636 746142 400481 13529 154036 -118387 -301004 -44964",
-    "test": "-12700 -106646 30692 26952 -1289705 -222005 -23454 -1198715 39142 144013 187358 101485",
+    "train": "-133718 89982 431098 70020 76093 1496 -169605 33204 -279753 -35010 "
+    "-6470 -376086",
+    "valid": "-87626 -211365 251326 -119087 -24636 746142 400481 13529 154036 -118387 "
+    "-301004 -44964",
+    "test": "-12700 -106646 30692 26952 -1289705 -222005 -23454 -1198715 39142 144013 "
+    "187358 101485",
 }
 
 
@@ -217,10 +300,12 @@ def test_waves_of_the_effects_are_what_they_were(split):
     world, signs = SoundWorld(split), np.random.default_rng(0).choice([-1, 1], 40960)
     sums = [int((world.samples(i).astype(int) * signs).sum()) for i in range(12)]
     # Another processor may round some samples to the number beside.
-    assert np.abs(np.array(sums) - np.array(SUMS[split].split(), dtype=int)).max() <= 100
+    assert (
+        np.abs(np.array(sums) - np.array(SUMS[split].split(), dtype=int)).max() <= 100
+    )
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Captions
 
 
@@ -235,7 +320,9 @@ def test_every_word_of_a_caption_is_in_the_vocabulary_and_every_class_has_words(
 
 
 def names_in_caption_order(caption: str) -> list[str]:
-    heads = {name: (words.verb.split()[-1], words.sound) for name, words in WORDS.items()}
+    heads = {
+        name: (words.verb.split()[-1], words.sound) for name, words in WORDS.items()
+    }
     places = {
         name: min(caption.find(h) for h in hs if h in caption)
         for name, hs in heads.items()
@@ -254,7 +341,9 @@ def test_the_caption_tells_the_order():
             continue
         caption = describe(scene, np.random.default_rng(i))
         second_first = " after " in caption
-        assert names_in_caption_order(caption) == (names[::-1] if second_first else names), caption
+        assert names_in_caption_order(caption) == (
+            names[::-1] if second_first else names
+        ), caption
         told += 1
     assert told > 100
 
@@ -294,14 +383,18 @@ def test_articles_and_plain_captions():
                 assert (article == "an") == (after[0] in vowels), words
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Splits
 
 
 def test_held_out_combinations_are_heard_in_test_alone():
     held = held_out_combinations()
     for split in ("train", "valid"):
-        events = [e for scene in singles(split, 1500) + pairs(split, 1500) for e in scene.events]
+        events = [
+            e
+            for scene in singles(split, 1500) + pairs(split, 1500)
+            for e in scene.events
+        ]
         assert not {e.combination for e in events} & held
     assert {scene.events[0].combination for scene in singles("test", 1500)} <= held
 
@@ -309,7 +402,9 @@ def test_held_out_combinations_are_heard_in_test_alone():
 def test_held_out_pairs_are_heard_in_test_alone():
     for split, inside in (("train", False), ("valid", False), ("test", True)):
         for scene in pairs(split, 1500):
-            assert (tuple(event.name for event in scene.events) in held_out_pairs()) == inside
+            assert (
+                tuple(event.name for event in scene.events) in held_out_pairs()
+            ) == inside
 
 
 def test_about_an_eighth_is_held_out():
@@ -324,24 +419,30 @@ def test_train_keeps_every_value_of_every_attribute_and_test_has_every_class(nam
     for k in range(1, 5):
         assert {c[k] for c in train} == {c[k] for c in combinations(name)}
     assert len(train) < len(combinations(name))
-    assert any(first == name for first, _ in held_out_pairs()) and any(b == name for _, b in held_out_pairs())
+    assert any(first == name for first, _ in held_out_pairs()) and any(
+        b == name for _, b in held_out_pairs()
+    )
 
 
 def test_every_class_is_drawn_in_train_alone_and_in_both_places_of_a_pair():
     assert {scene.events[0].name for scene in singles("train", 800)} == set(CLASSES)
     for place in (0, 1):
-        assert {scene.events[place].name for scene in pairs("train", 800)} == set(CLASSES)
+        assert {scene.events[place].name for scene in pairs("train", 800)} == set(
+            CLASSES
+        )
 
 
 def test_there_are_at_least_22_classes():
     assert len(CLASSES) >= 22
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The cache
 
 
-def test_a_cached_clip_equals_a_rendered_one_and_a_damaged_entry_is_rendered_again(tmp_path):
+def test_a_cached_clip_equals_a_rendered_one_and_a_damaged_entry_is_rendered_again(
+    tmp_path,
+):
     plainly, cached = SoundWorld(), SoundWorld(cache=tmp_path)
     first = [cached[i].wave for i in range(3)]
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
@@ -351,7 +452,9 @@ def test_a_cached_clip_equals_a_rendered_one_and_a_damaged_entry_is_rendered_aga
     content[5000] ^= 1
     files[1].write_bytes(content)
     for i in range(3):
-        assert torch.equal(first[i], plainly[i].wave) and torch.equal(cached[i].wave, first[i])
+        assert torch.equal(first[i], plainly[i].wave) and torch.equal(
+            cached[i].wave, first[i]
+        )
     assert len(files[0].read_bytes()) == 4 + 2 * 40960
 
 
@@ -359,12 +462,15 @@ def test_the_cache_is_read_and_keeps_worlds_apart(tmp_path, monkeypatch):
     SoundWorld(cache=tmp_path)[0]
     monkeypatch.setattr("minilib.soundworld.corpus.render", lambda scene: 1 / 0)
     SoundWorld(cache=tmp_path)[0]
-    for other in (SoundWorld(seed=1, cache=tmp_path), SoundWorld(pairs=0.4, cache=tmp_path)):
+    for other in (
+        SoundWorld(seed=1, cache=tmp_path),
+        SoundWorld(pairs=0.4, cache=tmp_path),
+    ):
         with pytest.raises(ZeroDivisionError):
             other[0]
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Bad input
 
 
@@ -373,9 +479,18 @@ def test_the_cache_is_read_and_keeps_worlds_apart(tmp_path, monkeypatch):
     [
         ({"split": "dev"}, "split must be one of train, valid, test, not 'dev'"),
         ({"seed": -1}, "seed must be a whole number >= 0, not -1"),
-        ({"seconds": 0.5}, "seconds must be a number above 0.5 and at most 60, not 0.5"),
-        ({"seconds": float("nan")}, "seconds must be a number above 0.5 and at most 60, not nan"),
-        ({"seconds": "long"}, "seconds must be a number above 0.5 and at most 60, not 'long'"),
+        (
+            {"seconds": 0.5},
+            "seconds must be a number above 0.5 and at most 60, not 0.5",
+        ),
+        (
+            {"seconds": float("nan")},
+            "seconds must be a number above 0.5 and at most 60, not nan",
+        ),
+        (
+            {"seconds": "long"},
+            "seconds must be a number above 0.5 and at most 60, not 'long'",
+        ),
         ({"pairs": 1.5}, "pairs must be a number from 0 to 1, not 1.5"),
     ],
 )

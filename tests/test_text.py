@@ -29,7 +29,13 @@ CAPTIONS = [
     "a low engine hums while a bird sings",
 ] * 10
 CONFIG = T5Config(
-    vocab_size=400, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=1, num_heads=4
+    vocab_size=400,
+    d_model=32,
+    d_kv=8,
+    d_ff=48,
+    num_layers=2,
+    num_decoder_layers=1,
+    num_heads=4,
 )
 
 
@@ -38,7 +44,9 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(CAPTIONS, vocab_size=400)
 
 
-def batch_of_tokens(B: int = 8, S: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of_tokens(
+    B: int = 8, S: int = 24, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(len(SPECIAL_TOKENS), 400, (B, S), generator=generator)
     length = torch.randint(2, S + 1, (B,), generator=generator)
@@ -52,14 +60,20 @@ def batch_of_tokens(B: int = 8, S: int = 24, seed: int = 0) -> tuple[torch.Tenso
 
 
 def test_special_ids_are_the_fixed_ones(tokenizer):
-    assert [tokenizer.backend.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(3 + N_SENTINELS))
+    assert [tokenizer.backend.token_to_id(token) for token in SPECIAL_TOKENS] == list(
+        range(3 + N_SENTINELS)
+    )
     assert (PAD, EOS, CLS, SENTINEL) == (0, 1, 2, 3)
     assert clap.CLS == CLS
 
 
 def test_encode_ends_with_eos_and_pads_to_the_longest(tokenizer):
-    ids, mask = tokenizer.encode(["rain falls softly", "a dog barks, then a bell rings"])
-    assert ids.dtype == torch.long and mask.dtype == torch.bool and ids.shape == mask.shape
+    ids, mask = tokenizer.encode(
+        ["rain falls softly", "a dog barks, then a bell rings"]
+    )
+    assert (
+        ids.dtype == torch.long and mask.dtype == torch.bool and ids.shape == mask.shape
+    )
     length = mask.sum(1)
     assert int(length.max()) == ids.shape[1]
     assert ids[torch.arange(2), length - 1].tolist() == [EOS, EOS]
@@ -78,10 +92,19 @@ def test_any_word_comes_back_unchanged(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "variant", ["A dog barks.", "a  dog\tbarks!", " a dog barks ", "A DOG BARKS ...", "a dog barks"]
+    "variant",
+    [
+        "A dog barks.",
+        "a  dog\tbarks!",
+        " a dog barks ",
+        "A DOG BARKS ...",
+        "a dog barks",
+    ],
 )
 def test_case_spaces_and_closing_marks_do_not_matter(tokenizer, variant):
-    assert torch.equal(tokenizer.encode([variant])[0], tokenizer.encode(["a dog barks"])[0])
+    assert torch.equal(
+        tokenizer.encode([variant])[0], tokenizer.encode(["a dog barks"])[0]
+    )
 
 
 def test_a_known_word_is_the_same_token_wherever_it_stands(tokenizer):
@@ -142,7 +165,9 @@ def test_a_missing_damaged_or_foreign_tokenizer_is_named(tokenizer, tmp_path):
 
 
 def test_bad_captions_and_sizes_get_one_sentence(tokenizer):
-    with pytest.raises(TypeError, match=r"must be a list of str, not one str: write \['rain'\]"):
+    with pytest.raises(
+        TypeError, match=r"must be a list of str, not one str: write \['rain'\]"
+    ):
         tokenizer.encode("rain")
     with pytest.raises(TypeError, match="one of them is int"):
         tokenizer.encode(["rain", 3])
@@ -161,11 +186,14 @@ def test_bad_captions_and_sizes_get_one_sentence(tokenizer):
 
 def test_noise_hides_the_asked_share_in_spans_of_the_asked_length():
     mask = torch.ones(200, 61, dtype=torch.bool)
-    noise = noise_spans(mask, torch.Generator().manual_seed(0), rate=0.15, mean_span=3.0)
+    noise = noise_spans(
+        mask, torch.Generator().manual_seed(0), rate=0.15, mean_span=3.0
+    )
     assert (noise.sum(1) == 9).all()  # 15 % of 60 tokens
     n_spans = (noise & ~torch.nn.functional.pad(noise[:, :-1], (1, 0))).sum(1)
     assert (n_spans == 3).all()
-    assert noise[:, 1:60].float().mean(0).min() > 0.03  # every place but the first may be hidden
+    # every place but the first may be hidden
+    assert noise[:, 1:60].float().mean(0).min() > 0.03
 
 
 def test_noise_never_touches_eos_or_padding_and_always_hides_something():
@@ -178,7 +206,9 @@ def test_noise_never_touches_eos_or_padding_and_always_hides_something():
 
 def test_noise_is_the_generators():
     _, mask = batch_of_tokens()
-    a, b, c = (noise_spans(mask, torch.Generator().manual_seed(s), 0.4) for s in (0, 0, 1))
+    a, b, c = (
+        noise_spans(mask, torch.Generator().manual_seed(s), 0.4) for s in (0, 0, 1)
+    )
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
@@ -188,13 +218,21 @@ def test_noise_of_empty_and_one_word_captions():
 
 
 def test_span_corrupt_is_the_papers_figure_2():
-    ids = torch.tensor([[30, 31, 32, 33, 34, 35, 36, 37, 38, 39, EOS], [40, 41, EOS] + [PAD] * 8])
+    ids = torch.tensor(
+        [[30, 31, 32, 33, 34, 35, 36, 37, 38, 39, EOS], [40, 41, EOS] + [PAD] * 8]
+    )
     noise = torch.zeros_like(ids, dtype=torch.bool)
     noise[0, [2, 3, 8]] = True
     inputs, targets = span_corrupt(ids, ids != PAD, noise)
     s = SENTINEL
-    assert inputs.tolist() == [[30, 31, s, 34, 35, 36, 37, s + 1, 39, EOS], [40, 41, EOS] + [PAD] * 7]
-    assert targets.tolist() == [[s, 32, 33, s + 1, 38, s + 2], [s, PAD, PAD, PAD, PAD, PAD]]
+    assert inputs.tolist() == [
+        [30, 31, s, 34, 35, 36, 37, s + 1, 39, EOS],
+        [40, 41, EOS] + [PAD] * 7,
+    ]
+    assert targets.tolist() == [
+        [s, 32, 33, s + 1, 38, s + 2],
+        [s, PAD, PAD, PAD, PAD, PAD],
+    ]
 
 
 def test_input_and_target_together_hold_every_token():
@@ -207,7 +245,9 @@ def test_input_and_target_together_hold_every_token():
             if SENTINEL <= token < SENTINEL + N_SENTINELS:
                 sentinel = token
             spans.setdefault(sentinel, []).extend([] if token == sentinel else [token])
-        filled = [t for token in masked if token != PAD for t in spans.get(token, [token])]
+        filled = [
+            t for token in masked if token != PAD for t in spans.get(token, [token])
+        ]
         assert filled == row[row != PAD].tolist()
 
 
@@ -232,7 +272,11 @@ def test_near_distances_have_their_own_bucket_and_far_ones_share():
     assert bucket.min() == 0 and bucket.max() == 31
     near = bucket[(distance.abs() < 8)]
     assert len(near.unique()) == 15  # 0, seven to the left, seven to the right
-    assert len(bucket[distance >= 128].unique()) == len(bucket[distance <= -128].unique()) == 1
+    assert (
+        len(bucket[distance >= 128].unique())
+        == len(bucket[distance <= -128].unique())
+        == 1
+    )
     left = relative_bucket(distance, 32, 128, bidirectional=False)
     assert (left[distance > 0] == 0).all() and left[distance == -15] == 15
 
@@ -242,7 +286,8 @@ def test_padding_changes_no_state_of_a_token():
     model = T5Encoder(CONFIG)
     ids, mask = batch_of_tokens(S=20)
     states = model(ids, mask)
-    longer = torch.nn.functional.pad(ids, (0, 9), value=77)  # any rubbish under the mask
+    # any rubbish under the mask
+    longer = torch.nn.functional.pad(ids, (0, 9), value=77)
     again = model(longer, torch.nn.functional.pad(mask, (0, 9)))[:, :20]
     assert states.std() > 0.3
     torch.testing.assert_close(again[mask], states[mask], rtol=1e-5, atol=1e-5)
@@ -266,7 +311,8 @@ def test_the_decoder_sees_no_later_target():
     changed = targets.clone()
     changed[:, 4:] = 20
     a, b = model(ids, mask, targets), model(ids, mask, changed)
-    torch.testing.assert_close(a[:, :5], b[:, :5])  # logits l predict target l from those before it
+    # logits l predict target l from those before it
+    torch.testing.assert_close(a[:, :5], b[:, :5])
     assert not torch.allclose(a[:, 5], b[:, 5])
 
 
@@ -274,7 +320,11 @@ def test_the_first_loss_is_that_of_guessing_and_falls():
     torch.manual_seed(0)
     model = T5(CONFIG)
     ids, mask = batch_of_tokens()
-    batch = {"ids": ids, "mask": mask, "noise": noise_spans(mask, torch.Generator().manual_seed(0))}
+    batch = {
+        "ids": ids,
+        "mask": mask,
+        "noise": noise_spans(mask, torch.Generator().manual_seed(0)),
+    }
     first = model.loss(batch)
     assert abs(float(first.detach()) - 6.0) < 1.5  # log 400 = 5.99
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -282,7 +332,9 @@ def test_the_first_loss_is_that_of_guessing_and_falls():
         optimiser.zero_grad()
         model.loss(batch).backward()
         optimiser.step()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()
+    )
     assert model.loss(batch) < 0.6 * first
 
 
@@ -315,14 +367,18 @@ def test_full_size_is_flan_t5_large_and_tiny_is_small():
 def test_bad_ids_get_one_sentence():
     model = T5Encoder(CONFIG)
     with pytest.raises(
-        ValueError, match=r"ids must be long of shape \(B, S\), not torch.int64 of shape \(3,\)"
+        ValueError,
+        match=r"ids must be long of shape \(B, S\), not torch.int64 of shape \(3,\)",
     ):
         model(torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match="ids must be long"):
         model(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"mask must have the shape of ids, \(2, 3\), not \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"mask must have the shape of ids, \(2, 3\), not \(2, 4\)"
+    ):
         model(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 4))
     with pytest.raises(
-        ValueError, match=r"ids must lie in 0 ... 399, the model's vocabulary, not in 5 ... 400"
+        ValueError,
+        match=r"ids must lie in 0 ... 399, the model's vocabulary, not in 5 ... 400",
     ):
         model(torch.tensor([[5, 400]]))

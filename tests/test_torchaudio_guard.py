@@ -1,4 +1,5 @@
-"""The guard of `minilib.torchaudio_guard`, with the installed torch and with fakes of torch and torchaudio.
+"""The guard of `minilib.torchaudio_guard`, with the installed torch and with fakes of
+torch and torchaudio.
 
 Each case runs in a Python of its own, because an import can't be undone.
 """
@@ -20,20 +21,27 @@ def run(code: str, *first_on_path: Path) -> subprocess.CompletedProcess:
     """Run `code` in a fresh Python that sees this checkout."""
     path = os.pathsep.join(str(folder) for folder in (*first_on_path, ROOT))
     env = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT
+    )
 
 
 @pytest.fixture
 def fakes(tmp_path):
-    """A function that writes a torch of a given CUDA version and a torchaudio whose extension can't be loaded."""
+    """A function that writes a torch of a given CUDA version and a torchaudio whose
+    extension can't be loaded.
+    """
 
     def write(cuda: str | None) -> Path:
         files = {
             "torch/__init__.py": "from . import version",
             "torch/version.py": f"cuda = {cuda!r}",
             "torchaudio/__init__.py": "import torch\nfrom . import _extension",
-            "torchaudio/_extension/__init__.py": "from .utils import _load_lib\nAVAILABLE = _load_lib('x')",
-            "torchaudio/_extension/utils.py": "def _load_lib(lib):\n    raise OSError('libc10_cuda is missing')",
+            "torchaudio/_extension/__init__.py": "from .utils import "
+            "_load_lib\nAVAILABLE = "
+            "_load_lib('x')",
+            "torchaudio/_extension/utils.py": "def _load_lib(lib):\n    raise "
+            "OSError('libc10_cuda is missing')",
         }
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,31 +52,46 @@ def fakes(tmp_path):
 
 
 def test_importing_minilib_imports_neither_torch_nor_torchaudio():
-    done = run("import sys, minilib; print({'torch', 'torchaudio', 'numpy'} & set(sys.modules))")
+    done = run(
+        "import sys, minilib; print({'torch', 'torchaudio', 'numpy'} & "
+        "set(sys.modules))"
+    )
     assert done.stdout.strip() == "set()", done.stderr
 
 
 @pytest.mark.skipif(NO_TORCHAUDIO, reason="torchaudio is not installed")
-@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has CUDA: the guard does nothing here")
+@pytest.mark.skipif(
+    torch.version.cuda is not None, reason="torch has CUDA: the guard does nothing here"
+)
 def test_torchaudio_diffusers_and_transformers_work_beside_a_cpu_only_torch():
     done = run(
         "import minilib, torch, torchaudio\n"
         "wave = torch.randn(1, 16000)\n"
-        "mel = torchaudio.transforms.MelSpectrogram(16000, 1024, hop_length=160, n_mels=64)\n"
+        "mel = torchaudio.transforms.MelSpectrogram(16000, 1024, hop_length=160, "
+        "n_mels=64)\n"
         "print(tuple(mel(wave).shape))\n"
         "print(tuple(torchaudio.transforms.Resample(16000, 8000)(wave).shape))\n"
-        "print(tuple(torchaudio.compliance.kaldi.fbank(wave, num_mel_bins=128).shape))\n"
+        "print(tuple(torchaudio.compliance.kaldi.fbank(wave, "
+        "num_mel_bins=128).shape))\n"
         "import transformers\n"
         "from diffusers import UNet2DModel\n"
         "print(UNet2DModel.__name__)\n"
     )
-    assert done.stdout.split("\n")[:4] == ["(1, 64, 101)", "(1, 8000)", "(98, 128)", "UNet2DModel"], (
-        done.stderr
+    assert done.stdout.split("\n")[:4] == [
+        "(1, 64, 101)",
+        "(1, 8000)",
+        "(98, 128)",
+        "UNet2DModel",
+    ], done.stderr
+
+
+def test_beside_a_cpu_only_torch_an_extension_that_cannot_be_loaded_counts_as_absent(
+    fakes,
+):
+    done = run(
+        "import minilib, torchaudio; print(torchaudio._extension.AVAILABLE)",
+        fakes(cuda=None),
     )
-
-
-def test_beside_a_cpu_only_torch_an_extension_that_cannot_be_loaded_counts_as_absent(fakes):
-    done = run("import minilib, torchaudio; print(torchaudio._extension.AVAILABLE)", fakes(cuda=None))
     assert done.stdout.strip() == "False", done.stderr
 
 
@@ -78,7 +101,9 @@ def test_beside_a_cuda_torch_nothing_is_touched(fakes):
         "try:\n"
         "    import torchaudio\n"
         "except OSError as error:\n"
-        "    print(error, hasattr(sys.modules['torchaudio._extension.utils']._load_lib, '__wrapped__'))\n"
+        "    print(error, "
+        "hasattr(sys.modules['torchaudio._extension.utils']._load_lib, "
+        "'__wrapped__'))\n"
     )
     done = run(code, fakes(cuda="12.6"))
     assert done.stdout.strip() == "libc10_cuda is missing False", done.stderr

@@ -1,4 +1,6 @@
-"""The one loop and the stages: deterministic, resumable, unbreakable, and true to the paper's numbers."""
+"""The one loop and the stages: deterministic, resumable, unbreakable, and true to the
+paper's numbers.
+"""
 
 import os
 import signal
@@ -45,15 +47,21 @@ def parts() -> dict:
         "vae": stages.VAE, "vocoder": stages.VOCODERS["tiny"], "audiomae": stages.AudioMAE, "clap": stages.CLAP,
         "gpt": stages.LOARegressor, "unet": stages.UNet,
     }  # fmt: skip
-    parts = {name: stages.seeded(model, "tiny", 1).eval() for name, model in classes.items()}
+    parts = {
+        name: stages.seeded(model, "tiny", 1).eval() for name, model in classes.items()
+    }
     return parts | {"text": stages.seeded(stages.T5, "tiny", 1).text_encoder().eval()}
 
 
 def small(name: str) -> Recipe:
-    return replace(RUNS["tiny"].recipes[name], steps=4, batch_size=2, warmup=1, checkpoint_every=2)
+    return replace(
+        RUNS["tiny"].recipes[name], steps=4, batch_size=2, warmup=1, checkpoint_every=2
+    )
 
 
-def make(name: str, data: TrainingData, parts: dict, recipe: Recipe | None = None) -> training.Stage:
+def make(
+    name: str, data: TrainingData, parts: dict, recipe: Recipe | None = None
+) -> training.Stage:
     import copy
 
     needed = {part: copy.deepcopy(parts[part]) for part in STAGES[name].needs}
@@ -65,13 +73,18 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name, data, parts, tmp_path, monkeypatch):
-    unbroken = weights(train(make(name, data, parts), tmp_path / "unbroken", progress=False))
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    name, data, parts, tmp_path, monkeypatch
+):
+    unbroken = weights(
+        train(make(name, data, parts), tmp_path / "unbroken", progress=False)
+    )
     real, calls = loop.training_step, []
 
     def stop_in_the_third_step(*args):
         calls.append(args)
-        if len(calls) == 4:  # one step after the checkpoint is lost, and must be made again
+        # one step after the checkpoint is lost, and must be made again
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return real(*args)
 
@@ -79,19 +92,25 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name, data, parts, tmp
     with pytest.raises(KeyboardInterrupt):
         train(make(name, data, parts), tmp_path / "broken", progress=False)
     monkeypatch.setattr(loop, "training_step", real)
-    resumed = train(make(name, data, parts), tmp_path / "broken", resume=True, progress=False)
+    resumed = train(
+        make(name, data, parts), tmp_path / "broken", resume=True, progress=False
+    )
     assert torch.equal(weights(resumed), unbroken)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_every_stage_trains_in_the_half_precision_that_a_gpu_has(name, data, parts, tmp_path):
+def test_every_stage_trains_in_the_half_precision_that_a_gpu_has(
+    name, data, parts, tmp_path
+):
     recipe = replace(small(name), steps=1, precision="bf16")
     stage = make(name, data, parts, recipe)
     before = weights(stage.model).clone()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "has_bf16", lambda: True)
         trained = train(stage, tmp_path, progress=False)
-    assert weights(trained).isfinite().all() and not torch.equal(weights(trained), before)
+    assert weights(trained).isfinite().all() and not torch.equal(
+        weights(trained), before
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -124,7 +143,11 @@ def test_frozen_parts_stay_as_they_are(data, parts, tmp_path):
     stage = make("joint", data, parts)
     before = {name: weights(part).clone() for name, part in stage.parts.items()}
     train(stage, tmp_path, progress=False)
-    changed = {name for name, part in stage.parts.items() if not torch.equal(weights(part), before[name])}
+    changed = {
+        name
+        for name, part in stage.parts.items()
+        if not torch.equal(weights(part), before[name])
+    }
     assert changed == {"gpt", "unet"}
 
 
@@ -132,9 +155,8 @@ def test_joint_training_sends_the_noise_loss_into_gpt(data, parts):
     stage = make("joint", data, parts)
     batch = stage.batch(training.step_generator(0, "joint", 0))
     batch["true_loa"] = torch.zeros_like(batch["true_loa"])
-    with (
-        torch.no_grad()
-    ):  # where the regression has nothing to learn, only the noise loss is left to teach it
+    # where the regression has nothing to learn, only the noise loss is left to teach it
+    with torch.no_grad():
         batch["loa"] = stage.model.gpt.generate(stages.named(batch))
     losses = stage.model.loss(batch)
     losses["loss"].backward()
@@ -146,7 +168,9 @@ def test_joint_shows_each_clip_at_several_levels_and_beside_its_own_loa(data, pa
     recipe = replace(small("joint"), batch_size=4, levels=2, level_power=1.0)
     stage = make("joint", data, parts, recipe)
     batch = stage.batch(training.step_generator(0, "joint", 0))
-    assert batch["t"].shape == batch["true_loa"].shape == (4, 2) and batch["z0"].shape[:2] == (4, 2)
+    assert batch["t"].shape == batch["true_loa"].shape == (4, 2) and batch["z0"].shape[
+        :2
+    ] == (4, 2)
     assert torch.equal(batch["z0"][:, 0], batch["z0"][:, 1])
     assert not torch.equal(batch["eps"][:, 0], batch["eps"][:, 1])
     assert ((batch["t"][:, 0] - batch["t"][:, 1]).abs() - 500).abs().max() <= 1
@@ -157,7 +181,10 @@ def test_joint_shows_each_clip_at_several_levels_and_beside_its_own_loa(data, pa
     with torch.no_grad():
         written = stage.model.gpt.generate(stages.named(batch))
     for i in range(4):
-        assert torch.equal(given["z0"][2 * i], batch["z0"][i, 0]) and given["t"][2 * i] == batch["t"][i, 0]
+        assert (
+            torch.equal(given["z0"][2 * i], batch["z0"][i, 0])
+            and given["t"][2 * i] == batch["t"][i, 0]
+        )
         assert torch.equal(given["loa"][2 * i], batch["loa"][i])
         torch.testing.assert_close(given["loa"][2 * i + 1], written[i])
         assert torch.equal(given["text"][2 * i + 1], batch["text"][i])
@@ -172,7 +199,8 @@ def test_shares_of_true_loa_and_of_empty_captions_are_the_papers(data, parts):
         no_caption = (batch["text"][:, 0] - empty_text).abs().amax(dim=1) < 1e-4
         unread.append(no_caption)
         true.append(batch["true_loa"][~no_caption])
-        assert not batch["true_loa"][no_caption].any()  # where nothing is read, the LOA is always GPT-2's own
+        # where nothing is read, the LOA is always GPT-2's own
+        assert not batch["true_loa"][no_caption].any()
     assert abs(torch.cat(unread).float().mean() - 0.1) < 0.03
     assert abs(torch.cat(true).float().mean() - 0.25) < 0.05
 
@@ -181,14 +209,18 @@ def test_captions_are_encoded_once_and_as_the_pipeline_does(data, parts, monkeyp
     fresh = replace(data, conditions={})
     stage = make("gpt", fresh, parts)
     calls, read = [], stages.encode_captions
-    monkeypatch.setattr(stages, "encode_captions", lambda *given: calls.append(given) or read(*given))
+    monkeypatch.setattr(
+        stages, "encode_captions", lambda *given: calls.append(given) or read(*given)
+    )
     for captions in (data.corpus.captions[:5], ["", data.corpus.captions[7]]):
         with torch.no_grad():
             (clap, clap_mask), (text, mask) = read(
                 captions, data.tokenizer, data.tokenizer, parts["clap"], parts["text"]
             )
         ours = stage.encode(captions)
-        assert torch.equal(ours["text_mask"], mask) and torch.equal(ours["clap_mask"], clap_mask)
+        assert torch.equal(ours["text_mask"], mask) and torch.equal(
+            ours["clap_mask"], clap_mask
+        )
         torch.testing.assert_close(ours["clap"], clap)
         torch.testing.assert_close(ours["text"][mask], text[mask])
         assert ours["text"].shape == text.shape and not ours["text"][~mask].any()
@@ -201,25 +233,35 @@ def test_what_is_computed_of_all_clips_is_put_in_place_piece_by_piece(data):
     pieces = []
 
     def noted(mel):
-        assert not any(piece() is not None for piece in pieces[:-1]), "a piece is kept, and memory scattered"
+        assert not any(piece() is not None for piece in pieces[:-1]), (
+            "a piece is kept, and memory scattered"
+        )
         levels = audio.level(mel)
         pieces.append(weakref.ref(levels))
         return levels
 
-    levels = stages.over_clips("level", noted, replace(data, corpus=corpus, features={}))
+    levels = stages.over_clips(
+        "level", noted, replace(data, corpus=corpus, features={})
+    )
     assert len(pieces) == 4
-    torch.testing.assert_close(levels, audio.level(audio.log_mel(corpus.wave(range(len(corpus))))))
+    torch.testing.assert_close(
+        levels, audio.level(audio.log_mel(corpus.wave(range(len(corpus)))))
+    )
 
 
 def test_gpts_teacher_shows_a_quarter_of_the_clips_and_of_these_any_share(data, parts):
     stage = make("gpt", data, parts, replace(small("gpt"), batch_size=16))
-    batches = [stage.batch(training.step_generator(0, "gpt", step)) for step in range(120)]
+    batches = [
+        stage.batch(training.step_generator(0, "gpt", step)) for step in range(120)
+    ]
     assert batches[0]["keep"].shape == batches[0]["loa"].shape[:2]
     shares = torch.cat([batch["keep"].float().mean(dim=1) for batch in batches])
-    taught = shares[shares > 0]  # but for those that are shown less than one vector of 16
+    # but for those that are shown less than one vector of 16
+    taught = shares[shares > 0]
     assert abs(len(taught) / len(shares) - 0.25 * 16 / 17) < 0.03
     assert abs(taught.mean() - 0.5 * 17 / 16) < 0.04
-    assert taught.max() == 1 and 1 / 12 - 0.03 < taught.var() < 0.13  # uniform, and then the draws
+    # uniform, and then the draws
+    assert taught.max() == 1 and 1 / 12 - 0.03 < taught.var() < 0.13
 
 
 def test_the_joint_regression_is_scored_without_a_teacher(data, parts):
@@ -227,13 +269,17 @@ def test_the_joint_regression_is_scored_without_a_teacher(data, parts):
     batch = stage.batch(training.step_generator(0, "joint", 0))
     with torch.no_grad():
         written = stage.model.gpt.generate(stages.named(batch))
-        torch.testing.assert_close(stage.model.loss(batch)["loa"], F.mse_loss(written, batch["loa"]))
+        torch.testing.assert_close(
+            stage.model.loss(batch)["loa"], F.mse_loss(written, batch["loa"])
+        )
 
 
 @pytest.mark.parametrize("name", ["gpt", "joint"])
 def test_gpt_2_learns_how_loud_the_clips_are_as_it_then_writes_them(name, data, parts):
     stage = make(name, data, parts)
-    assert (stage.model if name == "gpt" else stage.model.gpt).level(torch.zeros(1, 16, 192)) is None
+    assert (stage.model if name == "gpt" else stage.model.gpt).level(
+        torch.zeros(1, 16, 192)
+    ) is None
     gpt = stage.finish()["gpt"]
     with torch.no_grad():
         told = gpt.level(gpt.generate(stages.named(stage.encode(data.corpus.captions))))
@@ -250,14 +296,22 @@ def test_a_released_gpt_2_stays_as_it_is(data, parts):
 
 def test_ldm_training_reads_no_caption(data, parts):
     stage = make("ldm", data, parts)
-    texts = [stage.batch(training.step_generator(0, "ldm", step))["text"] for step in range(3)]
-    assert all(torch.equal(text[i], texts[0][0]) for text in texts for i in range(len(text)))
+    texts = [
+        stage.batch(training.step_generator(0, "ldm", step))["text"]
+        for step in range(3)
+    ]
+    assert all(
+        torch.equal(text[i], texts[0][0]) for text in texts for i in range(len(text))
+    )
 
 
-def test_draws_from_the_latent_have_variance_one_and_an_emptied_channel_stays_small(data, parts, tmp_path):
+def test_draws_from_the_latent_have_variance_one_and_an_emptied_channel_stays_small(
+    data, parts, tmp_path
+):
     stage = make("vae", data, parts)
     train(stage, tmp_path, progress=False)
-    quant = stage.model.quant_conv  # as the KL term empties a channel: no mean, the variance of the prior
+    # as the KL term empties a channel: no mean, the variance of the prior
+    quant = stage.model.quant_conv
     with torch.no_grad():
         for row in (1, 1 + stage.model.config.latent_channels):
             quant.weight[row] = 0.0
@@ -267,7 +321,10 @@ def test_draws_from_the_latent_have_variance_one_and_an_emptied_channel_stays_sm
         moments = vae.moments(audio.log_mel(data.corpus.wave(range(16))))
     mean, log_variance = (torch.nn.functional.pixel_shuffle(x, pack) for x in moments)
     variance = mean.var(dim=(0, 2, 3)) + log_variance.exp().mean(dim=(0, 2, 3))
-    assert mean.mean(dim=(0, 2, 3)).abs().max() < 1e-3 and (variance - 1).abs().max() < 1e-3
+    assert (
+        mean.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+        and (variance - 1).abs().max() < 1e-3
+    )
     assert mean[:, 1].abs().max() < 1e-3 < mean[:, 0].std()
 
 
@@ -277,16 +334,20 @@ def test_the_noise_levels_of_a_batch_are_spread_evenly_and_each_is_as_likely():
         batch = stages.noised(z0, 1000, training.step_generator(0, "ldm", step))
         t = batch["t"]
         assert t.min() >= 1 and t.max() <= 1000 and batch["eps"].shape == z0.shape
-        assert (t.sort().values.diff() - 1000 / 16).abs().max() <= 1  # one in each sixteenth
+        # one in each sixteenth
+        assert (t.sort().values.diff() - 1000 / 16).abs().max() <= 1
         drawn.append(t)
-    first = torch.stack(drawn)[:, 0].float()  # the level of one place in the batch, over many batches
+    # the level of one place in the batch, over many batches
+    first = torch.stack(drawn)[:, 0].float()
     assert abs(first.mean() - 500) < 50 and first.min() < 20 and first.max() > 980
 
 
 def test_a_power_below_one_draws_the_high_noise_levels_more_often():
     z0 = torch.zeros(16, 2, 4, 4)
     steps = [training.step_generator(0, "ldm", step) for step in range(400)]
-    t = torch.cat([stages.noised(z0, 1000, generator, power=0.5)["t"] for generator in steps]).float()
+    t = torch.cat(
+        [stages.noised(z0, 1000, generator, power=0.5)["t"] for generator in steps]
+    ).float()
     assert t.min() >= 1 and t.max() <= 1000
     for share in (0.25, 0.5, 0.75):  # P(T sqrt(u) < t) = (t / T)^2
         assert abs((t < 1000 * share).float().mean() - share**2) < 0.01
@@ -296,36 +357,59 @@ def test_a_power_below_one_draws_the_high_noise_levels_more_often():
 def test_the_recipe_says_how_often_high_noise_levels_are_drawn(name, data, parts):
     means = []
     for power in (1.0, 0.3):
-        stage = make(name, data, parts, replace(small(name), batch_size=16, level_power=power))
-        means.append(stage.batch(training.step_generator(0, name, 0))["t"].float().mean())
+        stage = make(
+            name, data, parts, replace(small(name), batch_size=16, level_power=power)
+        )
+        means.append(
+            stage.batch(training.step_generator(0, name, 0))["t"].float().mean()
+        )
     assert abs(means[0] - 500) < 50 and abs(means[1] - 1000 / 1.3) < 50
 
 
 def test_a_narrow_band_holds_nothing_above_it_and_the_rest_as_it_was():
     n = torch.arange(16000, dtype=torch.float64) / audio.SAMPLE_RATE
-    low, high = torch.sin(2 * torch.pi * 500 * n)[None], torch.sin(2 * torch.pi * 6000 * n)[None]
+    low, high = (
+        torch.sin(2 * torch.pi * 500 * n)[None],
+        torch.sin(2 * torch.pi * 6000 * n)[None],
+    )
     torch.testing.assert_close(clips.low_passed(low + high, 3000.0), low)
 
 
 def test_recordings_are_narrowed_only_where_the_recipe_says_so(data):
-    noise = torch.randn(8, 40960, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-    recorded = TrainingData(data.corpus, data.tokenizer, [Corpus((noise * 32767).short().numpy(), [""] * 8)])
+    noise = torch.randn(8, 40960, generator=torch.Generator().manual_seed(0)).clamp(
+        -1, 1
+    )
+    recorded = TrainingData(
+        data.corpus, data.tokenizer, [Corpus((noise * 32767).short().numpy(), [""] * 8)]
+    )
     for narrow, expected in ((0.0, 0), (1.0, 6)):
         recipe = Recipe(steps=1, batch_size=8, lr=1.0, recorded=0.75, narrow=narrow)
         waves = recorded.waves(recipe, training.step_generator(0, "vae", 0))
-        spectrum = torch.fft.rfft(waves[2:]).abs()  # the recordings come after two clips of the corpus
+        # the recordings come after two clips of the corpus
+        spectrum = torch.fft.rfft(waves[2:]).abs()
         above = spectrum[:, -5000:].mean(dim=1) / spectrum.mean(dim=1)  # from 6 kHz on
         assert waves.shape == (8, 40960) and int((above < 0.05).sum()) == expected
 
 
-def test_accumulated_micro_batches_give_the_gradient_of_the_whole(data, parts, tmp_path):
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole(
+    data, parts, tmp_path
+):
     ends = []
     for accumulate in (1, 2):
-        recipe = replace(small("vae"), steps=1, batch_size=4, accumulate=accumulate, clip=1e9, ema=0.0)
+        recipe = replace(
+            small("vae"),
+            steps=1,
+            batch_size=4,
+            accumulate=accumulate,
+            clip=1e9,
+            ema=0.0,
+        )
         stage = make("vae", data, parts, recipe)
         stage.model.double()
         real = stage.batch
-        stage.batch = lambda generator, real=real: {k: v.double() for k, v in real(generator).items()}
+        stage.batch = lambda generator, real=real: {
+            k: v.double() for k, v in real(generator).items()
+        }
         ends.append(weights(train(stage, tmp_path / str(accumulate), progress=False)))
     assert torch.allclose(*ends, atol=1e-7)
 
@@ -357,8 +441,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(data, parts, tm
 def test_learning_rate_rises_and_falls_within_its_bounds():
     recipe = Recipe(steps=100, batch_size=1, lr=1.0, warmup=10, final_lr=0.02)
     rates = [training.learning_rate(recipe, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1, rel=0.01) and max(rates) < 1.0 and rates[-1] < 0.022
-    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert (
+        rates[0] == pytest.approx(0.1, rel=0.01)
+        and max(rates) < 1.0
+        and rates[-1] < 0.022
+    )
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(
+        rates[10:], reverse=True
+    )
     constant = replace(recipe, final_lr=1.0)
     assert {training.learning_rate(constant, step) for step in range(10, 100)} == {1.0}
 
@@ -385,13 +475,18 @@ def test_bad_arguments_are_named_in_a_sentence(arguments, sentence, tmp_path):
 
 
 def test_a_stage_without_what_it_needs_says_which_stage_to_train(tmp_path):
-    with pytest.raises(FileNotFoundError, match="stage gpt needs audiomae.*train stage audiomae"):
+    with pytest.raises(
+        FileNotFoundError, match="stage gpt needs audiomae.*train stage audiomae"
+    ):
         train_stages("gpt", out=tmp_path / "out")
 
 
 @pytest.fixture()
 def short_run(monkeypatch) -> None:
-    recipes = {name: replace(recipe, batch_size=2) for name, recipe in RUNS["tiny"].recipes.items()}
+    recipes = {
+        name: replace(recipe, batch_size=2)
+        for name, recipe in RUNS["tiny"].recipes.items()
+    }
     monkeypatch.setitem(RUNS, "tiny", replace(RUNS["tiny"], n_clips=8, recipes=recipes))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.delenv("MINILIB_REALAUDIO", raising=False)
@@ -403,24 +498,40 @@ def test_a_run_hears_as_many_tunes_as_its_preset_says(short_run, tmp_path):
         heard = runs.cached_soundworld(run, tmp_path, seed=0)
         world = SoundWorld("train", 0, run.seconds, run.pairs, music)
         assert heard.captions == [world.caption(i) for i in range(4)]
-    assert {"piano", "plays"} <= set(runs.vocabulary(music=True)) and RUNS["tiny"].music > 0
+    assert {"piano", "plays"} <= set(runs.vocabulary(music=True)) and RUNS[
+        "tiny"
+    ].music > 0
 
 
 def test_all_stages_make_a_pipeline_that_generates(short_run, tmp_path, capsys):
     train_stages("all", out=tmp_path, steps=1, progress=False)
     pipe = AudioLDM2.from_pretrained(tmp_path, device="cpu")
     assert pipe("a dog barks", steps=1, seed=0, progress=False).shape == (1, 40960)
-    assert {name: getattr(pipe, name) for name in RUNS["tiny"].sampling} == RUNS["tiny"].sampling
-    assert "barks" in pipe.vocabulary["words"] and pipe.unknown_words("a zebra barks") == ["zebra"]
+    assert {name: getattr(pipe, name) for name in RUNS["tiny"].sampling} == RUNS[
+        "tiny"
+    ].sampling
+    assert "barks" in pipe.vocabulary["words"] and pipe.unknown_words(
+        "a zebra barks"
+    ) == ["zebra"]
     log = (tmp_path / "train.log").read_text()
     assert all(f"{name:9s} finished: 1 steps" in log for name in ALL_STAGES)
     train_stages("all", out=tmp_path, steps=1, progress=False, resume=True)
     assert capsys.readouterr().out.count("finished before") == len(ALL_STAGES)
 
 
-def test_captions_are_encoded_anew_once_an_encoder_has_changed(short_run, data, tmp_path):
-    order = {"preset": "tiny", "out": tmp_path, "seed": 0, "resume": False, "progress": False}
-    kept = replace(data, conditions={"a dog barks": (torch.zeros(1, 4), torch.zeros(2, 4))})
+def test_captions_are_encoded_anew_once_an_encoder_has_changed(
+    short_run, data, tmp_path
+):
+    order = {
+        "preset": "tiny",
+        "out": tmp_path,
+        "seed": 0,
+        "resume": False,
+        "progress": False,
+    }
+    kept = replace(
+        data, conditions={"a dog barks": (torch.zeros(1, 4), torch.zeros(2, 4))}
+    )
     recipe = replace(small("vocoder"), steps=1)
     runs.run_stage("vocoder", recipe, kept, **order)
     assert kept.conditions
@@ -453,7 +564,9 @@ def test_kill_9_loses_no_checkpoint_and_the_run_goes_on(short_run, tmp_path):
         "PYTHONPATH": str(Path(training.__file__).parents[2]),
     }
     environment.pop("MINILIB_REALAUDIO", None)
-    process = subprocess.Popen([sys.executable, script, tmp_path, "100000"], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path, "100000"], env=environment
+    )
     path = tmp_path / "checkpoints" / "gpt.pt"
     while not path.is_file() and process.poll() is None:
         time.sleep(0.05)
@@ -463,4 +576,6 @@ def test_kill_9_loses_no_checkpoint_and_the_run_goes_on(short_run, tmp_path):
     assert step >= 1
     train_stages("gpt", out=tmp_path, steps=step + 1, resume=True, progress=False)
     assert (tmp_path / "gpt" / "model.safetensors").is_file()
-    assert f"gpt       finished: {step + 1} steps" in (tmp_path / "train.log").read_text()
+    assert (
+        f"gpt       finished: {step + 1} steps" in (tmp_path / "train.log").read_text()
+    )

@@ -1,9 +1,11 @@
-"""Two processes train as one: same weights, same files, and an end together when one fails.
+"""Two processes train as one: same weights, same files, and an end together when one
+fails.
 
-The file is also the script that a launcher starts twice: `python tests/test_two_processes.py WHAT FOLDER`. Both
-processes meet on the CPU (gloo), or on two GPUs if accelerate finds as many. Equality is that of float64: in float32
-Adam turns gradients that are zero but for rounding (biases before a norm) into whole steps, so that one process in
-float32 is no nearer to itself in float64.
+The file is also the script that a launcher starts twice: `python
+tests/test_two_processes.py WHAT FOLDER`. Both processes meet on the CPU (gloo), or on
+two GPUs if accelerate finds as many. Equality is that of float64: in float32 Adam turns
+gradients that are zero but for rounding (biases before a norm) into whole steps, so
+that one process in float32 is no nearer to itself in float64.
 """
 
 import json
@@ -30,13 +32,28 @@ from minilib.training import RUNS, STAGES, Recipe, TrainingData, stages, train
 from minilib.vocoder import Vocos
 
 ROOT = Path(__file__).parents[1]
-# The stages that a whole run in float32 compares. Adversarial is compared in float64 alone: discriminators that begin
-# anew have gradients near zero, and Adam makes steps of their rounding.
+# The stages that a whole run in float32 compares. Adversarial is compared in float64
+# alone: discriminators that begin anew have gradients near zero, and Adam makes steps
+# of their rounding.
 ROUNDED = [name for name in STAGES if name != "adversarial"]
-EXACT = 1e-6  # in float64, but for the float32 in Vocos: the weights move by more than 1e-3
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-# without a GPU, accelerate starts several processes on the CPU if they are asked for by --multi_gpu alone
+# in float64, but for the float32 in Vocos: the weights move by more than 1e-3
+EXACT = 1e-6
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "PYTHONPATH": str(ROOT),
+}
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+]
+# without a GPU, accelerate starts several processes on the CPU if they are asked for by
+# --multi_gpu alone
 ACCELERATE = [
     sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
     "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
@@ -55,41 +72,66 @@ def small_world(patch: pytest.MonkeyPatch) -> None:
     for name, model in models.items():
         patch.setitem(type(model).presets, "small", configs[name])
     patch.setitem(audioldm2.VOCODERS, "small", Vocos)
-    small = DiscriminatorsConfig((2, 3), (2, 2, 4, 4, 4), 1, (4, 4, 4, 8, 8, 8, 8), (1, 2, 2, 2, 2, 2, 1))
+    small = DiscriminatorsConfig(
+        (2, 3), (2, 2, 4, 4, 4), 1, (4, 4, 4, 8, 8, 8, 8), (1, 2, 2, 2, 2, 2, 1)
+    )
     patch.setitem(Discriminators.presets, "small", small)
-    recipe = Recipe(steps=3, batch_size=8, lr=3e-3, warmup=1, crop=48, ema=0.9, levels=2, checkpoint_every=2)
-    recipes = {name: replace(recipe, muon=RUNS["tiny"].recipes[name].muon) for name in STAGES}
+    recipe = Recipe(
+        steps=3,
+        batch_size=8,
+        lr=3e-3,
+        warmup=1,
+        crop=48,
+        ema=0.9,
+        levels=2,
+        checkpoint_every=2,
+    )
+    recipes = {
+        name: replace(recipe, muon=RUNS["tiny"].recipes[name].muon) for name in STAGES
+    }
     patch.setitem(RUNS, "small", training.Run(16, SECONDS, recipes))
     patch.setattr(os, "cpu_count", lambda: 1)
     patch.delenv("MINILIB_REALAUDIO", raising=False)
 
 
 def small_data() -> TrainingData:
-    corpus = Corpus.from_soundworld(SoundWorld("train", seed=5, seconds=SECONDS), 16, progress=False)
+    corpus = Corpus.from_soundworld(
+        SoundWorld("train", seed=5, seconds=SECONDS), 16, progress=False
+    )
     return TrainingData(corpus, Tokenizer.train(corpus.captions))
 
 
-def make(name: str, data: TrainingData, double: bool = True, **changes) -> training.Stage:
+def make(
+    name: str, data: TrainingData, double: bool = True, **changes
+) -> training.Stage:
     """A stage of the small preset, in float64 if `double`."""
     classes = {
         "vae": stages.VAE, "vocoder": Vocos, "audiomae": stages.AudioMAE, "clap": stages.CLAP,
         "gpt": stages.LOARegressor, "unet": stages.UNet, "text": T5,
     }  # fmt: skip
-    parts = {part: stages.seeded(classes[part], "small", 1).eval() for part in STAGES[name].needs}
+    parts = {
+        part: stages.seeded(classes[part], "small", 1).eval()
+        for part in STAGES[name].needs
+    }
     if "text" in parts:
         parts["text"] = parts["text"].text_encoder()
-    stage = STAGES[name]("small", replace(RUNS["small"].recipes[name], **changes), data, parts)
+    stage = STAGES[name](
+        "small", replace(RUNS["small"].recipes[name], **changes), data, parts
+    )
     if double:
         stage.model.double()
         draw = stage.batch
         stage.batch = lambda generator: {
-            key: x.double() if x.is_floating_point() else x for key, x in draw(generator).items()
+            key: x.double() if x.is_floating_point() else x
+            for key, x in draw(generator).items()
         }
     return stage
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([x.detach().double().flatten().cpu() for x in model.state_dict().values()])
+    return torch.cat(
+        [x.detach().double().flatten().cpu() for x in model.state_dict().values()]
+    )
 
 
 def interrupt(stage: training.Stage, step: int) -> None:
@@ -112,12 +154,14 @@ def break_off(stage: training.Stage, out: Path) -> None:
         train(stage, out, progress=False)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # What each of two processes does
 
 
 def train_everything(folder: Path) -> None:
-    """Every stage in float64, some in bfloat16, broken runs, and a whole run by the command line."""
+    """Every stage in float64, some in bfloat16, broken runs, and a whole run by the
+    command line.
+    """
     data, ends = small_data(), {}
     for name in STAGES:
         ends[name] = weights(train(make(name, data), folder / "exact", progress=False))
@@ -127,23 +171,34 @@ def train_everything(folder: Path) -> None:
     for name in ("clap", "ldm"):
         stage = make(name, data, double=False, precision="bf16")
         ends[f"{name} bf16"] = weights(train(stage, folder / "bf16", progress=False))
-    ends["resumed"] = weights(train(make("clap", data), folder / "one", resume=True, progress=False))
+    ends["resumed"] = weights(
+        train(make("clap", data), folder / "one", resume=True, progress=False)
+    )
     break_off(make("clap", data), folder / "two")
     torch.save(ends, folder / f"{os.environ['RANK']}.pt")
-    assert cli.main(["train", *ROUNDED, "--preset", "small", "--out", str(folder / "run")]) == 0
+    assert (
+        cli.main(["train", *ROUNDED, "--preset", "small", "--out", str(folder / "run")])
+        == 0
+    )
 
 
 def fail_in_one(folder: Path) -> None:
     """A whole run in which one process fails while the other waits for its gradient."""
     draw = stages.AudioMAEStage.batch
 
-    def batch(self: training.Stage, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def batch(
+        self: training.Stage, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
         if os.environ["RANK"] == "1":
             raise ValueError("the second process is out of luck")
         return draw(self, generator)
 
     stages.AudioMAEStage.batch = batch
-    sys.exit(cli.main(["train", "audiomae", "--preset", "small", "--out", str(folder / "run")]))
+    sys.exit(
+        cli.main(
+            ["train", "audiomae", "--preset", "small", "--out", str(folder / "run")]
+        )
+    )
 
 
 def main(what: str, folder: str) -> None:
@@ -153,29 +208,34 @@ def main(what: str, folder: str) -> None:
         {"everything": train_everything, "failing": fail_in_one}[what](Path(folder))
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # What must hold
 
 
 def launch(*command: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [str(word) for word in command], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        [str(word) for word in command],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[TrainingData]:
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # as in each of the two; and with more, a run would train the VAE beside the rest
+    # as in each of the two; and with more, a run would train the VAE beside the rest
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         small_world(patch)
         yield small_data()
     torch.set_num_threads(n_threads)
 
 
-@pytest.fixture(scope="module", params=[TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+@pytest.fixture(
+    scope="module", params=[TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"]
+)
 def folder(request, small, tmp_path_factory) -> Path:
     """What two processes have left."""
     folder = tmp_path_factory.mktemp("two")
@@ -203,7 +263,9 @@ def test_two_processes_end_with_the_weights_of_one(name, small, ends, tmp_path):
 
 def test_both_processes_end_with_the_same_weights(ends):
     first, second = ends
-    assert len(first) > len(STAGES) and all(torch.equal(first[name], second[name]) for name in first)
+    assert len(first) > len(STAGES) and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def test_micro_batches_of_two_processes_weigh_every_hidden_token_alike(ends):
@@ -218,13 +280,20 @@ def test_bfloat16_comes_near_to_exact_weights(name, small, ends):
 
 
 def test_a_run_goes_on_with_another_number_of_processes(small, folder, ends):
-    resumed = weights(train(make("clap", small), folder / "two", resume=True, progress=False))
+    resumed = weights(
+        train(make("clap", small), folder / "two", resume=True, progress=False)
+    )
     assert (resumed - ends[0]["clap"]).abs().max() < EXACT  # begun by two, ended by one
-    assert (ends[0]["resumed"] - ends[0]["clap"]).abs().max() < EXACT  # begun by one, ended by two
+    # begun by one, ended by two
+    assert (ends[0]["resumed"] - ends[0]["clap"]).abs().max() < EXACT
 
 
 def files(folder: Path) -> dict[str, Path]:
-    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -241,11 +310,14 @@ def test_two_processes_write_the_folder_of_one(folder, run_of_one):
     for name, path in ones.items():
         if path.suffix == ".safetensors":
             one, two = (
-                torch.cat([x.float().flatten() for x in load_file(p).values()]) for p in (path, twos[name])
+                torch.cat([x.float().flatten() for x in load_file(p).values()])
+                for p in (path, twos[name])
             )
             assert (one - two).norm() < 0.01 * one.norm(), name
         elif path.parent.name == "finished":
-            one, two = (json.loads(p.read_text()) | {"seconds": 0} for p in (path, twos[name]))
+            one, two = (
+                json.loads(p.read_text()) | {"seconds": 0} for p in (path, twos[name])
+            )
             assert one == two
         elif path.name != "train.log":
             assert path.read_bytes() == twos[name].read_bytes(), name
@@ -256,10 +328,17 @@ def losses(log: list[str]) -> list[float]:
     return [float(number) for line in log for number in re.findall(r"\d+\.\d{4}", line)]
 
 
-def test_two_processes_write_one_log_with_the_losses_of_the_whole_batch(folder, run_of_one):
-    one, two = ((path / "train.log").read_text().splitlines() for path in (run_of_one, folder / "run"))
+def test_two_processes_write_one_log_with_the_losses_of_the_whole_batch(
+    folder, run_of_one
+):
+    one, two = (
+        (path / "train.log").read_text().splitlines()
+        for path in (run_of_one, folder / "run")
+    )
     assert "1 threads" in one[0] and "2 processes of 1 threads" in two[0]
-    assert [line.split()[0] for line in two[1:]] == [name for name in ROUNDED for _ in range(3)]
+    assert [line.split()[0] for line in two[1:]] == [
+        name for name in ROUNDED for _ in range(3)
+    ]
     assert len(losses(two)) > 2 * len(ROUNDED)
     assert losses(two) == pytest.approx(losses(one), abs=2e-3)
 
@@ -271,13 +350,17 @@ def test_only_one_of_two_processes_says_that_there_are_no_recordings(folder):
 def test_when_one_process_fails_both_end_and_only_its_sentence_is_told(tmp_path):
     ran = launch(*TORCHRUN, Path(__file__), "failing", tmp_path)
     assert ran.returncode != 0
-    assert re.findall(r"minilib: .*", ran.stderr) == ["minilib: the second process is out of luck"]
+    assert re.findall(r"minilib: .*", ran.stderr) == [
+        "minilib: the second process is out of luck"
+    ]
     assert "gloo" not in ran.stderr.lower()
     assert not (tmp_path / "run" / "finished").exists()
 
 
 def test_when_all_processes_fail_alike_the_sentence_is_told_once(tmp_path):
-    ran = launch(*ACCELERATE, "-m", "minilib", "train", "vaee", "--out", tmp_path / "run")
+    ran = launch(
+        *ACCELERATE, "-m", "minilib", "train", "vaee", "--out", tmp_path / "run"
+    )
     assert ran.returncode != 0 and not (tmp_path / "run").exists()
     (told,) = re.findall(r"minilib: .*", ran.stderr)
     assert told.startswith("minilib: stage must be all or one of vae")
@@ -287,13 +370,19 @@ def test_a_batch_that_two_processes_cannot_share_equally_is_refused_before_anyth
     small, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match="batch_size of stage vae must be a multiple of .*, 3 x 1, not 8"):
+    with pytest.raises(
+        ValueError,
+        match="batch_size of stage vae must be a multiple of .*, 3 x 1, not 8",
+    ):
         training.train_stages("vae", "small", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_micro_batches_must_be_equal_in_one_process_too(small, tmp_path):
-    with pytest.raises(ValueError, match="batch_size of stage vae must be a multiple of .*, 1 x 3, not 8"):
+    with pytest.raises(
+        ValueError,
+        match="batch_size of stage vae must be a multiple of .*, 1 x 3, not 8",
+    ):
         train(make("vae", small, accumulate=3), tmp_path)
 
 

@@ -8,7 +8,9 @@ import torch
 from minilib.unet import UNet
 
 
-@pytest.mark.parametrize("loa_channels", [0, 8], ids=["as released", "with a map of the LOA"])
+@pytest.mark.parametrize(
+    "loa_channels", [0, 8], ids=["as released", "with a map of the LOA"]
+)
 def test_several_conditions_of_a_latent_are_several_latents_with_one_each(loa_channels):
     torch.manual_seed(0)
     config = replace(

@@ -1,6 +1,8 @@
-"""Write the first code cell of each chapter: on Colab it fetches the course, elsewhere it does nothing.
+"""Write the first code cell of each chapter: on Colab it fetches the course, elsewhere
+it does nothing.
 
-python book/tools/colab_cell.py     to be run when the address in _config.yml has changed, or a chapter is new
+python book/tools/colab_cell.py     to be run when the address in _config.yml has
+changed, or a chapter is new
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import notebooks
 import yaml
 
 FIRST_LINE = (
-    "# On Colab this cell fetches the course and installs what is missing. Elsewhere it does nothing."
+    "# On Colab this cell fetches the course and its libraries; elsewhere nothing."
 )
 CELL = """
 import os
@@ -24,21 +26,25 @@ COURSE = "/content/course"
 
 if "google.colab" in sys.modules:
     if not os.path.isdir(COURSE) and not ADDRESS:
-        raise FileNotFoundError(
-            f"This copy of the course has no address: upload its folder to {COURSE} and run again."
-        )
+        message = "This copy of the course has no address: upload its folder to "
+        raise FileNotFoundError(message + COURSE + " and run again.")
     if not os.path.isdir(COURSE):
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", ADDRESS, COURSE], check=True)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--editable", COURSE + "[peers]"], check=True
-    )
-    sys.path.insert(0, COURSE)  # what was installed as editable is otherwise found by the next kernel only
+        clone = ["git", "clone", "--quiet", "--depth", "1", ADDRESS, COURSE]
+        subprocess.run(clone, check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "--editable", COURSE + "[peers]"], check=True)
+    # what was installed as editable is otherwise found by the next kernel only
+    sys.path.insert(0, COURSE)
     os.chdir(COURSE + "/chapters")"""
 
 
 def address() -> str:
-    """The repository's address, from the one place where it stands; empty if the course is not published."""
-    config = yaml.safe_load((notebooks.ROOT / "_config.yml").read_text(encoding="utf-8"))
+    """The repository's address, from the one place where it stands; empty if the course
+    is not published.
+    """
+    config = yaml.safe_load(
+        (notebooks.ROOT / "_config.yml").read_text(encoding="utf-8")
+    )
     return config["repository"]["url"] or ""
 
 
@@ -48,7 +54,9 @@ def text() -> str:
 
 
 def main() -> int:
-    """Bring the cell of every chapter up to date, and put one into a chapter that has none."""
+    """Bring the cell of every chapter up to date, and put one into a chapter that has
+    none.
+    """
     for path in notebooks.chapters():
         notebook = notebooks.read(path)
         cells = notebooks.code_cells(notebook)
@@ -58,7 +66,8 @@ def main() -> int:
             cells[0].source = text()
         else:
             cell = nbformat.v4.new_code_cell(text(), metadata={"tags": ["hide-cell"]})
-            notebook.cells.insert(1, cell)  # below the title; execute.py gives it its execution count
+            # below the title; execute.py gives it its execution count
+            notebook.cells.insert(1, cell)
         notebooks.write(path, notebook)
         print(f"{path.name}: its first code cell was written")
     return 0

@@ -1,13 +1,15 @@
-"""Draw the map of the course, and write it wherever it stands: welcome page, map page, README, chapters.
+"""Draw the map of the course, and write it wherever it stands: welcome page, map page,
+README, chapters.
 
-    python book/tools/course_map.py            rewrite every map
-    python book/tools/course_map.py --check    only say which are out of date, and exit with 1 if any is
+    python book/tools/course_map.py            rewrite every map python
+    book/tools/course_map.py --check    only say which are out of date, and exit with 1
+    if any is
 
-A map stands between the lines `<!-- map: KIND -->` and `<!-- end of map -->`, where KIND is `pipeline` (the
-boxes of AudioLDM 2, each a link), `chapters` (the list, part by part) or `contents` (the table in the README).
-In a chapter it is a Markdown cell that begins with `<!-- map: lit -->`: the same boxes as a picture, those of
-this chapter in colour.
-Whether a chapter is written is read from _toc.yml.
+A map stands between the lines `<!-- map: KIND -->` and `<!-- end of map -->`, where
+KIND is `pipeline` (the boxes of AudioLDM 2, each a link), `chapters` (the list, part by
+part) or `contents` (the table in the README). In a chapter it is a Markdown cell that
+begins with `<!-- map: lit -->`: the same boxes as a picture, those of this chapter in
+colour. Whether a chapter is written is read from _toc.yml.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ PARTS = {
     "I Sound": {
         1: (
             "Sound as tensors",
-            "What is a sound to a network: waveform, spectrogram, mel, and the phase it drops?",
+            "What is a sound to a network: waveform, spectrogram, mel, and the phase "
+            "it drops?",
         ),
         2: (
             "Regeneration learning: the map of AudioLDM 2",
@@ -38,16 +41,28 @@ PARTS = {
         ),
     },
     "II Diffusion": {
-        3: ("The forward process", "How does noise take a sound apart, so that any step can be jumped to?"),
+        3: (
+            "The forward process",
+            "How does noise take a sound apart, so that any step can be jumped to?",
+        ),
         4: (
             "The objective: two ELBOs, one posterior",
             "What is maximised, and why does conditioning on x₀ help?",
         ),
-        5: ("Three targets, one loss", "Predict the mean, the sound or the noise: why are they one loss?"),
-        6: ("Sampling", "How does noise become a sound, in a thousand steps or in ten?"),
+        5: (
+            "Three targets, one loss",
+            "Predict the mean, the sound or the noise: why are they one loss?",
+        ),
+        6: (
+            "Sampling",
+            "How does noise become a sound, in a thousand steps or in ten?",
+        ),
     },
     "III Representations": {
-        7: ("VAE, KL and VQ", "How small can a spectrogram be made and still come back?"),
+        7: (
+            "VAE, KL and VQ",
+            "How small can a spectrogram be made and still come back?",
+        ),
         8: ("The vocoder", "How does a spectrogram become a waveform again?"),
         9: (
             "AudioMAE and the Language of Audio",
@@ -64,12 +79,18 @@ PARTS = {
         ),
     },
     "IV AudioLDM 2": {
-        13: ("GPT-2 that regresses", "What becomes of a language model whose next token is a vector?"),
+        13: (
+            "GPT-2 that regresses",
+            "What becomes of a language model whose next token is a vector?",
+        ),
         14: (
             "Latent diffusion: U-Net, time, cross-attention",
             "How does the denoiser read the time and the conditions?",
         ),
-        15: ("Classifier-free guidance", "How is a condition made stronger, and what does it cost?"),
+        15: (
+            "Classifier-free guidance",
+            "How is a condition made stronger, and what does it cost?",
+        ),
         16: (
             "Training it all: stages and joint fine-tuning",
             "In what order are the parts trained, and what is frozen?",
@@ -84,7 +105,10 @@ PARTS = {
         ),
     },
     "V Before and beside": {
-        19: ("Codecs: RVQ, HiFi-Codec, FunCodec", "How is audio made discrete, and at what price?"),
+        19: (
+            "Codecs: RVQ, HiFi-Codec, FunCodec",
+            "How is audio made discrete, and at what price?",
+        ),
         20: (
             "Codec language models: VALL-E, SpeechX, Make-A-Voice, UniAudio",
             "How do language models speak in codes?",
@@ -92,15 +116,23 @@ PARTS = {
         21: ("TANGO", "What does an instruction-tuned text encoder bring?"),
         22: ("Make-An-Audio 1 and 2", "How are captions made when there are too few?"),
         23: ("MusicLDM", "How does a model of music learn without copying?"),
-        24: ("NaturalSpeech 2", "How does diffusion speak, in latents that are almost codes?"),
-        25: ("NExT-GPT: any to any", "How does a language model come to hear, see and answer in sound?"),
+        24: (
+            "NaturalSpeech 2",
+            "How does diffusion speak, in latents that are almost codes?",
+        ),
+        25: (
+            "NExT-GPT: any to any",
+            "How does a language model come to hear, see and answer in sound?",
+        ),
     },
 }
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box of the pipeline: where it stands in the drawing, and the chapters that build it."""
+    """A box of the pipeline: where it stands in the drawing, and the chapters that
+    build it.
+    """
 
     label: str
     chapters: tuple[int, ...]
@@ -167,18 +199,28 @@ def written(root: Path = ROOT) -> dict[int, str]:
     """Chapter number -> file, without its ending, of the chapters that _toc.yml names."""
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
     files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
-    return {int(Path(f).name[:2]): f.removesuffix(".ipynb") for f in files if re.match(r"chapters/\d\d_", f)}
+    return {
+        int(Path(f).name[:2]): f.removesuffix(".ipynb")
+        for f in files
+        if re.match(r"chapters/\d\d_", f)
+    }
 
 
 def title(number: int) -> str:
     """The chapter's title."""
-    return next(chapters[number][0] for chapters in PARTS.values() if number in chapters)
+    return next(
+        chapters[number][0] for chapters in PARTS.values() if number in chapters
+    )
 
 
-def draw(pages: dict[int, str], lit: int | None = None, ink: str = "currentColor") -> str:
-    """The pipeline as one SVG element, one line an element; boxes of chapters in `pages` are links to them.
+def draw(
+    pages: dict[int, str], lit: int | None = None, ink: str = "currentColor"
+) -> str:
+    """The pipeline as one SVG element, one line an element; boxes of chapters in
+    `pages` are links to them.
 
-    `ink` colours what stands outside the boxes; the boxes bring their own ground, for light pages and dark.
+    `ink` colours what stands outside the boxes; the boxes bring their own ground, for
+    light pages and dark.
     """
     width, height = SIZE
     x, y, w, h = FRAME
@@ -186,29 +228,40 @@ def draw(pages: dict[int, str], lit: int | None = None, ink: str = "currentColor
     if lit:
         what += f"; lit: {', '.join(box.label for box in BOXES if lit in box.chapters) or 'the whole map'}"
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="group" aria-label="{what}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'role="group" aria-label="{what}" '
         'font-family="system-ui, sans-serif" font-size="13" text-anchor="middle">',
-        '<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
+        '<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" '
+        'markerHeight="6" orient="auto">'
         f'<path d="M0 0 L6 3 L0 6 z" fill="{GREY}"/></marker></defs>',
-        f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="9" fill="none" stroke="{GREY}"/>',
+        f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="9" fill="none" '
+        f'stroke="{GREY}"/>',
     ]
     for path, training in ARROWS:
         dash = ' stroke-dasharray="4 4"' if training else ""
         lines.append(
-            f'<path d="{path}" fill="none" stroke="{GREY}" stroke-width="1.5" marker-end="url(#tip)"{dash}/>'
+            f'<path d="{path}" fill="none" stroke="{GREY}" stroke-width="1.5" '
+            f'marker-end="url(#tip)"{dash}/>'
         )
-    lines += [f'<text x="{x}" y="{y}" fill="{ink}" font-style="italic">{text}</text>' for text, x, y in PILLS]
+    lines += [
+        f'<text x="{x}" y="{y}" fill="{ink}" font-style="italic">{text}</text>'
+        for text, x, y in PILLS
+    ]
     for box in BOXES:
         lines.append(_draw_box(box, pages, lit))
     return "\n".join([*lines, "</svg>"])
 
 
 def _draw_box(box: Box, pages: dict[int, str], lit: int | None) -> str:
-    """One box, its label, and below it its chapter; a link where that chapter is written."""
+    """One box, its label, and below it its chapter; a link where that chapter is
+    written.
+    """
     here = [number for number in box.chapters if number in pages]
     first, last = box.chapters[0], box.chapters[-1]
     where = f"{first:02}" if first == last else f"{first:02}–{last:02}"
-    fill, stroke, ink = ("#d7e8ff", "#2f6db3", "#10243d") if here else ("#eceff3", GREY, "#3c4654")
+    fill, stroke, ink = (
+        ("#d7e8ff", "#2f6db3", "#10243d") if here else ("#eceff3", GREY, "#3c4654")
+    )
     if lit in box.chapters:
         fill, stroke, ink = "#ffd166", "#a86a00", "#2b1c00"
     dash = "" if here or lit in box.chapters else ' stroke-dasharray="3 3"'
@@ -217,7 +270,8 @@ def _draw_box(box: Box, pages: dict[int, str], lit: int | None) -> str:
         f'<rect x="{box.x}" y="{y}" width="{box.width}" height="{HEIGHT}" rx="7" '
         f'fill="{fill}" stroke="{stroke}"{dash}/>'
         f'<text x="{x}" y="{y + 18}" fill="{ink}" font-weight="600">{box.label}</text>'
-        f'<text x="{x}" y="{y + 34}" fill="{ink}" font-size="11.5">{where}{"" if here else ", to come"}</text>'
+        f'<text x="{x}" y="{y + 34}" fill="{ink}" '
+        f'font-size="11.5">{where}{"" if here else ", to come"}</text>'
     )
     if not here:
         return f"<g>{shapes}</g>"
@@ -226,7 +280,9 @@ def _draw_box(box: Box, pages: dict[int, str], lit: int | None) -> str:
 
 
 def pipeline(base: str) -> str:
-    """The drawing as a figure for a page of the book that stands `base` away from the root."""
+    """The drawing as a figure for a page of the book that stands `base` away from the
+    root.
+    """
     pages = {number: f"{base}{file}.html" for number, file in written().items()}
     return f'<figure class="pipeline">\n{draw(pages)}\n</figure>'
 
@@ -242,7 +298,10 @@ def chapters(base: str) -> str:
                 if number in pages
                 else f"{number:02} {name}"
             )
-            lines.append(f"- **{name}**{'' if number in pages else ' *(to come)*'}  \n  {question}")
+            lines.append(
+                f"- **{name}**{'' if number in pages else ' *(to come)*'}  \n  "
+                f"{question}"
+            )
         lines.append("")
     return "\n".join(lines).strip()
 
@@ -252,7 +311,9 @@ def contents(base: str) -> str:
     pages, lines = written(), ["| part | chapters |", "|---|---|"]
     for part, titles in PARTS.items():
         row = [
-            f"[{number:02} {name}]({base}{pages[number]}.ipynb)" if number in pages else f"{number:02} {name}"
+            f"[{number:02} {name}]({base}{pages[number]}.ipynb)"
+            if number in pages
+            else f"{number:02} {name}"
             for number, (name, _) in titles.items()
         ]
         lines.append(f"| {part} | {' · '.join(row)} |")
@@ -260,14 +321,14 @@ def contents(base: str) -> str:
 
 
 def picture(lit: int) -> str:
-    """The drawing with the boxes of chapter `lit` in colour, as a picture that any notebook viewer shows."""
+    """The drawing with the boxes of chapter `lit` in colour, as a picture that any
+    notebook viewer shows.
+    """
     svg = draw({number: "" for number in written()} | {lit: ""}, lit, ink=GREY)
     svg = re.sub(r"</?a\b[^>]*>", "", svg)  # links are dead inside a picture
     alt = re.search(r'aria-label="([^"]*)"', svg)[1]
     data = base64.b64encode(svg.encode()).decode()
-    return (
-        f'<!-- map: lit -->\n<img alt="The map of {alt}" width="480" src="data:image/svg+xml;base64,{data}">'
-    )
+    return f'<!-- map: lit -->\n<img alt="The map of {alt}" width="480" src="data:image/svg+xml;base64,{data}">'
 
 
 def renew_page(text: str, base: str) -> str:
@@ -275,7 +336,9 @@ def renew_page(text: str, base: str) -> str:
     kinds = {"pipeline": pipeline, "chapters": chapters, "contents": contents}
     return re.sub(
         r"<!-- map: (\w+) -->\n.*?<!-- end of map -->",
-        lambda found: f"<!-- map: {found[1]} -->\n{kinds[found[1]](base)}\n<!-- end of map -->",
+        lambda found: (
+            f"<!-- map: {found[1]} -->\n{kinds[found[1]](base)}\n<!-- end of map -->"
+        ),
         text,
         flags=re.DOTALL,
     )
@@ -285,7 +348,9 @@ def renew_chapter(text: str, number: int) -> str:
     """The notebook `text` with its map drawn anew; its cells are otherwise untouched."""
     notebook = nbformat.reads(text, as_version=4)
     found = [
-        c for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("<!-- map: lit -->")
+        c
+        for c in notebook.cells
+        if c.cell_type == "markdown" and c.source.startswith("<!-- map: lit -->")
     ]
     for cell in found:
         cell.source = picture(number)
@@ -296,12 +361,19 @@ def main() -> int:
     """Rewrite the maps, or with --check only name those that are out of date."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit with 1 if a map is out of date"
+        "--check",
+        action="store_true",
+        help="change nothing; exit with 1 if a map is out of date",
     )
     check = parser.parse_args().check
-    new = {ROOT / page: lambda text, page=page: renew_page(text, "../" * page.count("/")) for page in PAGES}
+    new = {
+        ROOT / page: lambda text, page=page: renew_page(text, "../" * page.count("/"))
+        for page in PAGES
+    }
     for number, file in written().items():
-        new[ROOT / f"{file}.ipynb"] = lambda text, number=number: renew_chapter(text, number)
+        new[ROOT / f"{file}.ipynb"] = lambda text, number=number: renew_chapter(
+            text, number
+        )
     stale = []
     for path, renew in new.items():
         if not path.exists():
@@ -312,7 +384,9 @@ def main() -> int:
             if not check:
                 path.write_text(renew(old), encoding="utf-8")
     for path in stale:
-        print(f"{path}: {'its map is out of date' if check else 'its map was drawn anew'}")
+        print(
+            f"{path}: {'its map is out of date' if check else 'its map was drawn anew'}"
+        )
     return 1 if check and stale else 0
 
 

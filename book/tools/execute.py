@@ -2,9 +2,10 @@
 
     python book/tools/execute.py [01 ...]     these chapters, or all
 
-A chapter runs in its own folder, with the Python that runs this. Nothing is written when a cell fails or when the
-result would be too heavy. What differs from run to run without meaning anything (times of execution, versions,
-the state of live widgets) is left out.
+A chapter runs in its own folder, with the Python that runs this. Nothing is written
+when a cell fails or when the result would be too heavy. What differs from run to run
+without meaning anything (times of execution, versions, the state of live widgets) is
+left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ MAX_BYTES = 1_500_000  # of a notebook with its outputs
 
 
 def run(notebook: nbformat.NotebookNode) -> None:
-    """Execute `notebook` in place, in this environment, as from the folder of the chapters."""
+    """Execute `notebook` in place, in this environment, as from the folder of the
+    chapters.
+    """
     NotebookClient(
         notebook,
         kernel_name="python3",
@@ -38,7 +41,11 @@ def strip(notebook: nbformat.NotebookNode) -> None:
     """Leave out what changes from run to run or from machine to machine."""
     notebook.metadata = nbformat.from_dict(
         {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "kernelspec": {
+                "display_name": "Python 3",
+                "language": "python",
+                "name": "python3",
+            },
             "language_info": {"name": "python"},
         }
     )
@@ -49,14 +56,20 @@ def strip(notebook: nbformat.NotebookNode) -> None:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("data", True)]
+            cell.outputs = [
+                output for output in cell.outputs if output.get("data", True)
+            ]
 
 
 def main() -> int:
-    """Run the chapters named on the command line, and say how long each took and what it weighs."""
+    """Run the chapters named on the command line, and say how long each took and what
+    it weighs.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "chapters", nargs="*", help="chapters by the beginning of their file name; default: all"
+        "chapters",
+        nargs="*",
+        help="chapters by the beginning of their file name; default: all",
     )
     for path in notebooks.chapters(parser.parse_args().chapters):
         notebook, start = notebooks.read(path), time.monotonic()
@@ -64,7 +77,8 @@ def main() -> int:
             run(notebook)
         except CellExecutionError as error:
             print(
-                f"{error}\n{path.name}: a cell failed (its traceback stands above); nothing was stored.",
+                f"{error}\n{path.name}: a cell failed (its traceback stands above); "
+                f"nothing was stored.",
                 file=sys.stderr,
             )
             return 1
@@ -72,7 +86,8 @@ def main() -> int:
         size = len(nbformat.writes(notebook).encode())
         if size > MAX_BYTES:
             print(
-                f"{path.name}: {size:,} bytes with outputs, {MAX_BYTES:,} allowed; nothing was stored.",
+                f"{path.name}: {size:,} bytes with outputs, {MAX_BYTES:,} allowed; "
+                f"nothing was stored.",
                 file=sys.stderr,
             )
             return 1

@@ -1,10 +1,12 @@
-"""Make the gallery: captions that training never had, what the shipped weights make of them, and a judge's verdict.
+"""Make the gallery: captions that training never had, what the shipped weights make of
+them, and a judge's verdict.
 
-    python book/tools/gallery.py               write book/gallery.md
-    python book/tools/gallery.py --check       only say if it was made with other weights, and exit with 1 then
+    python book/tools/gallery.py               write book/gallery.md python
+    book/tools/gallery.py --check       only say if it was made with other weights, and
+    exit with 1 then
 
-Captions are the first of the test split, one of each class as long as there are new ones, and sound number i has seed
-i: nothing is chosen by ear.
+Captions are the first of the test split, one of each class as long as there are new
+ones, and sound number i has seed i: nothing is chosen by ear.
 """
 
 from __future__ import annotations
@@ -63,21 +65,32 @@ def chosen() -> Iterator[tuple[str, Clip]]:
     """The clips of the gallery, each under its heading."""
     for heading, (n, world) in KINDS.items():
         clips, seen = SoundWorld("test", **world), set()
-        new = (i for i in count() if seen.isdisjoint(event.name for event in clips.scene(i).events))
+        new = (
+            i
+            for i in count()
+            if seen.isdisjoint(event.name for event in clips.scene(i).events)
+        )
         for i in islice(new, n):
             seen |= {event.name for event in clips.scene(i).events}
             yield heading, clips[i]
 
 
-def verdict(judge: Judge, wave: Tensor, events: tuple[Event, ...]) -> tuple[list[str], list[str]]:
+def verdict(
+    judge: Judge, wave: Tensor, events: tuple[Event, ...]
+) -> tuple[list[str], list[str]]:
     """What is right and what is wrong with a sound (N,) of these events, in words."""
     if len(events) == 2:
         halves = wave[: len(wave) // 2 * 2].unflatten(0, (2, -1))
         answers = [kind(judge, half, event.name) for half, event in zip(halves, events)]
-        answers = [(good, f"{place} {said}") for place, (good, said) in zip(("first", "then"), answers)]
+        answers = [
+            (good, f"{place} {said}")
+            for place, (good, said) in zip(("first", "then"), answers)
+        ]
     else:
         answers = [kind(judge, wave, events[0].name), *attributes(wave, events[0])]
-    return [said for good, said in answers if good], [said for good, said in answers if not good]
+    return [said for good, said in answers if good], [
+        said for good, said in answers if not good
+    ]
 
 
 def kind(judge: Judge, wave: Tensor, name: str) -> tuple[bool, str]:
@@ -91,31 +104,54 @@ def attributes(wave: Tensor, event: Event) -> Iterator[tuple[bool, str]]:
     heard, right = judges.heard(wave, event), judges.answers(wave, event)
     words = {"loudness": LOUDNESSES[nearest(heard["peak"], list(PEAKS.values()))]}
     if "pitch" in right:
-        words["pitch"] = word(heard["f0"], CLASSES[event.name].pitch, PITCHES, "{:.0f} Hz")
+        words["pitch"] = word(
+            heard["f0"], CLASSES[event.name].pitch, PITCHES, "{:.0f} Hz"
+        )
     if "count" in right:
         words["count"] = str(heard["count"])
     for name in ("speed", "tempo"):
         if name in right:
-            unit = "{:.1f} beats a second" if event.name in INSTRUMENTS else "{:.1f} a second"
-            words[name] = word(heard["rate"], judges.speed_levels(event.name), SPEEDS, unit)
+            unit = (
+                "{:.1f} beats a second"
+                if event.name in INSTRUMENTS
+                else "{:.1f} a second"
+            )
+            words[name] = word(
+                heard["rate"], judges.speed_levels(event.name), SPEEDS, unit
+            )
     for name, said in words.items():
         wanted = getattr(event, {"tempo": "speed"}.get(name, name))
         found = f"{'strokes' if name == 'count' else name} {said}"
         yield (True, found) if right[name] else (False, f"{found}, asked for {wanted}")
 
 
-def word(value: float, levels: tuple[float, ...], names: tuple[str, ...], unit: str) -> str:
+def word(
+    value: float, levels: tuple[float, ...], names: tuple[str, ...], unit: str
+) -> str:
     """The name of the nearest level, with the measured value."""
-    return "not heard" if math.isnan(value) else f"{names[nearest(value, levels)]} ({unit.format(value)})"
+    return (
+        "not heard"
+        if math.isnan(value)
+        else f"{names[nearest(value, levels)]} ({unit.format(value)})"
+    )
 
 
-def item(number: int, clip: Clip, wave: Tensor, right: list[str], wrong: list[str]) -> str:
-    """One sound of the page: caption, player, spectrogram and verdict, in one line of HTML."""
-    said = f"<strong>Wrong:</strong> {'; '.join(map(html.escape, wrong))}." if wrong else ""
+def item(
+    number: int, clip: Clip, wave: Tensor, right: list[str], wrong: list[str]
+) -> str:
+    """One sound of the page: caption, player, spectrogram and verdict, in one line of
+    HTML.
+    """
+    said = (
+        f"<strong>Wrong:</strong> {'; '.join(map(html.escape, wrong))}."
+        if wrong
+        else ""
+    )
     said += f" Right: {'; '.join(map(html.escape, right))}." if right else ""
     mark = "wrong" if wrong else "right"
     return (
-        f'<div class="sound-card" data-verdict="{mark}">{show.sound(wave, clip.caption).html}'
+        f'<div class="sound-card" '
+        f'data-verdict="{mark}">{show.sound(wave, clip.caption).html}'
         f"<p>{said.strip()} <small>Seed {number}.</small></p></div>"
     )
 
@@ -130,7 +166,10 @@ def fingerprint() -> str:
 
 def page() -> str:
     """Generate and judge all sounds, and lay them out."""
-    pipe, judge = AudioLDM2.from_pretrained(WEIGHTS), Judge.from_pretrained(JUDGE, dtype=torch.float32)
+    pipe, judge = (
+        AudioLDM2.from_pretrained(WEIGHTS),
+        Judge.from_pretrained(JUDGE, dtype=torch.float32),
+    )
     clips, sections, n_right = list(chosen()), {}, 0
     for number, (heading, clip) in enumerate(tqdm(clips, desc="gallery", unit="sound")):
         wave = pipe(clip.caption, seed=number, progress=False)[0]
@@ -148,12 +187,17 @@ def main() -> int:
     """Write the page, or check that it belongs to the weights."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 if the page is stale"
+        "--check",
+        action="store_true",
+        help="write nothing; exit with 1 if the page is stale",
     )
     if parser.parse_args().check:
         made = re.search(r"<!-- weights (\w+) -->", PAGE.read_text(encoding="utf-8"))
         if made is None or made[1] != fingerprint():
-            print("book/gallery.md was made with other weights: run python book/tools/gallery.py")
+            print(
+                "book/gallery.md was made with other weights: run python "
+                "book/tools/gallery.py"
+            )
             return 1
         return 0
     PAGE.write_text(page(), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""The chapters as files: which there are, and how they are read and written, the same way by every tool."""
+"""The chapters as files: which there are, and how they are read and written, the same
+way by every tool.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ CHAPTERS = ROOT / "chapters"
 
 
 def chapters(named: list[str] | None = None) -> list[Path]:
-    """The chapters in reading order: all, or those whose file names begin with one of `named` ("01", "01_sound")."""
+    """The chapters in reading order: all, or those whose file names begin with one of
+    `named` ("01", "01_sound").
+    """
     files = sorted(CHAPTERS.glob("[0-9][0-9]_*.ipynb"))
     if not named:
         return files
@@ -19,7 +23,8 @@ def chapters(named: list[str] | None = None) -> list[Path]:
     for name in names:
         if not any(file.name.startswith(name) for file in files):
             raise SystemExit(
-                f"No chapter begins with {name!r}; there are: {', '.join(f.name for f in files)}."
+                f"No chapter begins with {name!r}; there are: "
+                f"{', '.join(f.name for f in files)}."
             )
     return [file for file in files if file.name.startswith(tuple(names))]
 
@@ -37,4 +42,8 @@ def write(path: Path, notebook: nbformat.NotebookNode) -> None:
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """The code cells that hold anything."""
-    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    return [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.source.strip()
+    ]

@@ -1,12 +1,15 @@
-"""Write the page "Your own sounds": how to train on recordings, and what came of one such run.
+"""Write the page "Your own sounds": how to train on recordings, and what came of one
+such run.
 
     python book/tools/own_sounds.py RUN FOLDER --minutes M --memory GIB
 
-RUN holds a pipeline that `minilib train all --data FOLDER` has made, and its judge; M and GIB are how long that took
-and how much memory at most. Neither weights nor recordings are kept in this repository, only the page.
+RUN holds a pipeline that `minilib train all --data FOLDER` has made, and its judge; M
+and GIB are how long that took and how much memory at most. Neither weights nor
+recordings are kept in this repository, only the page.
 
-On it each class that the judge knows is heard with the first caption of its test recordings, if all of its recordings
-may be used under OPEN_LICENCES: nothing is chosen by ear.
+On it each class that the judge knows is heard with the first caption of its test
+recordings, if all of its recordings may be used under OPEN_LICENCES: nothing is chosen
+by ear.
 """
 
 from __future__ import annotations
@@ -127,8 +130,13 @@ Neither the recordings nor these weights are part of the repository.
 
 
 def open_classes(folder: Path) -> set[str]:
-    """The classes of which every recording, of all parts, is under one of OPEN_LICENCES."""
-    every, free = (AudioFolder(folder, licences=which).by("class") for which in (None, OPEN_LICENCES))
+    """The classes of which every recording, of all parts, is under one of
+    OPEN_LICENCES.
+    """
+    every, free = (
+        AudioFolder(folder, licences=which).by("class")
+        for which in (None, OPEN_LICENCES)
+    )
     return {name for name in free if len(free[name]) == len(every[name])}
 
 
@@ -139,18 +147,32 @@ def stages(run: Path) -> Iterator[tuple[str, int, float]]:
         yield name, record["steps"], record["seconds"] / 60
 
 
-def by_class(judge: Judge, scenes: metrics.Scenes, *sounds: Tensor) -> list[tuple[str, int, list[float]]]:
-    """Of each class how often it was asked for, and which share of each of the `sounds` (n, N) is heard as it."""
+def by_class(
+    judge: Judge, scenes: metrics.Scenes, *sounds: Tensor
+) -> list[tuple[str, int, list[float]]]:
+    """Of each class how often it was asked for, and which share of each of the `sounds`
+    (n, N) is heard as it.
+    """
     right = [metrics.judged(judge, waves, scenes.labels)["class"] for waves in sounds]
     rows = []
     for label in scenes.labels[:, 0].unique().tolist():
         asked = scenes.labels[:, 0] == label
-        rows.append((judge.config.classes[label], int(asked.sum()), [float(x[asked].mean()) for x in right]))
+        rows.append(
+            (
+                judge.config.classes[label],
+                int(asked.sum()),
+                [float(x[asked].mean()) for x in right],
+            )
+        )
     return sorted(rows, key=lambda row: -row[2][0])
 
 
-def heard(pipe: AudioLDM2, judge: Judge, folder: AudioFolder, names: list[str]) -> Iterator[str]:
-    """A card for each class: its first caption, the sound of it, and what the judge hears in that."""
+def heard(
+    pipe: AudioLDM2, judge: Judge, folder: AudioFolder, names: list[str]
+) -> Iterator[str]:
+    """A card for each class: its first caption, the sound of it, and what the judge
+    hears in that.
+    """
     kinds = folder.by("class")
     for number, name in enumerate(names):
         caption = kinds[name].captions[0]
@@ -158,25 +180,34 @@ def heard(pipe: AudioLDM2, judge: Judge, folder: AudioFolder, names: list[str]) 
         found = judge.config.classes[int(judge.hear(wave[None]))]
         mark = "right" if found == name else "wrong"
         said = (
-            f"Heard as {spoken(found)}." if found == name else f"<strong>Heard as {spoken(found)}.</strong>"
+            f"Heard as {spoken(found)}."
+            if found == name
+            else f"<strong>Heard as {spoken(found)}.</strong>"
         )
         yield (
-            f'<div class="sound-card" data-verdict="{mark}">{show.sound(wave, caption).html}'
+            f'<div class="sound-card" '
+            f'data-verdict="{mark}">{show.sound(wave, caption).html}'
             f"<p>{said} <small>Seed {number}.</small></p></div>"
         )
 
 
 def nearest(waves: Tensor, pieces: Tensor) -> float:
-    """How far log-mels of `waves` (n, N) are from the nearest of `pieces` (m, N): the median, in decibels of mean L1.
+    """How far log-mels of `waves` (n, N) are from the nearest of `pieces` (m, N): the
+    median, in decibels of mean L1.
 
     Each is measured from its own loudest spot, and silence begins 60 dB below.
     """
     shapes = []
     for sounds in (waves, pieces):
-        mel = torch.cat([audio.log_mel(some)[:, 0] for some in sounds.split(64)])  # (n, T, F)
-        shapes.append(audio.decibels(mel - mel.amax(dim=(1, 2), keepdim=True)).clamp_min(-60.0))
+        # (n, T, F)
+        mel = torch.cat([audio.log_mel(some)[:, 0] for some in sounds.split(64)])
+        shapes.append(
+            audio.decibels(mel - mel.amax(dim=(1, 2), keepdim=True)).clamp_min(-60.0)
+        )
     own, others = shapes
-    return float(torch.stack([(others - x).abs().mean(dim=(1, 2)).min() for x in own]).median())
+    return float(
+        torch.stack([(others - x).abs().mean(dim=(1, 2)).min() for x in own]).median()
+    )
 
 
 def spoken(name: str) -> str:
@@ -185,11 +216,19 @@ def spoken(name: str) -> str:
 
 
 @torch.no_grad()
-def page(run: Path, folder: Path, minutes: float, memory: float, n: int = N, steps: int | None = None) -> str:
+def page(
+    run: Path,
+    folder: Path,
+    minutes: float,
+    memory: float,
+    n: int = N,
+    steps: int | None = None,
+) -> str:
     """Generate, judge and lay out.
 
     Args:
-        run: a pipeline and its judge; folder: what they were trained on, with columns `class` and `part`.
+        run: a pipeline and its judge; folder: what they were trained on, with columns
+            `class` and `part`.
         minutes, memory: that the run took, in all, and in GiB at most.
         n: how many captions are asked; steps: of the sampler, None for the run's own.
     """
@@ -202,12 +241,18 @@ def page(run: Path, folder: Path, minutes: float, memory: float, n: int = N, ste
         made = metrics.generate(pipe, scenes.captions, 0, bar, **how)
     back, shuffled = metrics.round_trip(pipe, scenes.waves), scenes.shuffled(0)
     found = metrics.settings(n, 0, how)
-    found |= metrics.compared(metrics.Listener.of(pipe), judge, "single", n, scenes, shuffled, made, back)
+    found |= metrics.compared(
+        metrics.Listener.of(pipe), judge, "single", n, scenes, shuffled, made, back
+    )
     rows = by_class(judge, scenes, made, back, scenes.waves)
     corpus = Corpus.from_folder(learned, pipe.seconds, progress=False)
     pieces = corpus.wave(range(len(corpus)))
-    some = pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))[:n]]
-    names = sorted(open_classes(folder).intersection(judge.config.classes, held_out.by("class")))
+    some = pieces[
+        torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))[:n]
+    ]
+    names = sorted(
+        open_classes(folder).intersection(judge.config.classes, held_out.by("class"))
+    )
     return TEXT.format(
         recordings=len(learned),
         captions=len(set(learned.captions)),
@@ -217,7 +262,9 @@ def page(run: Path, folder: Path, minutes: float, memory: float, n: int = N, ste
         n_classes=len(judge.config.classes),
         memory=memory,
         total=round(minutes),
-        stages="\n".join(f"| `{name}` | {n_steps} | {x:.0f} |" for name, n_steps, x in stages(run)),
+        stages="\n".join(
+            f"| `{name}` | {n_steps} | {x:.0f} |" for name, n_steps, x in stages(run)
+        ),
         report=metrics.report(found, recorded=True),
         classes="\n".join(
             f"| {spoken(name)} | {k} | " + " | ".join(f"{x:.2f}" for x in shares) + " |"
@@ -228,7 +275,11 @@ def page(run: Path, folder: Path, minutes: float, memory: float, n: int = N, ste
         ceiling=f"{found['ceiling.single.class']:.3f}",
         back=f"{found['roundtrip.single.class']:.3f}",
         cards="\n".join(heard(pipe, judge, held_out, names)),
-        worst=", ".join(spoken(name) for name, _, (generated, _, real) in rows if real - generated > 0.295),
+        worst=", ".join(
+            spoken(name)
+            for name, _, (generated, _, real) in rows
+            if real - generated > 0.295
+        ),
         near=f"{nearest(made, pieces):.1f}",
         near_held_out=f"{nearest(scenes.waves, pieces):.1f}",
         near_itself=f"{nearest(metrics.round_trip(pipe, some), pieces):.1f}",
@@ -243,7 +294,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, required=True, metavar="M")
     parser.add_argument("--memory", type=float, required=True, metavar="GIB")
     args = parser.parse_args()
-    PAGE.write_text(page(args.run, args.folder, args.minutes, args.memory), encoding="utf-8")
+    PAGE.write_text(
+        page(args.run, args.folder, args.minutes, args.memory), encoding="utf-8"
+    )
     return 0
 
 

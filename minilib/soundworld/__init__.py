@@ -1,7 +1,7 @@
 """SoundWorld: a small world of sounds whose truth is known (Chapter 01).
 
-A `Scene` (events with class, attributes and onset, or a tune) renders to a waveform and a caption, and every
-label is kept. No download, no end; the same seed is the same clip.
+A `Scene` (events with class, attributes and onset, or a tune) renders to a waveform and
+a caption, and every label is kept. No download, no end; the same seed is the same clip.
 
     world = SoundWorld("train", music=0.3)
     clip = world[0]  # clip.wave (N,), clip.caption, clip.scene
@@ -13,7 +13,15 @@ from .captions import describe, plain, vocabulary
 from .corpus import SAMPLE_RATE, SoundWorld, render
 from .effects import CLASSES, SoundClass
 from .music import INSTRUMENTS, Instrument
-from .scene import SPLITS, Clip, Combination, Event, Scene, held_out_combinations, held_out_pairs
+from .scene import (
+    SPLITS,
+    Clip,
+    Combination,
+    Event,
+    Scene,
+    held_out_combinations,
+    held_out_pairs,
+)
 from .tunes import Melody, Tune, held_out_melodies
 
 __all__ = [

@@ -1,8 +1,10 @@
-"""The grammar of SoundWorld: from a scene to a sentence, in several phrasings (Chapter 01).
+"""The grammar of SoundWorld: from a scene to a sentence, in several phrasings (Chapter
+01).
 
-An event is told as a clause ("a small dog barks loudly twice") or as a noun phrase ("two loud high dog
-barks"). What is said is true, and what is ordinary (medium pitch, normal speed and loudness) goes unsaid. A tune
-is told by its instrument and how it is played ("a fast rising piano melody in a minor key").
+An event is told as a clause ("a small dog barks loudly twice") or as a noun phrase
+("two loud high dog barks"). What is said is true, and what is ordinary (medium pitch,
+normal speed and loudness) goes unsaid. A tune is told by its instrument and how it is
+played ("a fast rising piano melody in a minor key").
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from .tunes import Tune
 
 @dataclass(frozen=True)
 class Words:
-    """How a class is named. The pairs of adjectives stand for (low, high) pitch, (quiet, loud) loudness."""
+    """How a class is named.
+
+    The pairs of adjectives stand for (low, high) pitch, (quiet, loud) loudness.
+    """
 
     subject: str  # of the clause: "dog"
     verb: str
@@ -41,16 +46,25 @@ WORDS: dict[str, Words] = {
     "cat": Words("cat", "meows", "cat meow", "cat meows", subject_pitch=SIZE),
     "clock": Words("clock", "ticks", "ticking clock"),
     "cow": Words("cow", "moos", "cow moo", "cow moos", subject_pitch=SIZE),
-    "cricket": Words("cricket", "chirps", "cricket song", sound_article=False, subject_pitch=SIZE),
+    "cricket": Words(
+        "cricket", "chirps", "cricket song", sound_article=False, subject_pitch=SIZE
+    ),
     "dog": Words("dog", "barks", "dog bark", "dog barks", subject_pitch=SIZE),
     "door": Words("door", "creaks", "door creak", "door creaks", subject_pitch=SIZE),
     "drip": Words(
-        "water", "drips", "water drop", "water drops", subject_article=False, subject_pitch=("", "")
+        "water",
+        "drips",
+        "water drop",
+        "water drops",
+        subject_article=False,
+        subject_pitch=("", ""),
     ),
     "drum": Words("drum", "beats", "drum beat", "drum beats"),
     "engine": Words("engine", "runs", "engine"),
     "fire": Words("fire", "crackles", "crackling fire"),
-    "footsteps": Words("someone", "walks", "footsteps", subject_article=False, sound_article=False),
+    "footsteps": Words(
+        "someone", "walks", "footsteps", subject_article=False, sound_article=False
+    ),
     "frog": Words("frog", "croaks", "frog croak", "frog croaks", subject_pitch=SIZE),
     "glass": Words("glass", "breaks", "glass crash", subject_pitch=SIZE),
     "guitar": Words("guitar", "plays", "guitar note", "guitar notes"),
@@ -59,9 +73,13 @@ WORDS: dict[str, Words] = {
     "knock": Words("someone", "knocks", "knock", "knocks", subject_article=False),
     "laser": Words("laser", "zaps", "laser zap", "laser zaps"),
     "owl": Words("owl", "hoots", "owl hoot", "owl hoots", subject_pitch=SIZE),
-    "rain": Words("rain", "falls", "rain", "", False, False, sound_loudness=("light", "heavy")),
+    "rain": Words(
+        "rain", "falls", "rain", "", False, False, sound_loudness=("light", "heavy")
+    ),
     "siren": Words("siren", "wails", "siren"),
-    "thunder": Words("thunder", "rumbles", "thunder clap", "thunder claps", subject_article=False),
+    "thunder": Words(
+        "thunder", "rumbles", "thunder clap", "thunder claps", subject_article=False
+    ),
     "waves": Words("waves", "crash", "ocean waves", "", False, False),
     "whistle": Words("whistle", "blows", "whistle blast", "whistle blasts"),
     "wind": Words(
@@ -78,9 +96,20 @@ WORDS: dict[str, Words] = {
 }
 
 LOUDLY = {"quiet": ("quietly", "softly"), "normal": ("",), "loud": ("loudly",)}
-SPEEDILY = {"slow": ("slowly",), "normal": ("",), "fast": ("fast", "quickly"), None: ("",)}
+SPEEDILY = {
+    "slow": ("slowly",),
+    "normal": ("",),
+    "fast": ("fast", "quickly"),
+    None: ("",),
+}
 SPEEDY = {"slow": ("slow",), "normal": ("",), "fast": ("fast", "quick"), None: ("",)}
-TIMES = {None: ("",), 1: ("", "", "once"), 2: ("twice", "two times"), 3: ("three times",), 4: ("four times",)}
+TIMES = {
+    None: ("",),
+    1: ("", "", "once"),
+    2: ("twice", "two times"),
+    3: ("three times",),
+    4: ("four times",),
+}
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 SINGLES = ("{clause}", "{clause}", "{phrase}", "the sound of {phrase}")
 PAIRS = (
@@ -99,7 +128,11 @@ PAIRS = (
 )
 TUNES = ("melody", "tune")
 MOVES = {"rising": "rises", "falling": "falls"}
-SCALED = {"major": "in a major key", "minor": "in a minor key", "pentatonic": "on a pentatonic scale"}
+SCALED = {
+    "major": "in a major key",
+    "minor": "in a minor key",
+    "pentatonic": "on a pentatonic scale",
+}
 MUSIC = (
     "{phrase}",
     "{phrase}",
@@ -129,20 +162,32 @@ def _pitch_word(event: Event, words: tuple[str, str]) -> str:
 
 
 def clause(event: Event, rng: np.random.Generator) -> str:
-    """Tell an event as a sentence without its full stop: "a small dog barks loudly twice"."""
+    """Tell an event as a sentence without its full stop: "a small dog barks loudly
+    twice".
+    """
     words = WORDS[event.name]
     subject = _join(_pitch_word(event, words.subject_pitch), words.subject)
     if words.subject_article:
         subject = _with_article(subject)
-    manner = [m for m in (_pick(SPEEDILY[event.speed], rng), _pick(LOUDLY[event.loudness], rng)) if m]
-    return _join(subject, words.verb, " and ".join(manner), _pick(TIMES[event.count], rng))
+    manner = [
+        m
+        for m in (_pick(SPEEDILY[event.speed], rng), _pick(LOUDLY[event.loudness], rng))
+        if m
+    ]
+    return _join(
+        subject, words.verb, " and ".join(manner), _pick(TIMES[event.count], rng)
+    )
 
 
 def phrase(event: Event, rng: np.random.Generator) -> str:
     """Tell an event as a noun phrase: "two loud high dog barks"."""
     words = WORDS[event.name]
-    loudness = {"quiet": words.sound_loudness[0], "loud": words.sound_loudness[1]}.get(event.loudness, "")
-    adjectives = _join(loudness, _pick(SPEEDY[event.speed], rng), _pitch_word(event, words.sound_pitch))
+    loudness = {"quiet": words.sound_loudness[0], "loud": words.sound_loudness[1]}.get(
+        event.loudness, ""
+    )
+    adjectives = _join(
+        loudness, _pick(SPEEDY[event.speed], rng), _pitch_word(event, words.sound_pitch)
+    )
     if event.count is not None and event.count > 1:
         return _join(NUMBERS[event.count], adjectives, words.sounds)
     if event.count == 1 and rng.random() < 0.25:
@@ -152,15 +197,22 @@ def phrase(event: Event, rng: np.random.Generator) -> str:
 
 
 def _tellings(event: Event, rng: np.random.Generator, number: str) -> dict[str, str]:
-    """The event as clause and as phrase; where the subject takes no pitch word, pitch needs the phrase."""
-    told = {"clause" + number: clause(event, rng), "phrase" + number: phrase(event, rng)}
+    """The event as clause and as phrase; where the subject takes no pitch word, pitch
+    needs the phrase.
+    """
+    told = {
+        "clause" + number: clause(event, rng),
+        "phrase" + number: phrase(event, rng),
+    }
     if event.pitch in ("low", "high") and "" in WORDS[event.name].subject_pitch:
         told["clause" + number] = told["phrase" + number]
     return told
 
 
 def _describe_tune(tune: Tune, rng: np.random.Generator) -> str:
-    """Caption a tune: "a fast rising piano melody in a minor key", "someone plays the violin quietly"."""
+    """Caption a tune: "a fast rising piano melody in a minor key", "someone plays the
+    violin quietly".
+    """
     word, moves = _pick(TUNES, rng), MOVES.get(tune.contour, "")
     contour, pitch = (tune.contour if moves else ""), _pitch_word(tune, ("low", "high"))
     loud, speedy = tune.loudness.replace("normal", ""), _pick(SPEEDY[tune.speed], rng)
@@ -188,11 +240,15 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     if len(scene.events) == 1:
         return _pick(SINGLES, rng).format(**_tellings(scene.events[0], rng, ""))
     template = _pick(PAIRS, rng)
-    return template.format(**_tellings(scene.events[0], rng, "1"), **_tellings(scene.events[1], rng, "2"))
+    return template.format(
+        **_tellings(scene.events[0], rng, "1"), **_tellings(scene.events[1], rng, "2")
+    )
 
 
 def plain(name: str) -> str:
-    """The shortest caption of a class or instrument: "a dog barks", "a piano plays" (Chapter 01)."""
+    """The shortest caption of a class or instrument: "a dog barks", "a piano plays"
+    (Chapter 01).
+    """
     if name in INSTRUMENTS:
         return f"{_with_article(name)} plays"
     words = WORDS[name]
@@ -223,10 +279,14 @@ def _music_strings() -> Iterator[str]:
 
 def _frame(template: str) -> str:
     """The words of a template itself."""
-    return " ".join(word for word in template.replace(",", "").split() if "{" not in word)
+    return " ".join(
+        word for word in template.replace(",", "").split() if "{" not in word
+    )
 
 
 def vocabulary(music: bool = False) -> list[str]:
-    """All words that a caption can hold, sorted; those of tunes only with `music` (Chapter 01)."""
+    """All words that a caption can hold, sorted; those of tunes only with `music`
+    (Chapter 01).
+    """
     texts = [*_strings(), *_music_strings()] if music else _strings()
     return sorted({word for text in texts for word in text.split()})

@@ -1,4 +1,6 @@
-"""SoundWorld, the built-in corpus: an endless list of clips whose truth is known (Chapter 01)."""
+"""SoundWorld, the built-in corpus: an endless list of clips whose truth is known
+(Chapter 01).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from .scene import DEFAULT_SECONDS, SPLITS, Clip, Event, Scene, draw_scene
 from .tunes import Tune, draw_music
 
 SAMPLE_RATE = 16000  # Hz
-NOISE_FLOOR = 1e-4  # no recording is silent, and log-mels of digital silence are a spike at their floor
+# no recording is silent, and log-mels of digital silence are a spike at their floor
+NOISE_FLOOR = 1e-4
 VERSION = 1  # of the synthesiser: a cache of another version isn't read
 INT16 = 32767
 
@@ -26,16 +29,18 @@ INT16 = 32767
 class SoundWorld:
     """An endless corpus of parametric sounds with captions (Chapter 01).
 
-    The same (split, seed, index, seconds, pairs, music) is the same clip, in every process. Clips stand on
-    the 16-bit grid, so a clip from the cache equals one just rendered.
+    The same (split, seed, index, seconds, pairs, music) is the same clip, in every
+    process. Clips stand on the 16-bit grid, so a clip from the cache equals one just
+    rendered.
 
     Args:
-        split: "train", "valid" (combinations as in train, other draws) or "test" (combinations of
-            attributes and pairs of classes that train never has).
+        split: "train", "valid" (combinations as in train, other draws) or "test"
+            (combinations of attributes and pairs of classes that train never has).
         seed: whole number >= 0; another seed is another corpus.
         seconds: length of a clip, above 0.5 and at most 60.
         pairs: the share with two events among the scenes of effects, 0 to 1.
-        music: the share of scenes that are a tune, 0 to 1. All others are those of a world without music.
+        music: the share of scenes that are a tune, 0 to 1. All others are those of a
+            world without music.
         cache: a folder that keeps rendered clips; None keeps none.
 
     Raises:
@@ -56,7 +61,9 @@ class SoundWorld:
         if not isinstance(seed, numbers.Integral) or seed < 0:
             raise ValueError(f"seed must be a whole number >= 0, not {seed!r}")
         if not isinstance(seconds, numbers.Real) or not 0.5 < seconds <= 60:
-            raise ValueError(f"seconds must be a number above 0.5 and at most 60, not {seconds!r}")
+            raise ValueError(
+                f"seconds must be a number above 0.5 and at most 60, not {seconds!r}"
+            )
         for name, share in (("pairs", pairs), ("music", music)):
             if not isinstance(share, numbers.Real) or not 0 <= share <= 1:
                 raise ValueError(f"{name} must be a number from 0 to 1, not {share!r}")
@@ -70,7 +77,11 @@ class SoundWorld:
     def __getitem__(self, index: int) -> Clip:
         """Clip number `index` (0, 1, 2, … without end): wave (N,), caption, scene."""
         scene = self.scene(index)
-        return Clip(torch.from_numpy(to_float(self.samples(index))), self._describe(scene), scene)
+        return Clip(
+            torch.from_numpy(to_float(self.samples(index))),
+            self._describe(scene),
+            scene,
+        )
 
     def __iter__(self):
         raise TypeError("a SoundWorld has no end: take world[i] for i in range(n)")
@@ -78,12 +89,17 @@ class SoundWorld:
     def scene(self, index: int) -> Scene:
         """What happens in clip `index`, without rendering it."""
         if not isinstance(index, numbers.Integral) or index < 0:
-            raise IndexError(f"the index of a clip must be a whole number >= 0, not {index!r}")
+            raise IndexError(
+                f"the index of a clip must be a whole number >= 0, not {index!r}"
+            )
         entropy = [zlib.crc32(self.split.encode()), self.seed, int(index)]
-        lot = np.random.default_rng([*entropy, 1])  # its own, so that music leaves the effects as they are
+        # its own, so that music leaves the effects as they are
+        lot = np.random.default_rng([*entropy, 1])
         if lot.random() < self.music:
             return draw_music(self.split, self.seconds, lot)
-        return draw_scene(self.split, self.seconds, self.pairs, np.random.default_rng(entropy))
+        return draw_scene(
+            self.split, self.seconds, self.pairs, np.random.default_rng(entropy)
+        )
 
     def caption(self, index: int) -> str:
         """The caption of clip `index`, without rendering it."""
@@ -116,7 +132,9 @@ class SoundWorld:
 
 
 def render(scene: Scene, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Render a scene to int16 samples (N,): every event at its level, faded at both ends (Chapter 01)."""
+    """Render a scene to int16 samples (N,): every event at its level, faded at both
+    ends (Chapter 01).
+    """
     n = round(scene.seconds * sample_rate)
     wave = NOISE_FLOOR * np.random.default_rng([scene.seed, 0]).standard_normal(n)
     for event in scene.events:
@@ -131,18 +149,26 @@ def _level_and_fade(event: Event, sample_rate: int) -> np.ndarray:
     if isinstance(event, Tune):
         wave, fades = play(event, rng, sample_rate), (0.001, 0.06)
     else:
-        wave, fades = CLASSES[event.name].synthesise(event, rng, sample_rate), _fades(event)
-    fade_in, fade_out = (min(round(seconds * sample_rate), len(wave) // 4) for seconds in fades)
+        wave, fades = (
+            CLASSES[event.name].synthesise(event, rng, sample_rate),
+            _fades(event),
+        )
+    fade_in, fade_out = (
+        min(round(seconds * sample_rate), len(wave) // 4) for seconds in fades
+    )
     wave = wave.astype(np.float64)
     wave[:fade_in] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(fade_in) / fade_in)
-    wave[len(wave) - fade_out :] *= 0.5 + 0.5 * np.cos(np.pi * np.arange(fade_out) / fade_out)
+    wave[len(wave) - fade_out :] *= 0.5 + 0.5 * np.cos(
+        np.pi * np.arange(fade_out) / fade_out
+    )
     return wave * (event.peak / np.abs(wave).max())
 
 
 def _fades(event: Event) -> tuple[float, float]:
     """The seconds within which an effect comes up and goes."""
     sound_class = CLASSES[event.name]
-    unbroken = sound_class.length == 0 and not event.strokes  # strokes begin at once, rain comes up
+    # strokes begin at once, rain comes up
+    unbroken = sound_class.length == 0 and not event.strokes
     return 0.04 if unbroken else 0.001, 0.2 if sound_class.length > 1 else 0.06
 
 
@@ -152,7 +178,9 @@ def to_float(samples: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, samples: np.ndarray) -> None:
-    """Keep samples behind their checksum; whole or not at all, however many processes write."""
+    """Keep samples behind their checksum; whole or not at all, however many processes
+    write.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = samples.astype("<i2").tobytes()
     with replacing(path) as temporary:
@@ -165,6 +193,8 @@ def _read(path: Path, n_samples: int) -> np.ndarray | None:
         content = path.read_bytes()
     except OSError:
         return None
-    if len(content) != 4 + 2 * n_samples or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
+    if len(content) != 4 + 2 * n_samples or zlib.crc32(content[4:]) != int.from_bytes(
+        content[:4], "little"
+    ):
         return None
     return np.frombuffer(content[4:], dtype="<i2").astype(np.int16)

@@ -1,9 +1,10 @@
 """The sound effects of SoundWorld: each class is one short synthesiser (Chapter 01).
 
-A synthesiser is a function `(event, rng, sample_rate) -> wave (n,)` that makes `event.duration` seconds
-of sound at any level; the corpus sets the level and fades the ends. What the caption says of an event
-(its fundamental `f0`, its `rate`, the times of its `strokes`) was drawn before and is obeyed here;
-`rng` only adds what makes two barks differ. At the bottom stands CLASSES, the table of all classes.
+A synthesiser is a function `(event, rng, sample_rate) -> wave (n,)` that makes
+`event.duration` seconds of sound at any level; the corpus sets the level and fades the
+ends. What the caption says of an event (its fundamental `f0`, its `rate`, the times of
+its `strokes`) was drawn before and is obeyed here; `rng` only adds what makes two barks
+differ. At the bottom stands CLASSES, the table of all classes.
 """
 
 from __future__ import annotations
@@ -37,23 +38,26 @@ Synthesiser = Callable[["Event", np.random.Generator, int], np.ndarray]
 
 @dataclass(frozen=True)
 class SoundClass:
-    """What a class can do: which attributes it has and what they mean in hertz and seconds (Chapter 01).
+    """What a class can do: which attributes it has and what they mean in hertz and
+    seconds (Chapter 01).
 
-    A class with no `length` fills its room (rain); one with `counts` is a series of strokes (knocks);
-    one with a `length` and no `counts` happens once (breaking glass).
+    A class with no `length` fills its room (rain); one with `counts` is a series of
+    strokes (knocks); one with a `length` and no `counts` happens once (breaking glass).
     """
 
     synthesise: Synthesiser
     pitch: tuple[float, float, float] | None = None  # f0 in Hz when low, medium, high
-    speed: tuple[float, float, float] | None = None  # rate in Hz when slow, normal, fast
+    # rate in Hz when slow, normal, fast
+    speed: tuple[float, float, float] | None = None
     counts: tuple[int, ...] = ()  # how many strokes an event may have
     length: float = 0.0  # natural seconds of one stroke, its ringing included
     interval: float = 0.0  # seconds from stroke to stroke, about
     shortest: float = 0.0  # the least seconds a stroke needs to be heard as one
-    regular: bool = False  # fills its room with strokes at `rate`, whose times are stored
+    # fills its room with strokes at `rate`, whose times are stored
+    regular: bool = False
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Events of many strokes, and of many grains
 
 
@@ -69,19 +73,27 @@ def _series(
     stroke: Callable[[int], np.ndarray],
     spread: bool = False,
 ) -> np.ndarray:
-    """Lay `stroke(n)` at every stroke of the event, at nearly equal levels; each lasts `seconds` at most.
+    """Lay `stroke(n)` at every stroke of the event, at nearly equal levels; each lasts
+    `seconds` at most.
 
-    Without `spread` a stroke also ends before the next begins (a dog can't bark twice at once).
+    Without `spread` a stroke also ends before the next begins (a dog can't bark twice
+    at once).
     """
     total = _length(event, sample_rate)
     wave = np.zeros(total, dtype=np.float32)
     starts = [round((time - event.onset) * sample_rate) for time in event.strokes]
     for start, after in zip(starts, starts[1:] + [total]):
-        room = total - start if spread or after == total else round(0.85 * (after - start))
+        room = (
+            total - start if spread or after == total else round(0.85 * (after - start))
+        )
         n = min(round(seconds * sample_rate), room)
         if n > 16:
-            piece = stroke(n) * swell(n, 0.0, min(0.03, n / sample_rate / 4), sample_rate)
-            wave[start : start + n] += piece * (rng.uniform(0.85, 1) / np.abs(piece).max())
+            piece = stroke(n) * swell(
+                n, 0.0, min(0.03, n / sample_rate / 4), sample_rate
+            )
+            wave[start : start + n] += piece * (
+                rng.uniform(0.85, 1) / np.abs(piece).max()
+            )
     return wave
 
 
@@ -93,19 +105,20 @@ def _scatter(
     sample_rate: int,
     power: float = 2,
 ) -> np.ndarray:
-    """Strew grains, about `rate` a second, their levels spread by `power` (few loud, many soft)."""
+    """Strew grains, about `rate` a second, their levels spread by `power` (few loud,
+    many soft).
+    """
     wave = np.zeros(n, dtype=np.float32)
     count = max(1, round(rate * n / sample_rate))
-    starts = (np.arange(count) + rng.random(count) ** 1.3 - 0.3).clip(0) * (
-        n / count
-    )  # uneven, without long gaps
+    # uneven, without long gaps
+    starts = (np.arange(count) + rng.random(count) ** 1.3 - 0.3).clip(0) * (n / count)
     for start in starts.astype(int):
         piece = grain()[: n - start]
         wave[start : start + len(piece)] += piece * (0.1 + rng.random() ** power)
     return wave
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Animals
 
 
@@ -116,7 +129,11 @@ def dog(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     def bark(n: int) -> np.ndarray:
         rough = 1 + 0.04 * wander(rng, n, 90, sample_rate)
         f0 = event.f0 * glide(n, 0.8, 1.12, 1.05, 0.85, 0.6) * rough
-        formants = [(650 * size, 220, 1.0), (1300 * size, 260, 0.9), (2700 * size, 500, 0.35)]
+        formants = [
+            (650 * size, 220, 1.0),
+            (1300 * size, 260, 0.9),
+            (2700 * size, 500, 0.35),
+        ]
         wave = voice(f0, formants, sample_rate)
         breath = band(noise(rng, n), 500 * size, 3500, sample_rate)
         wave = wave / np.abs(wave).max() + 0.12 * breath
@@ -137,8 +154,15 @@ def cat(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
         )
         first = size * glide(n, 350, 800, 1100, 950, 600, 450)
         second = size * glide(n, 2300, 2500, 2000, 1500, 1000, 800)
-        wave = voice(f0, [(first, 180, 1.0), (second, 260, 0.8), (3600 * size, 500, 0.25)], sample_rate, 6000)
-        return wave * swell(n, 0.25 * n / sample_rate, 0.5 * n / sample_rate, sample_rate)
+        wave = voice(
+            f0,
+            [(first, 180, 1.0), (second, 260, 0.8), (3600 * size, 500, 0.25)],
+            sample_rate,
+            6000,
+        )
+        return wave * swell(
+            n, 0.25 * n / sample_rate, 0.5 * n / sample_rate, sample_rate
+        )
 
     return _series(event, rng, sample_rate, rng.uniform(0.5, 0.62), meow)
 
@@ -155,8 +179,15 @@ def cow(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
         )
         first = size * glide(n, 230, 300, 520, 560, 500, 350)
         second = size * glide(n, 700, 750, 1000, 1050, 950, 750)
-        wave = voice(f0, [(first, 120, 1.0), (second, 170, 0.5), (2300 * size, 350, 0.12)], sample_rate, 3500)
-        return wave * swell(n, 0.2 * n / sample_rate, 0.25 * n / sample_rate, sample_rate)
+        wave = voice(
+            f0,
+            [(first, 120, 1.0), (second, 170, 0.5), (2300 * size, 350, 0.12)],
+            sample_rate,
+            3500,
+        )
+        return wave * swell(
+            n, 0.2 * n / sample_rate, 0.25 * n / sample_rate, sample_rate
+        )
 
     return _series(event, rng, sample_rate, rng.uniform(1.0, 1.4), moo)
 
@@ -165,10 +196,19 @@ def owl(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """A hoot: nearly a pure tone with breath, swelling softly."""
 
     def hoot(n: int) -> np.ndarray:
-        phase = running_phase(event.f0 * glide(n, 0.93, 1.0, 1.01, 1.0, 0.92), n, sample_rate)
+        phase = running_phase(
+            event.f0 * glide(n, 0.93, 1.0, 1.01, 1.0, 0.92), n, sample_rate
+        )
         breath = band(noise(rng, n), 0.8 * event.f0, 1.3 * event.f0, sample_rate)
-        wave = np.sin(phase) + 0.12 * np.sin(2 * phase) + 0.05 * np.sin(3 * phase) + 0.08 * breath
-        return wave * swell(n, 0.35 * n / sample_rate, 0.55 * n / sample_rate, sample_rate)
+        wave = (
+            np.sin(phase)
+            + 0.12 * np.sin(2 * phase)
+            + 0.05 * np.sin(3 * phase)
+            + 0.08 * breath
+        )
+        return wave * swell(
+            n, 0.35 * n / sample_rate, 0.55 * n / sample_rate, sample_rate
+        )
 
     return _series(event, rng, sample_rate, rng.uniform(0.36, 0.46), hoot)
 
@@ -197,8 +237,11 @@ def bird(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     turn = iter(range(10_000))
 
     def chirp(n: int) -> np.ndarray:
-        phase = running_phase(event.f0 * glide(n, *motif[next(turn) % 2]), n, sample_rate)
-        second = 0.1 if event.f0 < 3300 else 0.0  # above half the sample rate it would fold back
+        phase = running_phase(
+            event.f0 * glide(n, *motif[next(turn) % 2]), n, sample_rate
+        )
+        # above half the sample rate it would fold back
+        second = 0.1 if event.f0 < 3300 else 0.0
         return (np.sin(phase) + second * np.sin(2 * phase)) * np.hanning(n)
 
     return _series(event, rng, sample_rate, min(0.16, 0.6 / event.rate), chirp)
@@ -208,13 +251,16 @@ def cricket(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
     """A chirp of wing strokes: a constant high tone cut into quick pulses."""
 
     def chirp(n: int) -> np.ndarray:
-        pulses = np.abs(np.sin(np.pi * 24 * times(n, sample_rate))) ** 1.5  # 24 wing strokes a second
-        return tone(event.f0, n, sample_rate) * pulses * swell(n, 0.02, 0.02, sample_rate)
+        # 24 wing strokes a second
+        pulses = np.abs(np.sin(np.pi * 24 * times(n, sample_rate))) ** 1.5
+        return (
+            tone(event.f0, n, sample_rate) * pulses * swell(n, 0.02, 0.02, sample_rate)
+        )
 
     return _series(event, rng, sample_rate, min(0.2, 0.6 / event.rate), chirp)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Weather and water
 
 
@@ -223,12 +269,14 @@ def rain(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     n = _length(event, sample_rate)
     hiss = band(noise(rng, n), 1200, sample_rate, sample_rate)
     fall = strike(160, 0.0003, 0.002, sample_rate)
-    drops = [band(noise(rng, 160), low, low + 2500, sample_rate) * fall for low in (1500, 2500, 3500, 4500)]
+    drops = [
+        band(noise(rng, 160), low, low + 2500, sample_rate) * fall
+        for low in (1500, 2500, 3500, 4500)
+    ]
     patter = _scatter(rng, n, event.rate, lambda: drops[rng.integers(4)], sample_rate)
     hiss *= 1 + 0.1 * wander(rng, n, 4, sample_rate)
-    return (
-        hiss * (event.rate / 1200) ** 0.6 + 2 * patter
-    )  # the fuller the rain, the less we hear single drops
+    # the fuller the rain, the less we hear single drops
+    return hiss * (event.rate / 1200) ** 0.6 + 2 * patter
 
 
 def thunder(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
@@ -240,7 +288,9 @@ def thunder(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
         deep = band(noise(rng, n), 35, 160, sample_rate) * 3
         middle = band(noise(rng, n), 100, 700, sample_rate) * np.exp(-t / 0.3)
         crack = band(noise(rng, n), 300, 3500, sample_rate) * np.exp(-t / 0.05)
-        return (deep * rolls + middle * rolls + 0.7 * crack) * swell(n, 0.004, 0.3, sample_rate)
+        return (deep * rolls + middle * rolls + 0.7 * crack) * swell(
+            n, 0.004, 0.3, sample_rate
+        )
 
     return _series(event, rng, sample_rate, 2.2, clap)
 
@@ -250,8 +300,12 @@ def wind(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     n = _length(event, sample_rate)
     slow = wander(rng, n, 1.5, sample_rate)
     howl_at = event.f0 * 2 ** (0.16 * np.clip(slow, -2, 2))
-    body = band(noise(rng, n), 0, 60, sample_rate) * np.cos(running_phase(howl_at, n, sample_rate))
-    body -= band(noise(rng, n), 0, 60, sample_rate) * np.sin(running_phase(howl_at, n, sample_rate))
+    body = band(noise(rng, n), 0, 60, sample_rate) * np.cos(
+        running_phase(howl_at, n, sample_rate)
+    )
+    body -= band(noise(rng, n), 0, 60, sample_rate) * np.sin(
+        running_phase(howl_at, n, sample_rate)
+    )
     rush = band(noise(rng, n), 60, 500, sample_rate)
     gust = np.exp(0.5 * np.clip(slow, -2, 2) + 0.2 * wander(rng, n, 4, sample_rate))
     return (6 * body + 0.5 * rush) * gust
@@ -263,7 +317,9 @@ def waves(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
     turns = times(n, sample_rate) * event.rate + rng.uniform(0, 0.35)
     part = turns % 1.0
     since = (part - 0.4) % 1.0  # turns since the last wave broke
-    surge = np.maximum(np.where(part < 0.4, part / 0.4, 0), np.exp(-since / 0.22)) ** 1.5
+    surge = (
+        np.maximum(np.where(part < 0.4, part / 0.4, 0), np.exp(-since / 0.22)) ** 1.5
+    )
     foam = np.maximum(np.where(part < 0.4, part / 0.4, 0) ** 4, np.exp(-since / 0.16))
     deep = band(noise(rng, n), 80, 900, sample_rate)
     high = band(noise(rng, n), 900, 5000, sample_rate)
@@ -277,7 +333,9 @@ def drip(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
         t = times(n, sample_rate)
         rising = event.f0 * (1 + 0.5 * np.minimum(t / 0.06, 1))
         plop = tone(rising, n, sample_rate) * strike(n, 0.002, 0.028, sample_rate)
-        click = band(noise(rng, n), 3000, 7000, sample_rate) * strike(n, 0.0003, 0.002, sample_rate)
+        click = band(noise(rng, n), 3000, 7000, sample_rate) * strike(
+            n, 0.0003, 0.002, sample_rate
+        )
         wave, echo = plop + 0.25 * click, round(rng.uniform(0.055, 0.075) * sample_rate)
         wave[echo:] += 0.22 * plop[: n - echo]
         return wave
@@ -292,12 +350,16 @@ def fire(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     for frequency in rng.uniform(700, 5000, 6):
         burst = noise(rng, 400) * strike(400, 0.0003, 0.003, sample_rate)
         grains.append(burst + 2 * resonate(burst, frequency, 400, sample_rate))
-    crackle = _scatter(rng, n, event.rate, lambda: grains[rng.integers(6)], sample_rate, power=1.5)
-    roar = band(noise(rng, n), 50, 350, sample_rate) * (1 + 0.4 * wander(rng, n, 6, sample_rate))
+    crackle = _scatter(
+        rng, n, event.rate, lambda: grains[rng.integers(6)], sample_rate, power=1.5
+    )
+    roar = band(noise(rng, n), 50, 350, sample_rate) * (
+        1 + 0.4 * wander(rng, n, 6, sample_rate)
+    )
     return crackle + 0.16 * roar
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Machines and traffic
 
 
@@ -321,7 +383,10 @@ def horn(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     def honk(n: int) -> np.ndarray:
         bell = [(900, 600, 1.0), (2200, 900, 1.2), (3600, 900, 0.5)]
         rise = glide(n, 0.99, 1, 1, 1, 1, 1, 1)
-        reeds = [voice(event.f0 * ratio * rise, bell, sample_rate, 6500) for ratio in (1.0, 1.26)]
+        reeds = [
+            voice(event.f0 * ratio * rise, bell, sample_rate, 6500)
+            for ratio in (1.0, 1.26)
+        ]
         return (reeds[0] + reeds[1]) * swell(n, 0.012, 0.05, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.34, 0.5), honk)
@@ -337,7 +402,9 @@ def siren(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
 
 
 def helicopter(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """Rotor blades that chop the air `rate` times a second, and the whine of the turbine."""
+    """Rotor blades that chop the air `rate` times a second, and the whine of the
+    turbine.
+    """
     n = _length(event, sample_rate)
     t = times(n, sample_rate)
     part = t * event.rate % 1.0
@@ -367,19 +434,23 @@ def laser(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
 
     def zap(n: int) -> np.ndarray:
         t = times(n, sample_rate)
-        phase = running_phase(event.f0 * (0.12 + 0.88 * np.exp(-t / 0.06)), n, sample_rate)
+        phase = running_phase(
+            event.f0 * (0.12 + 0.88 * np.exp(-t / 0.06)), n, sample_rate
+        )
         wave = np.sin(phase) + 0.25 * np.sin(2 * phase) * (t > 0.03)
         return wave * strike(n, 0.002, 0.14, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.28, 0.34), zap)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Things of the house and the street
 
 
 def bell(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A cast bell: inharmonic partials over the hum tone `f0`, the high ones dying first."""
+    """A cast bell: inharmonic partials over the hum tone `f0`, the high ones dying
+    first.
+    """
     ratios = np.array([1, 2, 2.4, 3, 4, 5.33, 6.7, 8.2])
     levels = np.array([0.7, 1, 0.8, 0.4, 0.7, 0.35, 0.2, 0.12])
     decays = np.array([0.8, 0.65, 0.55, 0.4, 0.32, 0.22, 0.16, 0.11])
@@ -387,8 +458,13 @@ def bell(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
 
     def stroke(n: int) -> np.ndarray:
         ring = partials(n, event.f0 * ratios, levels, decays, sample_rate)
-        ring += 0.5 * partials(n, event.f0 * ratios[:2] * 1.004, levels[:2], decays[:2], sample_rate)  # beats
-        clapper = band(noise(rng, n), 2000, 6000, sample_rate) * strike(n, 0.0005, 0.006, sample_rate)
+        # beats
+        ring += 0.5 * partials(
+            n, event.f0 * ratios[:2] * 1.004, levels[:2], decays[:2], sample_rate
+        )
+        clapper = band(noise(rng, n), 2000, 6000, sample_rate) * strike(
+            n, 0.0005, 0.006, sample_rate
+        )
         return ring * (1 - np.exp(-times(n, sample_rate) / 0.002)) + 0.6 * clapper
 
     return _series(event, rng, sample_rate, 2.4, stroke, spread=True)
@@ -416,16 +492,26 @@ def knock(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
 
     def hit(n: int) -> np.ndarray:
         wood = partials(
-            n, modes, np.array([1, 0.9, 0.7, 0.5, 0.3]), np.array([30, 28, 22, 14, 9]) / 1000, sample_rate
+            n,
+            modes,
+            np.array([1, 0.9, 0.7, 0.5, 0.3]),
+            np.array([30, 28, 22, 14, 9]) / 1000,
+            sample_rate,
         )
-        knuckle = band(noise(rng, n), 400, 2500, sample_rate) * strike(n, 0.0005, 0.006, sample_rate)
-        return (wood * (1 - np.exp(-times(n, sample_rate) / 0.0008)) + knuckle) * rng.uniform(0.85, 1)
+        knuckle = band(noise(rng, n), 400, 2500, sample_rate) * strike(
+            n, 0.0005, 0.006, sample_rate
+        )
+        return (
+            wood * (1 - np.exp(-times(n, sample_rate) / 0.0008)) + knuckle
+        ) * rng.uniform(0.85, 1)
 
     return _series(event, rng, sample_rate, 0.18, hit)
 
 
 def door(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A creak: a hinge that sticks and slips, `f0` times a second and unevenly, in a wooden body."""
+    """A creak: a hinge that sticks and slips, `f0` times a second and unevenly, in a
+    wooden body.
+    """
     size = (event.f0 / 110) ** 0.25
     modes = [(620, 1.0), (1250, 1.2), (2150, 1.2), (3400, 0.8)]
 
@@ -435,7 +521,9 @@ def door(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
         )
         turns = np.cumsum(event.f0 * bend) / sample_rate
         slips = np.diff(np.floor(turns), prepend=0.0) * (0.6 + 0.4 * rng.random(n))
-        wood = sum(level * resonate(slips, size * f, 120, sample_rate) for f, level in modes)
+        wood = sum(
+            level * resonate(slips, size * f, 120, sample_rate) for f, level in modes
+        )
         return wood * swell(n, 0.15, 0.25, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.8, 1.1), creak)
@@ -447,7 +535,9 @@ def footsteps(event: Event, rng: np.random.Generator, sample_rate: int) -> np.nd
     def step(n: int) -> np.ndarray:
         t = times(n, sample_rate)
         heel = np.sin(2 * np.pi * 75 * t) * strike(n, 0.003, 0.03, sample_rate)
-        grit = band(noise(rng, n), 1200, 5500, sample_rate) * np.abs(wander(rng, n, 250, sample_rate))
+        grit = band(noise(rng, n), 1200, 5500, sample_rate) * np.abs(
+            wander(rng, n, 250, sample_rate)
+        )
         crunch = grit * np.exp(-(((t - 0.055) / 0.035) ** 2))
         return rng.uniform(0.8, 1) * (heel + 0.9 * crunch)
 
@@ -457,15 +547,21 @@ def footsteps(event: Event, rng: np.random.Generator, sample_rate: int) -> np.nd
 def glass(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """A crash, then splinters that tinkle around `f0` and above as they fall."""
     n = _length(event, sample_rate)
-    crash = band(noise(rng, n), 0.8 * event.f0, 7900, sample_rate) * strike(n, 0.001, 0.05, sample_rate)
+    crash = band(noise(rng, n), 0.8 * event.f0, 7900, sample_rate) * strike(
+        n, 0.001, 0.05, sample_rate
+    )
     wave = 1.2 * crash
     starts = np.minimum(rng.exponential(0.22, 36), 0.9 * event.duration)
     starts[:10] = rng.uniform(0, 0.02, 10)
     for start, frequency in zip(starts, event.f0 * rng.uniform(1, 2.0, 36)):
         begin = round(start * sample_rate)
         m = min(n - begin, 2400)
-        splinter = tone(frequency, m, sample_rate) * strike(m, 0.0005, rng.uniform(0.01, 0.04), sample_rate)
-        wave[begin : begin + m] += splinter * rng.uniform(0.15, 0.5) * np.exp(-start / 0.5)
+        splinter = tone(frequency, m, sample_rate) * strike(
+            m, 0.0005, rng.uniform(0.01, 0.04), sample_rate
+        )
+        wave[begin : begin + m] += (
+            splinter * rng.uniform(0.15, 0.5) * np.exp(-start / 0.5)
+        )
     return wave
 
 
@@ -476,7 +572,9 @@ def applause(event: Event, rng: np.random.Generator, sample_rate: int) -> np.nda
     for centre in rng.uniform(700, 1600, 8):
         hands = noise(rng, 500) * strike(500, 0.0008, 0.006, sample_rate)
         claps.append(band(hands, 0.7 * centre, 1.8 * centre, sample_rate))
-    return _scatter(rng, n, event.rate, lambda: claps[rng.integers(8)], sample_rate, power=1)
+    return _scatter(
+        rng, n, event.rate, lambda: claps[rng.integers(8)], sample_rate, power=1
+    )
 
 
 def whistle(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
@@ -486,15 +584,19 @@ def whistle(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
 
     def blast(n: int) -> np.ndarray:
         pea = np.sin(2 * np.pi * roll * times(n, sample_rate))
-        phase = running_phase(event.f0 * (1 + 0.025 * pea) * glide(n, 0.97, 1, 1, 1, 0.97), n, sample_rate)
+        phase = running_phase(
+            event.f0 * (1 + 0.025 * pea) * glide(n, 0.97, 1, 1, 1, 0.97), n, sample_rate
+        )
         breath = band(noise(rng, n), 0.8 * event.f0, 1.25 * event.f0, sample_rate)
-        wave = (np.sin(phase) + second * np.sin(2 * phase)) * (0.65 + 0.35 * pea) + 0.1 * breath
+        wave = (np.sin(phase) + second * np.sin(2 * phase)) * (
+            0.65 + 0.35 * pea
+        ) + 0.1 * breath
         return wave * swell(n, 0.02, 0.04, sample_rate)
 
     return _series(event, rng, sample_rate, rng.uniform(0.3, 0.42), blast)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Instruments
 
 
@@ -506,7 +608,12 @@ def drum(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
         relax = 1 + 0.5 * np.exp(-t / 0.03)
         skin = sum(
             level * tone(event.f0 * ratio * relax, n, sample_rate) * np.exp(-t / decay)
-            for ratio, level, decay in [(1, 1, 0.17), (1.59, 0.5, 0.1), (2.14, 0.3, 0.07), (2.65, 0.2, 0.05)]
+            for ratio, level, decay in [
+                (1, 1, 0.17),
+                (1.59, 0.5, 0.1),
+                (2.14, 0.3, 0.07),
+                (2.65, 0.2, 0.05),
+            ]
         )
         stick = band(noise(rng, n), 500, 4000, sample_rate) * np.exp(-t / 0.008)
         return (skin + 0.3 * stick) * (1 - np.exp(-t / 0.001))
@@ -515,14 +622,19 @@ def drum(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
 
 
 def guitar(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A plucked string: harmonics whose levels tell where it was plucked, the high ones dying first."""
+    """A plucked string: harmonics whose levels tell where it was plucked, the high ones
+    dying first.
+    """
     k = np.arange(1, 25)
     levels = np.abs(np.sin(np.pi * k * rng.uniform(0.17, 0.23))) / k**0.9
-    frequencies = event.f0 * k * np.sqrt(1 + 0.00008 * k**2)  # stiff strings are a little sharp
+    # stiff strings are a little sharp
+    frequencies = event.f0 * k * np.sqrt(1 + 0.00008 * k**2)
 
     def pluck(n: int) -> np.ndarray:
         string = partials(n, frequencies, levels, 0.8 / (1 + 0.28 * k), sample_rate)
-        finger = band(noise(rng, n), 800, 4000, sample_rate) * strike(n, 0.0005, 0.004, sample_rate)
+        finger = band(noise(rng, n), 800, 4000, sample_rate) * strike(
+            n, 0.0005, 0.004, sample_rate
+        )
         return string * (1 - np.exp(-times(n, sample_rate) / 0.0015)) + 0.15 * finger
 
     return _series(event, rng, sample_rate, 1.6, pluck, spread=True)
@@ -531,7 +643,9 @@ def guitar(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarr
 COUNTS = (1, 2, 3, 4)
 
 CLASSES: dict[str, SoundClass] = {
-    "alarm": SoundClass(alarm, pitch=(600, 1100, 2000), speed=(1.7, 3.2, 6.5), regular=True),
+    "alarm": SoundClass(
+        alarm, pitch=(600, 1100, 2000), speed=(1.7, 3.2, 6.5), regular=True
+    ),
     "applause": SoundClass(applause, speed=(14, 40, 130)),
     "bell": SoundClass(bell, (262, 524, 1048), None, COUNTS, 2.4, 0.44, 0.24),
     "bird": SoundClass(bird, (1700, 2900, 4900), (1.8, 3.6, 7.5), regular=True),

@@ -1,7 +1,8 @@
-"""What SoundWorld's sounds are made of: noise, curves, resonances, partials and voices (Chapter 01).
+"""What SoundWorld's sounds are made of: noise, curves, resonances, partials and voices
+(Chapter 01).
 
-The effects and the instruments are put together from these. Waves and curves are arrays (n,), times are
-seconds and frequencies hertz.
+The effects and the instruments are put together from these. Waves and curves are arrays
+(n,), times are seconds and frequencies hertz.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def noise(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.standard_normal(n, dtype=np.float32)
 
 
-def wander(rng: np.random.Generator, n: int, rate: float, sample_rate: int) -> np.ndarray:
+def wander(
+    rng: np.random.Generator, n: int, rate: float, sample_rate: int
+) -> np.ndarray:
     """A smooth random curve of about unit size that turns `rate` times a second."""
     knots = rng.standard_normal(int(n * rate / sample_rate) + 3)
     grid = np.arange(n) * (rate / sample_rate)
@@ -34,18 +37,30 @@ def wander(rng: np.random.Generator, n: int, rate: float, sample_rate: int) -> n
 @functools.lru_cache(maxsize=256)
 def _butterworth(low: float, high: float, sample_rate: int) -> np.ndarray:
     if high >= sample_rate / 2:
-        return signal.butter(2, low, "highpass", fs=sample_rate, output="sos").astype(np.float32)
+        return signal.butter(2, low, "highpass", fs=sample_rate, output="sos").astype(
+            np.float32
+        )
     if low <= 0:
-        return signal.butter(2, high, "lowpass", fs=sample_rate, output="sos").astype(np.float32)
-    return signal.butter(2, [low, high], "bandpass", fs=sample_rate, output="sos").astype(np.float32)
+        return signal.butter(2, high, "lowpass", fs=sample_rate, output="sos").astype(
+            np.float32
+        )
+    return signal.butter(
+        2, [low, high], "bandpass", fs=sample_rate, output="sos"
+    ).astype(np.float32)
 
 
 def band(wave: np.ndarray, low: float, high: float, sample_rate: int) -> np.ndarray:
-    """Keep the band from `low` to `high` Hz (0 and half the sample rate leave that side open)."""
-    return signal.sosfilt(_butterworth(round(low), round(high), sample_rate), wave.astype(np.float32))
+    """Keep the band from `low` to `high` Hz (0 and half the sample rate leave that side
+    open).
+    """
+    return signal.sosfilt(
+        _butterworth(round(low), round(high), sample_rate), wave.astype(np.float32)
+    )
 
 
-def resonate(wave: np.ndarray, frequency: float, bandwidth: float, sample_rate: int) -> np.ndarray:
+def resonate(
+    wave: np.ndarray, frequency: float, bandwidth: float, sample_rate: int
+) -> np.ndarray:
     """A two-pole resonance of unit gain at its peak, all in Hz."""
     radius = np.exp(-np.pi * bandwidth / sample_rate)
     angle = 2 * np.pi * frequency / sample_rate
@@ -53,8 +68,12 @@ def resonate(wave: np.ndarray, frequency: float, bandwidth: float, sample_rate: 
     return signal.lfilter([gain], [1, -2 * radius * np.cos(angle), radius**2], wave)
 
 
-def running_phase(frequency: np.ndarray | float, n: int, sample_rate: int) -> np.ndarray:
-    """The running phase in radians, kept within one turn so that float32 sines stay exact."""
+def running_phase(
+    frequency: np.ndarray | float, n: int, sample_rate: int
+) -> np.ndarray:
+    """The running phase in radians, kept within one turn so that float32 sines stay
+    exact.
+    """
     if np.ndim(frequency) == 0:
         turns = np.arange(n) * (float(frequency) / sample_rate)
     else:
@@ -68,16 +87,25 @@ def tone(frequency: np.ndarray | float, n: int, sample_rate: int) -> np.ndarray:
 
 
 def partials(
-    n: int, frequencies: np.ndarray, levels: np.ndarray, decays: np.ndarray, sample_rate: int
+    n: int,
+    frequencies: np.ndarray,
+    levels: np.ndarray,
+    decays: np.ndarray,
+    sample_rate: int,
 ) -> np.ndarray:
-    """Modal synthesis: a sum of sines, each dying away with its own time constant in seconds."""
+    """Modal synthesis: a sum of sines, each dying away with its own time constant in
+    seconds.
+    """
     t = times(n, sample_rate).astype(np.float32)
     wave = np.zeros(n, dtype=np.float32)
     for frequency, level, decay in zip(frequencies, levels, decays):
         if frequency < 0.47 * sample_rate:
-            m = min(n, round(9 * decay * sample_rate))  # after nine time constants, -78 dB
+            # after nine time constants, -78 dB
+            m = min(n, round(9 * decay * sample_rate))
             wave[:m] += (
-                np.float32(level) * np.exp(t[:m] / np.float32(-decay)) * tone(frequency, m, sample_rate)
+                np.float32(level)
+                * np.exp(t[:m] / np.float32(-decay))
+                * tone(frequency, m, sample_rate)
             )
     return wave
 
@@ -85,10 +113,15 @@ def partials(
 def harmonics(phase: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """A sum of sines at 1, 2, … K times the phase (n,) of a tone, with levels (K,)."""
     wave = np.zeros_like(phase)
-    previous, current, twice_cos = np.zeros_like(phase), np.sin(phase), 2 * np.cos(phase)
+    previous, current, twice_cos = (
+        np.zeros_like(phase),
+        np.sin(phase),
+        2 * np.cos(phase),
+    )
     for level in levels.astype(np.float32):
         wave += level * current
-        previous, current = current, twice_cos * current - previous  # sin((k+1)x) from the two before
+        # sin((k+1)x) from the two before
+        previous, current = current, twice_cos * current - previous
     return wave
 
 
@@ -98,26 +131,44 @@ def voice(
     sample_rate: int,
     top: float = 5000.0,
 ) -> np.ndarray:
-    """The source-filter model of a throat: the harmonics of `f0` (n,) weighed by resonances.
+    """The source-filter model of a throat: the harmonics of `f0` (n,) weighed by
+    resonances.
 
     Each formant is (frequency (n,) or constant in Hz, bandwidth in Hz, level).
     """
     n = len(f0)
     phase = running_phase(f0, n, sample_rate)
-    previous, current, twice_cos = np.zeros_like(phase), np.sin(phase), 2 * np.cos(phase)
+    previous, current, twice_cos = (
+        np.zeros_like(phase),
+        np.sin(phase),
+        2 * np.cos(phase),
+    )
     wave = np.zeros(n, dtype=np.float32)
-    coarse = np.append(np.arange(0, n, 80), n - 1)  # formants move slowly: weigh every 80 samples
-    f0, shapes = f0[coarse], [(np.broadcast_to(f, n)[coarse], b, level) for f, b, level in formants]
+    # formants move slowly: weigh every 80 samples
+    coarse = np.append(np.arange(0, n, 80), n - 1)
+    f0, shapes = (
+        f0[coarse],
+        [(np.broadcast_to(f, n)[coarse], b, level) for f, b, level in formants],
+    )
     for k in range(1, int(top / f0.max()) + 2):
         weight = sum(level / (1 + ((k * f0 - f) / b) ** 2) for f, b, level in shapes)
-        wave += np.interp(np.arange(n), coarse, weight / k**0.5).astype(np.float32) * current
-        previous, current = current, twice_cos * current - previous  # sin((k+1)x) from the two before
+        wave += (
+            np.interp(np.arange(n), coarse, weight / k**0.5).astype(np.float32)
+            * current
+        )
+        # sin((k+1)x) from the two before
+        previous, current = current, twice_cos * current - previous
     return wave
 
 
 def swell(n: int, attack: float, release: float, sample_rate: int) -> np.ndarray:
-    """An envelope (n,) that rises for `attack` and falls for `release` seconds, both as half a cosine."""
-    rise, fall = min(n, round(attack * sample_rate)), min(n, round(release * sample_rate))
+    """An envelope (n,) that rises for `attack` and falls for `release` seconds, both as
+    half a cosine.
+    """
+    rise, fall = (
+        min(n, round(attack * sample_rate)),
+        min(n, round(release * sample_rate)),
+    )
     envelope = np.ones(n, dtype=np.float32)
     envelope[:rise] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(rise) / max(rise, 1))
     envelope[n - fall :] *= 0.5 + 0.5 * np.cos(np.pi * np.arange(fall) / max(fall, 1))
@@ -125,7 +176,9 @@ def swell(n: int, attack: float, release: float, sample_rate: int) -> np.ndarray
 
 
 def strike(n: int, attack: float, decay: float, sample_rate: int) -> np.ndarray:
-    """An envelope (n,) that rises within `attack` and dies away with time constant `decay` seconds."""
+    """An envelope (n,) that rises within `attack` and dies away with time constant
+    `decay` seconds.
+    """
     t = times(n, sample_rate).astype(np.float32)
     return (1 - np.exp(t / np.float32(-attack))) * np.exp(t / np.float32(-decay))
 

@@ -1,8 +1,9 @@
 """The instruments of SoundWorld: each is a short synthesiser of one note (Chapter 01).
 
-An instrument is a function `(rng, sample_rate) -> note`; `rng` sets what makes two pianos differ, and
-`note(f0, n)` is n samples of a tone of `f0` Hz at any level. `play` lays the notes of a tune on its beat
-grid. At the bottom stands INSTRUMENTS, the table of all instruments.
+An instrument is a function `(rng, sample_rate) -> note`; `rng` sets what makes two
+pianos differ, and `note(f0, n)` is n samples of a tone of `f0` Hz at any level. `play`
+lays the notes of a tune on its beat grid. At the bottom stands INSTRUMENTS, the table
+of all instruments.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import signal
 
-from .materials import band, harmonics, noise, partials, running_phase, strike, swell, times
+from .materials import (
+    band,
+    harmonics,
+    noise,
+    partials,
+    running_phase,
+    strike,
+    swell,
+    times,
+)
 
 if TYPE_CHECKING:
     from .tunes import Tune
@@ -28,7 +38,8 @@ class Instrument:
     """How an instrument sounds a note, and where it plays (Chapter 01)."""
 
     build: Callable[[np.random.Generator, int], Note]
-    tonics: tuple[int, int, int]  # MIDI numbers of the middle key's tonic when low, medium, high
+    # MIDI numbers of the middle key's tonic when low, medium, high
+    tonics: tuple[int, int, int]
     ring: float = 0.0  # seconds for which a note sounds on, into the next
 
 
@@ -46,40 +57,55 @@ def play(tune: Tune, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
 
 
 def _up_to(f0: float, top: float, sample_rate: int) -> np.ndarray:
-    """The numbers 1, 2, … K of the harmonics of `f0` that lie below `top` Hz and don't fold back."""
+    """The numbers 1, 2, … K of the harmonics of `f0` that lie below `top` Hz and don't
+    fold back.
+    """
     return np.arange(1, max(1, int(min(top, 0.47 * sample_rate) / f0)) + 1)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Struck and plucked: a note dies away
 
 
 def piano(rng: np.random.Generator, sample_rate: int) -> Note:
-    """A hammer on stiff strings: many partials, a little sharp, that die the faster the higher they are."""
+    """A hammer on stiff strings: many partials, a little sharp, that die the faster the
+    higher they are.
+    """
     softness = rng.uniform(0.28, 0.36)
 
     def note(f0: float, n: int) -> np.ndarray:
         k = _up_to(f0, 3800, sample_rate)
-        levels = np.exp(-softness * (k - 1)) * np.abs(np.sin(np.pi * k / 7.5))  # the hammer strikes at 1/7.5
+        # the hammer strikes at 1/7.5
+        levels = np.exp(-softness * (k - 1)) * np.abs(np.sin(np.pi * k / 7.5))
         decays = 0.4 * (330 / f0) ** 0.4 / (1 + 0.25 * (k - 1))
-        strings = partials(n, f0 * k * np.sqrt(1 + 0.0003 * k**2), levels, decays, sample_rate)
+        strings = partials(
+            n, f0 * k * np.sqrt(1 + 0.0003 * k**2), levels, decays, sample_rate
+        )
         m = min(n, round(0.06 * sample_rate))
-        strings[:m] += 0.3 * band(noise(rng, m), 80, 700, sample_rate) * strike(m, 0.001, 0.012, sample_rate)
+        strings[:m] += (
+            0.3
+            * band(noise(rng, m), 80, 700, sample_rate)
+            * strike(m, 0.001, 0.012, sample_rate)
+        )
         return strings * (1 - np.exp(times(n, sample_rate) / -0.002))
 
     return note
 
 
 def banjo(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Plucked strings over a skin: noise in a loop that dulls it at each turn (Karplus and Strong 1983)."""
+    """Plucked strings over a skin: noise in a loop that dulls it at each turn (Karplus
+    and Strong 1983).
+    """
     plucked_at = rng.uniform(0.1, 0.14)  # of the string's length
 
     def note(f0: float, n: int) -> np.ndarray:
         turn = sample_rate / f0
         burst, m = np.zeros(n), min(n, round(turn))
-        burst[:m] = np.fft.irfft(np.exp(2j * np.pi * rng.random(m // 2 + 1)), m)  # noise of a flat spectrum
+        # noise of a flat spectrum
+        burst[:m] = np.fft.irfft(np.exp(2j * np.pi * rng.random(m // 2 + 1)), m)
         behind = max(1, round(plucked_at * turn))
-        burst[behind:] -= burst[:-behind].copy()  # the pluck leaves out what has a node where it is
+        # the pluck leaves out what has a node where it is
+        burst[behind:] -= burst[:-behind].copy()
         string = signal.lfilter([1.0], _string(turn, 0.24), burst)
         return string * np.exp(times(n, sample_rate) / -0.3)
 
@@ -87,9 +113,11 @@ def banjo(rng: np.random.Generator, sample_rate: int) -> Note:
 
 
 def _string(turn: float, dulling: float) -> np.ndarray:
-    """The feedback of Karplus and Strong's string: a delay of `turn` samples and a smoothing filter.
+    """The feedback of Karplus and Strong's string: a delay of `turn` samples and a
+    smoothing filter.
 
-    Between samples the delay is a cubic, as in Jaffe and Smith 1983, so that the string is in tune.
+    Between samples the delay is a cubic, as in Jaffe and Smith 1983, so that the string
+    is in tune.
     """
     whole = int(turn) - 2
     x, taps = turn - 1 - whole, np.arange(4)  # the smoothing filter is one sample late
@@ -104,28 +132,44 @@ def marimba(rng: np.random.Generator, sample_rate: int) -> Note:
 
     def note(f0: float, n: int) -> np.ndarray:
         decays = np.array([0.16, 0.05, 0.02]) * (330 / f0) ** 0.3
-        bar = partials(n, f0 * np.array([1, 3.95, 9.3]), np.array([1, mallet, 0.25]), decays, sample_rate)
+        bar = partials(
+            n,
+            f0 * np.array([1, 3.95, 9.3]),
+            np.array([1, mallet, 0.25]),
+            decays,
+            sample_rate,
+        )
         return bar * (1 - np.exp(times(n, sample_rate) / -0.001))
 
     return note
 
 
 def music_box(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Steel tines clamped at one end, whose modes lie at 1 : 6.27; bright, and ringing over what follows."""
+    """Steel tines clamped at one end, whose modes lie at 1 : 6.27; bright, and ringing
+    over what follows.
+    """
     bright = rng.uniform(0.25, 0.35)
 
     def note(f0: float, n: int) -> np.ndarray:
         tine = partials(
-            n, f0 * np.array([1, 6.27]), np.array([1, bright]), np.array([0.15, 0.05]), sample_rate
+            n,
+            f0 * np.array([1, 6.27]),
+            np.array([1, bright]),
+            np.array([0.15, 0.05]),
+            sample_rate,
         )
         m = min(n, round(0.03 * sample_rate))
-        tine[:m] += 0.8 * band(noise(rng, m), 4500, 7500, sample_rate) * strike(m, 0.0003, 0.005, sample_rate)
+        tine[:m] += (
+            0.8
+            * band(noise(rng, m), 4500, 7500, sample_rate)
+            * strike(m, 0.0003, 0.005, sample_rate)
+        )
         return tine
 
     return note
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Blown and bowed: a note is held
 
 
@@ -135,12 +179,16 @@ def _attack(seconds: float, n: int, sample_rate: int) -> float:
 
 
 def organ(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Drawbars: pipes at 1, 2, 3, 4, 6 and 8 times f0, all nearly as strong, at once there and steady."""
+    """Drawbars: pipes at 1, 2, 3, 4, 6 and 8 times f0, all nearly as strong, at once
+    there and steady.
+    """
     levels = np.array([1, 0.8, 0.7, 0.7, 0, 0.55, 0, 0.5]) * rng.uniform(0.8, 1, 8)
 
     def note(f0: float, n: int) -> np.ndarray:
         drawn = levels[: len(_up_to(f0, 7500, sample_rate))]
-        return harmonics(running_phase(f0, n, sample_rate), drawn) * swell(n, 0.006, FADE, sample_rate)
+        return harmonics(running_phase(f0, n, sample_rate), drawn) * swell(
+            n, 0.006, FADE, sample_rate
+        )
 
     return note
 
@@ -151,9 +199,13 @@ def flute(rng: np.random.Generator, sample_rate: int) -> Note:
 
     def note(f0: float, n: int) -> np.ndarray:
         sway = np.sin(2 * np.pi * rate * times(n, sample_rate))
-        tube = harmonics(running_phase(f0, n, sample_rate), np.array([1, 0.25, 0.06])) * (1 + 0.15 * sway)
+        tube = harmonics(
+            running_phase(f0, n, sample_rate), np.array([1, 0.25, 0.06])
+        ) * (1 + 0.15 * sway)
         breath = band(noise(rng, n), 1200, 5000, sample_rate)
-        return (tube + 0.13 * breath) * swell(n, _attack(0.06, n, sample_rate), 0.05, sample_rate)
+        return (tube + 0.13 * breath) * swell(
+            n, _attack(0.06, n, sample_rate), 0.05, sample_rate
+        )
 
     return note
 
@@ -166,36 +218,53 @@ def clarinet(rng: np.random.Generator, sample_rate: int) -> Note:
         k = _up_to(f0, 4500, sample_rate)
         levels = np.where(k % 2 == 1, 1.0, 0.03) / k**slope
         attack = _attack(0.03, n, sample_rate)
-        return harmonics(running_phase(f0, n, sample_rate), levels) * swell(n, attack, 0.04, sample_rate)
+        return harmonics(running_phase(f0, n, sample_rate), levels) * swell(
+            n, attack, 0.04, sample_rate
+        )
 
     return note
 
 
 def violin(rng: np.random.Generator, sample_rate: int) -> Note:
-    """A bowed string with vibrato: a saw's harmonics weighed by the resonances of the body."""
+    """A bowed string with vibrato: a saw's harmonics weighed by the resonances of the
+    body.
+    """
     rate, depth = rng.uniform(5.3, 6.3), rng.uniform(0.006, 0.008)
-    body = [(280, 60, 1.0), (480, 120, 1.2), (1100, 400, 0.7), (2700, 900, 1.3), (4200, 900, 0.6)]
+    body = [
+        (280, 60, 1.0),
+        (480, 120, 1.2),
+        (1100, 400, 0.7),
+        (2700, 900, 1.3),
+        (4200, 900, 0.6),
+    ]
 
     def note(f0: float, n: int) -> np.ndarray:
         t = times(n, sample_rate)
         bend = 1 + depth * np.sin(2 * np.pi * rate * t) * np.minimum(t / 0.15, 1)
         k = _up_to(1.02 * f0, 7000, sample_rate)
-        levels = (0.15 + sum(level / (1 + ((k * f0 - f) / b) ** 2) for f, b, level in body)) / k**0.7
+        levels = (
+            0.15 + sum(level / (1 + ((k * f0 - f) / b) ** 2) for f, b, level in body)
+        ) / k**0.7
         string = harmonics(running_phase(f0 * bend, n, sample_rate), levels)
         hair = band(noise(rng, n), 2000, 7000, sample_rate)  # of the bow, that rubs
-        return (string + 0.02 * hair) * swell(n, _attack(0.04, n, sample_rate), 0.05, sample_rate)
+        return (string + 0.02 * hair) * swell(
+            n, _attack(0.04, n, sample_rate), 0.05, sample_rate
+        )
 
     return note
 
 
 def trumpet(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Brass by frequency modulation, brighter the louder it is at the moment (Chowning 1973)."""
+    """Brass by frequency modulation, brighter the louder it is at the moment (Chowning
+    1973).
+    """
     blare = rng.uniform(2.4, 3.0)
 
     def note(f0: float, n: int) -> np.ndarray:
         phase = running_phase(f0, n, sample_rate)
         lips = swell(n, _attack(0.03, n, sample_rate), 0.05, sample_rate)
-        index = min(blare, 0.4 * sample_rate / f0 - 2)  # the sidebands reach index + 2 times f0 further
+        # the sidebands reach index + 2 times f0 further
+        index = min(blare, 0.4 * sample_rate / f0 - 2)
         return lips * np.sin(phase + index * lips * np.sin(phase))
 
     return note

@@ -1,8 +1,10 @@
-"""Scenes: what happens in a clip, when, and with which attributes; and how scenes are drawn (Chapter 01).
+"""Scenes: what happens in a clip, when, and with which attributes; and how scenes are
+drawn (Chapter 01).
 
-A Scene is the truth behind a clip: rendering, caption and every label follow from it. Splits hold out
-combinations of attributes ("four loud high bells") and ordered pairs of classes ("a cow, then rain"),
-so that a test asks for what was never heard, while every single word was.
+A Scene is the truth behind a clip: rendering, caption and every label follow from it.
+Splits hold out combinations of attributes ("four loud high bells") and ordered pairs of
+classes ("a cow, then rain"), so that a test asks for what was never heard, while every
+single word was.
 """
 
 from __future__ import annotations
@@ -23,16 +25,38 @@ SPLITS = ("train", "valid", "test")
 PITCHES = ("low", "medium", "high")
 SPEEDS = ("slow", "normal", "fast")
 LOUDNESSES = ("quiet", "normal", "loud")
-MARKED = {"low", "high", "slow", "fast", "quiet", "loud", "rising", "falling"}  # what a caption says
-# Of the event's waveform: 10 dB apart, so that each sounds twice as loud as the one before (Stevens, JASA 27, 1955).
+# what a caption says
+MARKED = {"low", "high", "slow", "fast", "quiet", "loud", "rising", "falling"}
+# Of the event's waveform: 10 dB apart, so that each sounds twice as loud as the one
+# before (Stevens, JASA 27, 1955).
 PEAKS = {"quiet": 0.09, "normal": 0.285, "loud": 0.9}
 ONSET = (0.05, 0.12)  # seconds of silence before a single event, least and most
-LEEWAY = 0.03  # octaves up or down by which f0, rate and interval vary: what a caption leaves open
+# octaves up or down by which f0, rate and interval vary: what a caption leaves open
+LEEWAY = 0.03
 HELD_OUT = 0.12  # the share of combinations and of pairs that only the test hears
 DEFAULT_SECONDS = 2.56
-# How often each value is drawn; pairs say less of each event, or their captions become lists.
-SINGLE_WEIGHTS = {"low": 1, "medium": 1, "high": 1, "slow": 1, "normal": 2, "fast": 1, "quiet": 1, "loud": 1}
-PAIR_WEIGHTS = {"low": 1, "medium": 3, "high": 1, "slow": 1, "normal": 4, "fast": 1, "quiet": 1, "loud": 1}
+# How often each value is drawn; pairs say less of each event, or their captions become
+# lists.
+SINGLE_WEIGHTS = {
+    "low": 1,
+    "medium": 1,
+    "high": 1,
+    "slow": 1,
+    "normal": 2,
+    "fast": 1,
+    "quiet": 1,
+    "loud": 1,
+}
+PAIR_WEIGHTS = {
+    "low": 1,
+    "medium": 3,
+    "high": 1,
+    "slow": 1,
+    "normal": 4,
+    "fast": 1,
+    "quiet": 1,
+    "loud": 1,
+}
 COUNT_WEIGHTS = {None: 1.0, 1: 4.0, 2: 3.0, 3: 2.0, 4: 2.0}
 
 
@@ -48,7 +72,10 @@ class Combination(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """One sound in a scene (Chapter 01). Times are seconds from the start of the clip."""
+    """One sound in a scene (Chapter 01).
+
+    Times are seconds from the start of the clip.
+    """
 
     name: str  # the class, a key of CLASSES
     pitch: str | None  # "low", "medium", "high"; None: the class has no pitch
@@ -60,8 +87,10 @@ class Event:
     seed: int  # of what makes two sounds of one description differ
     peak: float  # largest |sample|
     f0: float | None = None  # Hz
-    rate: float | None = None  # strokes, sweeps or grains a second, where the class has a speed
-    strokes: tuple[float, ...] = ()  # seconds; onsets of all strokes, counted or regular
+    # strokes, sweeps or grains a second, where the class has a speed
+    rate: float | None = None
+    # seconds; onsets of all strokes, counted or regular
+    strokes: tuple[float, ...] = ()
 
     @property
     def combination(self) -> Combination:
@@ -85,14 +114,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered scene: `wave` (N,) float32 in (-1, 1) at 16 kHz, its caption and its scene (Chapter 01)."""
+    """A rendered scene: `wave` (N,) float32 in (-1, 1) at 16 kHz, its caption and its
+    scene (Chapter 01).
+    """
 
     wave: torch.Tensor
     caption: str
     scene: Scene
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Splits
 
 
@@ -103,25 +134,32 @@ def combinations(name: str) -> tuple[Combination, ...]:
     pitches = PITCHES if sound.pitch else (None,)
     speeds = SPEEDS if sound.speed else (None,)
     return tuple(
-        Combination(name, *v) for v in itertools.product(pitches, speeds, LOUDNESSES, sound.counts or (None,))
+        Combination(name, *v)
+        for v in itertools.product(pitches, speeds, LOUDNESSES, sound.counts or (None,))
     )
 
 
 def _rank(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()  # Python's own hash differs from process to process
+    # Python's own hash differs from process to process
+    return hashlib.sha256(key.encode()).digest()
 
 
 def hold_out(combinations: Iterable[tuple]) -> set[tuple]:
-    """Choose about 12 % of the combinations (name, value, …) of one class or instrument, at least one.
+    """Choose about 12 % of the combinations (name, value, …) of one class or
+    instrument, at least one.
 
-    A plain one ("a dog barks") is never chosen, and every single value of every attribute is left.
+    A plain one ("a dog barks") is never chosen, and every single value of every
+    attribute is left.
     """
     left = sorted(combinations, key=lambda c: _rank("/".join(map(str, c))))
     held, wanted = set(), max(1, round(HELD_OUT * len(left)))
     for combination in list(left):
         plain = MARKED.isdisjoint(combination)
         rest = [c for c in left if c != combination]
-        still_heard = all(any(c[k] == combination[k] for c in rest) for k in range(1, len(combination)))
+        still_heard = all(
+            any(c[k] == combination[k] for c in rest)
+            for k in range(1, len(combination))
+        )
         if wanted and still_heard and not plain:
             held.add(combination)
             left, wanted = rest, wanted - 1
@@ -130,7 +168,9 @@ def hold_out(combinations: Iterable[tuple]) -> set[tuple]:
 
 @functools.cache
 def held_out_combinations() -> frozenset[Combination]:
-    """The combinations of a class and its attributes that only the test split hears (Chapter 01)."""
+    """The combinations of a class and its attributes that only the test split hears
+    (Chapter 01).
+    """
     return frozenset().union(*(hold_out(combinations(name)) for name in CLASSES))
 
 
@@ -138,25 +178,40 @@ def held_out_combinations() -> frozenset[Combination]:
 def held_out_pairs() -> frozenset[tuple[str, str]]:
     """The ordered pairs of classes that only the test split hears, about 12 % of all.
 
-    The classes stand shuffled in a ring, and none is followed by the next few: so each class is held out
-    as often as any other, in either place, and never both ways round.
+    The classes stand shuffled in a ring, and none is followed by the next few: so each
+    class is held out as often as any other, in either place, and never both ways round.
     """
     ring = sorted(CLASSES, key=_rank)
     steps = range(1, 1 + round(HELD_OUT * (len(ring) - 1)))
-    return frozenset((ring[k], ring[(k + step) % len(ring)]) for k in range(len(ring)) for step in steps)
+    return frozenset(
+        (ring[k], ring[(k + step) % len(ring)])
+        for k in range(len(ring))
+        for step in steps
+    )
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Drawing
 
 
 @functools.lru_cache(maxsize=1024)
-def _choices(name: str, held_out: bool, room: float, paired: bool) -> tuple[list[Combination], np.ndarray]:
-    """The combinations of a class that fit into `room` seconds, with their probabilities."""
-    fits = [c for c in combinations(name) if (c.count or 0) <= 1 or c.count * CLASSES[name].shortest <= room]
+def _choices(
+    name: str, held_out: bool, room: float, paired: bool
+) -> tuple[list[Combination], np.ndarray]:
+    """The combinations of a class that fit into `room` seconds, with their
+    probabilities.
+    """
+    fits = [
+        c
+        for c in combinations(name)
+        if (c.count or 0) <= 1 or c.count * CLASSES[name].shortest <= room
+    ]
     fits = [c for c in fits if (c in held_out_combinations()) == held_out]
     weigh = PAIR_WEIGHTS if paired else SINGLE_WEIGHTS
-    weights = [COUNT_WEIGHTS[c.count] * np.prod([weigh.get(value, 1) for value in c[1:4]]) for c in fits]
+    weights = [
+        COUNT_WEIGHTS[c.count] * np.prod([weigh.get(value, 1) for value in c[1:4]])
+        for c in fits
+    ]
     return fits, np.array(weights, dtype=float) / max(sum(weights), 1e-9)
 
 
@@ -167,18 +222,26 @@ def _names(held_out: bool, room: float) -> list[str]:
 
 @functools.cache
 def _pairs(held_out: bool) -> list[tuple[str, str]]:
-    return [p for p in itertools.permutations(CLASSES, 2) if (p in held_out_pairs()) == held_out]
+    return [
+        p
+        for p in itertools.permutations(CLASSES, 2)
+        if (p in held_out_pairs()) == held_out
+    ]
 
 
 def vary(rng: np.random.Generator) -> float:
-    """A factor near 1, for what two sounds of one description may differ in (Chapter 01)."""
+    """A factor near 1, for what two sounds of one description may differ in (Chapter
+    01).
+    """
     return 2 ** rng.uniform(-LEEWAY, LEEWAY)
 
 
 def _strokes(
     combination: Combination, rate: float | None, room: float, rng: np.random.Generator
 ) -> list[float]:
-    """The onsets of an event's strokes, in seconds from its own onset; none for an unbroken sound."""
+    """The onsets of an event's strokes, in seconds from its own onset; none for an
+    unbroken sound.
+    """
     sound = CLASSES[combination.name]
     if sound.regular:
         return [k / rate for k in range(max(1, int((room - 0.05) * rate) + 1))]
@@ -192,8 +255,12 @@ def _strokes(
     return [0.0] + [k * interval + sway[k] for k in range(1, count)]
 
 
-def draw_event(combination: Combination, onset: float, room: float, rng: np.random.Generator) -> Event:
-    """Draw what a combination leaves open: exact f0, rate, level, stroke times, length (at most `room` s)."""
+def draw_event(
+    combination: Combination, onset: float, room: float, rng: np.random.Generator
+) -> Event:
+    """Draw what a combination leaves open: exact f0, rate, level, stroke times, length
+    (at most `room` s).
+    """
     sound = CLASSES[combination.name]
     f0 = rate = None
     if sound.pitch:
@@ -214,7 +281,9 @@ def draw_event(combination: Combination, onset: float, room: float, rng: np.rand
     )
 
 
-def _draw_single(split: str, seconds: float, rng: np.random.Generator) -> tuple[Event, ...]:
+def _draw_single(
+    split: str, seconds: float, rng: np.random.Generator
+) -> tuple[Event, ...]:
     scale = min(1.0, seconds / DEFAULT_SECONDS)
     onset = rng.uniform(*ONSET) * scale
     # the least that any onset leaves, so that the choice doesn't hang on it
@@ -226,21 +295,32 @@ def _draw_single(split: str, seconds: float, rng: np.random.Generator) -> tuple[
     return (draw_event(combination, onset, seconds - 0.02 * scale - onset, rng),)
 
 
-def _draw_pair(split: str, seconds: float, rng: np.random.Generator) -> tuple[Event, ...]:
+def _draw_pair(
+    split: str, seconds: float, rng: np.random.Generator
+) -> tuple[Event, ...]:
     scale = seconds / DEFAULT_SECONDS
     near = min(1.0, scale)
-    first, second = rng.uniform(0.02, 0.08) * near, 1.3 * scale + rng.uniform(-0.05, 0.05) * near
+    first, second = (
+        rng.uniform(0.02, 0.08) * near,
+        1.3 * scale + rng.uniform(-0.05, 0.05) * near,
+    )
     ends = (1.25 * scale - 0.05 * near, seconds - 0.02 * near)
     every = _pairs(split == "test")
     names, events = every[rng.integers(len(every))], []
     for name, onset, end in zip(names, (first, second), ends):
         # Also in test the combinations are seen ones: only the pair is new.
         fits, chances = _choices(name, False, 1.1 * scale, True)
-        events.append(draw_event(fits[rng.choice(len(fits), p=chances)], onset, end - onset, rng))
+        events.append(
+            draw_event(fits[rng.choice(len(fits), p=chances)], onset, end - onset, rng)
+        )
     return tuple(events)
 
 
-def draw_scene(split: str, seconds: float, pairs: float, rng: np.random.Generator) -> Scene:
-    """Draw a scene of `seconds` seconds; with probability `pairs` it has two events (Chapter 01)."""
+def draw_scene(
+    split: str, seconds: float, pairs: float, rng: np.random.Generator
+) -> Scene:
+    """Draw a scene of `seconds` seconds; with probability `pairs` it has two events
+    (Chapter 01).
+    """
     draw = _draw_pair if rng.random() < pairs else _draw_single
     return Scene(draw(split, seconds, rng), seconds, seed=int(rng.integers(2**32)))

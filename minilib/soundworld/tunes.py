@@ -1,8 +1,10 @@
-"""Tunes: a melody on one instrument, in a scale and on a beat grid; and how tunes are drawn (Chapter 01).
+"""Tunes: a melody on one instrument, in a scale and on a beat grid; and how tunes are
+drawn (Chapter 01).
 
-A Tune is an Event whose strokes are its notes, so a scene, its labels and its rendering work for music as
-for effects. The melody is drawn here, note by note; `music` only plays it. Train never hears some combinations
-of instrument, register, tempo and contour.
+A Tune is an Event whose strokes are its notes, so a scene, its labels and its rendering
+work for music as for effects. The melody is drawn here, note by note; `music` only
+plays it. Train never hears some combinations of instrument, register, tempo and
+contour.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from .scene import (
     vary,
 )
 
-TEMPI = {"slow": 96, "normal": 186, "fast": 360}  # beats a minute; most notes last one beat
+# beats a minute; most notes last one beat
+TEMPI = {"slow": 96, "normal": 186, "fast": 360}
 CONTOURS = ("rising", "falling", "wandering")
 SCALES = {  # semitones above the tonic
     "major": (0, 2, 4, 5, 7, 9, 11),
@@ -39,16 +42,20 @@ SCALES = {  # semitones above the tonic
 }
 # The notes by which a scale is told from the others: third and sixth, or all five.
 TELLING = {"major": {4, 9}, "minor": {3, 8}, "pentatonic": {0, 2, 4, 7, 9}}
-KEYS = (-2, 2)  # semitones from an instrument's middle key to the lowest and the highest one
+# semitones from an instrument's middle key to the lowest and the highest one
+KEYS = (-2, 2)
 FEWEST = 3  # notes that show a contour
 LAST = 0.6  # beats that the last note lasts at least
-HALF, EIGHTHS = 0.2, 0.2  # how often a beat has no note of its own, and how often two, where it may
+# how often a beat has no note of its own, and how often two, where it may
+HALF, EIGHTHS = 0.2, 0.2
 
 
 class Melody(NamedTuple):
-    """An instrument with register, tempo and contour: what the splits see of a tune (Chapter 01).
+    """An instrument with register, tempo and contour: what the splits see of a tune
+    (Chapter 01).
 
-    Loudness and scale aren't in it: else the test's tunes would have been heard, only louder.
+    Loudness and scale aren't in it: else the test's tunes would have been heard, only
+    louder.
     """
 
     name: str
@@ -59,7 +66,8 @@ class Melody(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(Event):
-    """A melody (Chapter 01). Its `name` is the instrument, `pitch` the register, `speed` the tempo.
+    """A melody (Chapter 01). Its `name` is the instrument, `pitch` the register,
+    `speed` the tempo.
 
     `f0` is the tonic in Hz, `rate` beats a second, `strokes` the onsets of the notes.
     """
@@ -85,35 +93,43 @@ class Tune(Event):
         return TELLING[self.scale] <= {semitone % 12 for semitone in self.semitones}
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Splits
 
 
 @functools.cache
 def melodies(name: str) -> tuple[Melody, ...]:
     """All combinations of register, tempo and contour, on instrument `name`."""
-    return tuple(Melody(name, *values) for values in itertools.product(PITCHES, SPEEDS, CONTOURS))
+    return tuple(
+        Melody(name, *values) for values in itertools.product(PITCHES, SPEEDS, CONTOURS)
+    )
 
 
 @functools.cache
 def held_out_melodies() -> frozenset[Melody]:
-    """The combinations that only the test split hears: about 12 % of each instrument (Chapter 01)."""
+    """The combinations that only the test split hears: about 12 % of each instrument
+    (Chapter 01).
+    """
     return frozenset().union(*(hold_out(melodies(name)) for name in INSTRUMENTS))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Drawing
 
 
 def n_beats(rate: float, room: float) -> int:
-    """How many beats at `rate` a second begin in `room` seconds and leave the last note time to sound."""
+    """How many beats at `rate` a second begin in `room` seconds and leave the last note
+    time to sound.
+    """
     return max(1, 1 + int(room * rate - LAST))
 
 
 def draw_rhythm(beats: int, eighths: bool, rng: np.random.Generator) -> list[float]:
-    """Draw the onsets of notes, in beats: one a beat, but for some halves and (if wanted) pairs of eighths.
+    """Draw the onsets of notes, in beats: one a beat, but for some halves and (if
+    wanted) pairs of eighths.
 
-    Three beats or more with one note each lie between two others, so that a short clip shows its tempo.
+    Three beats or more with one note each lie between two others, so that a short clip
+    shows its tempo.
     """
     onsets, uneven = [0.0], -2
     for beat in range(1, beats):
@@ -128,16 +144,24 @@ def draw_rhythm(beats: int, eighths: bool, rng: np.random.Generator) -> list[flo
     return onsets
 
 
-def draw_lengths(onsets: list[float], end: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw for how long each note is held, in beats: to the next one, but for rests; the last to `end`."""
+def draw_lengths(
+    onsets: list[float], end: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw for how long each note is held, in beats: to the next one, but for rests;
+    the last to `end`.
+    """
     gaps = np.diff(onsets, append=min(end, onsets[-1] + 2))
     rests = (gaps > 1) & (rng.random(len(gaps)) < 0.5)
     rests[-1] = False
     return np.where(rests, 1, gaps)
 
 
-def draw_degrees(contour: str, n: int, octave: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw n degrees of a scale (0 the tonic, `octave` the one above) that rise, fall or wander."""
+def draw_degrees(
+    contour: str, n: int, octave: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw n degrees of a scale (0 the tonic, `octave` the one above) that rise, fall
+    or wander.
+    """
     if contour == "wandering":
         return _wander(n, octave, rng)
     line = np.linspace(0, octave, n)
@@ -147,20 +171,29 @@ def draw_degrees(contour: str, n: int, octave: int, rng: np.random.Generator) ->
 
 
 def _wander(n: int, octave: int, rng: np.random.Generator) -> np.ndarray:
-    """Steps up and down between two tonics, from one and back to it, that hardly rise or fall on the whole."""
+    """Steps up and down between two tonics, from one and back to it, that hardly rise
+    or fall on the whole.
+    """
     home = octave * rng.integers(2)
     while True:
         walk = octave // 2 + np.cumsum(rng.choice([-2, -1, 1, 2], size=n - 2))
-        folded = octave - abs(walk % (2 * octave) - octave)  # where it would leave the octave, it turns
+        # where it would leave the octave, it turns
+        folded = octave - abs(walk % (2 * octave) - octave)
         degrees = np.array([home, *folded, home])
         if np.ptp(degrees) > 0 and abs(np.corrcoef(np.arange(n), degrees)[0, 1]) < 0.4:
             return degrees
 
 
 def draw_tune(
-    melody: Melody, loudness: str, scale: str, onset: float, room: float, rng: np.random.Generator
+    melody: Melody,
+    loudness: str,
+    scale: str,
+    onset: float,
+    room: float,
+    rng: np.random.Generator,
 ) -> Tune:
-    """Draw what a description leaves open: key, exact tempo, rhythm, notes, level (Chapter 01).
+    """Draw what a description leaves open: key, exact tempo, rhythm, notes, level
+    (Chapter 01).
 
     Args:
         melody: instrument, register, tempo and contour.
@@ -173,12 +206,17 @@ def draw_tune(
     rate = TEMPI[melody.speed] / 60 * vary(rng)
     beats = n_beats(rate, room)
     if beats < FEWEST:
-        raise ValueError(f"room must hold {FEWEST} beats of a {melody.speed} tune, not {beats}: {room} s")
+        raise ValueError(
+            f"room must hold {FEWEST} beats of a {melody.speed} tune, not {beats}: "
+            f"{room} s"
+        )
     onsets = draw_rhythm(beats, melody.speed != "fast", rng)
     lengths = draw_lengths(onsets, room * rate, rng)
     steps, instrument = SCALES[scale], INSTRUMENTS[melody.name]
     degrees = draw_degrees(melody.contour, len(onsets), len(steps), rng)
-    key = instrument.tonics[PITCHES.index(melody.pitch)] + rng.integers(KEYS[0], KEYS[1] + 1)
+    key = instrument.tonics[PITCHES.index(melody.pitch)] + rng.integers(
+        KEYS[0], KEYS[1] + 1
+    )
     return Tune(
         *melody[:3],
         loudness,
@@ -192,7 +230,10 @@ def draw_tune(
         strokes=tuple(onset + beat / rate for beat in onsets),
         scale=scale,
         contour=melody.contour,
-        notes=tuple(_hertz(key + steps[d % len(steps)] + 12 * (d // len(steps))) for d in degrees),
+        notes=tuple(
+            _hertz(key + steps[d % len(steps)] + 12 * (d // len(steps)))
+            for d in degrees
+        ),
         lengths=tuple((lengths / rate).tolist()),
     )
 
@@ -203,11 +244,18 @@ def _hertz(midi: int) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _choices(name: str, held_out: bool, room: float) -> tuple[list[Melody], np.ndarray]:
-    """The melodies of an instrument that have time for enough notes, with their probabilities."""
-    fits = [m for m in melodies(name) if n_beats(TEMPI[m.speed] / 60 * 2**-LEEWAY, room) >= FEWEST]
+    """The melodies of an instrument that have time for enough notes, with their
+    probabilities.
+    """
+    fits = [
+        m
+        for m in melodies(name)
+        if n_beats(TEMPI[m.speed] / 60 * 2**-LEEWAY, room) >= FEWEST
+    ]
     fits = [m for m in fits if (m in held_out_melodies()) == held_out]
     weights = np.array(
-        [np.prod([SINGLE_WEIGHTS.get(value, 1) for value in m[1:]]) for m in fits], dtype=float
+        [np.prod([SINGLE_WEIGHTS.get(value, 1) for value in m[1:]]) for m in fits],
+        dtype=float,
     )
     return fits, weights / max(weights.sum(), 1e-9)
 

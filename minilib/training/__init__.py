@@ -1,4 +1,7 @@
-"""Training: the loop, the stages in the paper's order, and whole runs. Chapter 16 builds it."""
+"""Training: the loop, the stages in the paper's order, and whole runs.
+
+Chapter 16 builds it.
+"""
 
 from minilib.training.clips import TrainingData
 from minilib.training.loop import Recipe, budget, learning_rate, step_generator, train

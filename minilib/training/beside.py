@@ -1,4 +1,6 @@
-"""A second process for work that nothing waits for yet: both get half of the CPU's threads. Chapter 16 builds it."""
+"""A second process for work that nothing waits for yet: both get half of the CPU's
+threads. Chapter 16 builds it.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,16 @@ import torch
 
 
 class Beside:
-    """Run `function(name, **arguments)` in another process while the `with` block runs here. Chapter 16.
+    """Run `function(name, **arguments)` in another process while the `with` block runs
+    here.
 
-    Whoever leaves the block early stops that process too. With `name` None nothing runs beside the block.
+    Whoever leaves the block early stops that process too. With `name` None nothing runs
+    beside the block.
     """
 
-    def __init__(self, function: Callable[..., None], name: str | None, **arguments: Any):
+    def __init__(
+        self, function: Callable[..., None], name: str | None, **arguments: Any
+    ):
         self.name, self.work, self.process = name, (function, arguments), None
 
     def __enter__(self) -> Beside:
@@ -31,7 +37,10 @@ class Beside:
             self.hears, says = context.Pipe(duplex=False)
             function, arguments = self.work
             self.process = context.Process(
-                target=work_beside, args=(says, half, function, self.name), kwargs=arguments, daemon=True
+                target=work_beside,
+                args=(says, half, function, self.name),
+                kwargs=arguments,
+                daemon=True,
             )
             self.process.start()
             says.close()
@@ -39,7 +48,10 @@ class Beside:
         return self
 
     def check(self, wait: bool = False) -> None:
-        """Raise ChildProcessError if the work beside has failed; `wait` for its end. All threads are ours after it."""
+        """Raise ChildProcessError if the work beside has failed; `wait` for its end.
+
+        All threads are ours after it.
+        """
         if self.process is None or not (wait or self.hears.poll()):
             return
         try:
@@ -51,11 +63,15 @@ class Beside:
         torch.set_num_threads(self.n_threads)
         if failure:
             raise ChildProcessError(
-                f"{self.name}, trained in a process beside the others, stopped: {failure}"
+                f"{self.name}, trained in a process beside the others, stopped: "
+                f"{failure}"
             )
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self.process is not None:
             self.process.terminate()
@@ -64,9 +80,15 @@ class Beside:
 
 
 def work_beside(
-    says: Connection, n_threads: int, function: Callable[..., None], name: str, **arguments: Any
+    says: Connection,
+    n_threads: int,
+    function: Callable[..., None],
+    name: str,
+    **arguments: Any,
 ) -> None:
-    """What the second process does: the work, then a word on how it ended ("" for well). Chapter 16."""
+    """What the second process does: the work, then a word on how it ended ("" for
+    well).
+    """
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(n_threads)
     try:
@@ -80,6 +102,6 @@ def work_beside(
 
 
 def end_with_parent() -> None:
-    """Leave no process behind when its parent was killed. Chapter 16."""
+    """Leave no process behind when its parent was killed."""
     multiprocessing.parent_process().join()
     os._exit(1)

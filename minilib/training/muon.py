@@ -1,7 +1,7 @@
 """Muon: a weight matrix learns in all its directions at the same pace.
 
-Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); at the scale of AdamW's steps as Liu et
-al. (2502.16982) take it. Chapter 16 builds it.
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); at the
+scale of AdamW's steps as Liu et al. (2502.16982) take it. Chapter 16 builds it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ MOMENTUM = 0.95
 # of the Newton-Schulz iteration s -> a s + b s^3 + c s^5 (Jordan et al.)
 QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 3  # iterations; Jordan et al. take 5
-LAYERS = {"linear": (nn.Linear,), "conv": (nn.Conv1d, nn.Conv2d)}  # whose weights are matrices
+# whose weights are matrices
+LAYERS = {"linear": (nn.Linear,), "conv": (nn.Conv1d, nn.Conv2d)}
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the weights of linear layers or convolutions, AdamW (1711.05101) for all else. Chapter 16.
+    """Muon for the weights of linear layers or convolutions, AdamW (1711.05101) for all
+    else.
 
-    AdamW scales every number of a gradient by itself. Muon sees the momentum of a matrix as U S V^T and steps along
-    U V^T, so what has small gradients is learned as fast as what has large ones. A convolution (O, I, k, k) counts as
-    a matrix (O, k k I). The step has the size of one of AdamW's, so one learning rate serves both.
+    AdamW scales every number of a gradient by itself. Muon sees the momentum of a
+    matrix as U S V^T and steps along U V^T, so what has small gradients is learned as
+    fast as what has large ones. A convolution (O, I, k, k) counts as a matrix (O, k k
+    I). The step has the size of one of AdamW's, so one learning rate serves both.
 
     Args:
         model: its parameters that require a gradient are optimised.
         layers: whose weights are matrices to Muon: "linear", "conv", or both.
-        lr, betas, weight_decay: as for AdamW; no decay on biases, norms and other vectors.
+        lr, betas, weight_decay: as for AdamW; no decay on biases, norms and other
+            vectors.
 
     Raises:
         ValueError: layers of another kind.
@@ -44,26 +48,36 @@ class Muon(torch.optim.AdamW):
         weight_decay: float,
     ):
         if unknown := set(layers) - set(LAYERS):
-            raise ValueError(f"layers must be among {', '.join(LAYERS)}, not {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"layers must be among {', '.join(LAYERS)}, not "
+                f"{', '.join(sorted(unknown))}"
+            )
         kinds = tuple(kind for name in layers for kind in LAYERS[name])
-        inner = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
+        inner = {
+            id(module.weight) for module in model.modules() if isinstance(module, kinds)
+        }
         muon, matrices, vectors = [], [], []
         for p in model.parameters():
             if p.requires_grad:
-                (muon if id(p) in inner else matrices if p.dim() > 1 else vectors).append(p)
+                (
+                    muon if id(p) in inner else matrices if p.dim() > 1 else vectors
+                ).append(p)
         groups = [
             {"params": muon, "weight_decay": weight_decay, "muon": True},
             {"params": matrices, "weight_decay": weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
         super().__init__(groups, lr=lr, betas=betas, fused=True)
-        self._step_supports_amp_scaling = False  # so that a GradScaler skips whole steps
+        # so that a GradScaler skips whole steps
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
-        """Take one step: the matrices along what is orthogonal in their momentum, then AdamW the others.
+        """Take one step: the matrices along what is orthogonal in their momentum, then
+        AdamW the others.
 
-        `closure`, if there is one, computes loss and gradients first; its loss is returned.
+        `closure`, if there is one, computes loss and gradients first; its loss is
+        returned.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
@@ -72,25 +86,34 @@ class Muon(torch.optim.AdamW):
                     continue
                 state = self.state[weight]
                 if not state:  # AdamW, when it is loaded, asks all states for a step
-                    state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(weight)}
+                    state |= {
+                        "step": torch.zeros(()),
+                        "momentum": torch.zeros_like(weight),
+                    }
                 momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1.0 - MOMENTUM)
                 ahead = weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
-                ahead = ahead.movedim(1, -1)  # (O, k, k, I), as convolutions lie in memory
+                # (O, k, k, I), as convolutions lie in memory
+                ahead = ahead.movedim(1, -1)
                 update = orthogonal(ahead.flatten(1))  # (O, k k I)
-                size = 0.2 * max(update.shape) ** 0.5  # the root mean square of AdamW's steps (2502.16982)
+                # the root mean square of AdamW's steps (2502.16982)
+                size = 0.2 * max(update.shape) ** 0.5
                 weight.mul_(1.0 - group["lr"] * group["weight_decay"])
-                weight.add_(update.view_as(ahead).movedim(-1, 1), alpha=-group["lr"] * size)
+                weight.add_(
+                    update.view_as(ahead).movedim(-1, 1), alpha=-group["lr"] * size
+                )
                 weight.grad = None  # it has taken its step
         super().step()
         return loss
 
 
 def orthogonal(matrix: Tensor, steps: int = STEPS) -> Tensor:
-    """About U V^T of a matrix U S V^T (m, n): its larger singular values come to lie near 1. Chapter 16.
+    """About U V^T of a matrix U S V^T (m, n): its larger singular values come to lie
+    near 1.
 
-    The Newton-Schulz iteration X <- a X + b (X X^T) X + c (X X^T)^2 X needs products and no decomposition. All its
-    factors are polynomials of X X^T, so they are multiplied there, in the smaller of the two dimensions.
+    The Newton-Schulz iteration X <- a X + b (X X^T) X + c (X X^T)^2 X needs products
+    and no decomposition. All its factors are polynomials of X X^T, so they are
+    multiplied there, in the smaller of the two dimensions.
     """
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)

@@ -1,8 +1,10 @@
-"""Several processes that train as one: started by `torchrun` or `accelerate launch`, on one machine or many.
+"""Several processes that train as one: started by `torchrun` or `accelerate launch`, on
+one machine or many.
 
-Each holds the whole model, draws the same global batch and takes its share of it; the gradients are averaged. What
-couples the clips of a batch, CLAP's contrast and batch norm, must see the clips of all processes. Files are written by
-the main process alone, into a folder that all of them see. Chapter 16 builds it.
+Each holds the whole model, draws the same global batch and takes its share of it; the
+gradients are averaged. What couples the clips of a batch, CLAP's contrast and batch
+norm, must see the clips of all processes. Files are written by the main process alone,
+into a folder that all of them see. Chapter 16 builds it.
 """
 
 from __future__ import annotations
@@ -23,41 +25,54 @@ from minilib.clap import gathered
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-PATIENCE = timedelta(hours=6)  # of those who wait, e.g. while the main process renders the corpus
-GRACE = 5.0  # seconds; a launcher ends its processes within one when the first of them has failed
+# of those who wait, e.g. while the main process renders the corpus
+PATIENCE = timedelta(hours=6)
+# seconds; a launcher ends its processes within one when the first of them has failed
+GRACE = 5.0
 
 
 def n_processes() -> int:
-    """How many processes the launcher has started. Chapter 16."""
+    """How many processes the launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes, prints and shows bars. Chapter 16."""
+    """Whether this process is the one that writes, prints and shows bars."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def meet() -> PartialState:
-    """Join the processes that were started, on GPUs or on the CPU; a process alone is a run of one. Chapter 16.
+    """Join the processes that were started, on GPUs or on the CPU; a process alone is a
+    run of one.
 
     Raises:
-        ValueError: the processes do not find each other, and each would train, and write, as if alone.
+        ValueError: the processes do not find each other, and each would train, and
+            write, as if alone.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # Where there is no GPU the CPU must be named, or processes would not find each other; nor do they on Apple's GPU.
-    gpu = torch.cuda.is_available() or (torch.backends.mps.is_available() and n_processes() == 1)
-    state = PartialState(cpu=not gpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    # Where there is no GPU the CPU must be named, or processes would not find each
+    # other; nor do they on Apple's GPU.
+    gpu = torch.cuda.is_available() or (
+        torch.backends.mps.is_available() and n_processes() == 1
+    )
+    state = PartialState(
+        cpu=not gpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE
+    )
     if state.num_processes != n_processes():
-        raise ValueError(f"{n_processes()} processes were started, but accelerate sees {state.num_processes}")
+        raise ValueError(
+            f"{n_processes()} processes were started, but accelerate sees "
+            f"{state.num_processes}"
+        )
     return state
 
 
 def check_shares(name: str, batch_size: int, accumulate: int) -> None:
-    """Raise ValueError where a stage's batch can't be cut into equal shares; unequal ones would weigh unequally.
+    """Raise ValueError where a stage's batch can't be cut into equal shares; unequal
+    ones would weigh unequally.
 
-    Chapter 16.
+
     """
     if batch_size % (n_processes() * accumulate):
         raise ValueError(
@@ -68,35 +83,42 @@ def check_shares(name: str, batch_size: int, accumulate: int) -> None:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Let the process that fails first tell what is wrong, and the others, which fail with it, end without a word.
+    """Let the process that fails first tell what is wrong, and the others, which fail
+    with it, end without a word.
 
-    Either all fail alike, or one does and the others wait for it in vain; the launcher ends them. Chapter 16.
+    Either all fail alike, or one does and the others wait for it in vain; the launcher
+    ends them.
     """
     try:
         yield
     except Exception as error:
         if n_processes() == 1 or fails_first():
             raise
-        time.sleep(GRACE)  # were this process the first to go, the launcher would cut the other one short
+        # were this process the first to go, the launcher would cut the other one short
+        time.sleep(GRACE)
         raise SystemExit(2) from error
 
 
 def fails_first() -> bool:
-    """Whether no other process of this run has failed before; they count in the launcher's store. Chapter 16."""
+    """Whether no other process of this run has failed before; they count in the
+    launcher's store.
+    """
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=GRACE))
         return store.add(f"minilib failed, start {start}", 1) == 1
     except (KeyError, RuntimeError):
-        # There is no store: the main process would keep it, and has not begun to, or has ended.
+        # There is no store: the main process would keep it, and has not begun to, or
+        # has ended.
         return is_main()
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm (1502.03167) by mean and variance of the global batch: one process's equal share of it is given.
+    """Batch norm (1502.03167) by mean and variance of the global batch: one process's
+    equal share of it is given.
 
-    (torch's SyncBatchNorm does the same, but on GPUs only.) Chapter 16.
+    (torch's SyncBatchNorm does the same, but on GPUs only.)
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +139,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Let each batch norm of a model see the global batch; parameters, buffers and their names stay. Chapter 16."""
+    """Let each batch norm of a model see the global batch; parameters, buffers and
+    their names stay.
+    """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d

@@ -1,7 +1,7 @@
 """How fast and how lean minilib is. `make bench` runs this; no test needs it.
 
-Prints tables as they come and keeps them in a file, under the name of the machine: those of the same machine and
-section are replaced, all others stay.
+Prints tables as they come and keeps them in a file, under the name of the machine:
+those of the same machine and section are replaced, all others stay.
 """
 
 from __future__ import annotations
@@ -33,12 +33,25 @@ process has.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [module.__name__ for module in SECTIONS.values()]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="sections (default: all)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of turns for each row (default: 10)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        default=names,
+        help="sections (default: all)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="of turns for each row (default: 10)",
+    )
     parser.add_argument("--out", type=Path, help="the file that keeps the tables")
     args = parser.parse_args()
     for title, module in SECTIONS.items():
-        if module.__name__ not in args.only or (module is gpu and not torch.cuda.is_available()):
+        if module.__name__ not in args.only or (
+            module is gpu and not torch.cuda.is_available()
+        ):
             continue
         print(f"### {title}\n", flush=True)
         lines = []
@@ -48,7 +61,12 @@ def main() -> None:
                 lines.append(line)
         print()
         if args.out:
-            keep(args.out, measure.machine(), title, f"{module.__doc__}\n\n" + "\n".join(lines).strip())
+            keep(
+                args.out,
+                measure.machine(),
+                title,
+                f"{module.__doc__}\n\n" + "\n".join(lines).strip(),
+            )
 
 
 def keep(path: Path, machine: str, title: str, text: str) -> None:
@@ -64,7 +82,9 @@ def keep(path: Path, machine: str, title: str, text: str) -> None:
     written = [TITLE]
     for name in dict.fromkeys(machine for machine, _ in kept):
         written.append(f"## {name}\n")
-        written += [f"### {t}\n\n{body}\n" for (m, t), body in kept.items() if m == name]
+        written += [
+            f"### {t}\n\n{body}\n" for (m, t), body in kept.items() if m == name
+        ]
     path.write_text("\n".join(written), encoding="utf-8")
 
 

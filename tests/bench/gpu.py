@@ -1,4 +1,6 @@
-"""The U-Net at the released size on a GPU, ours and diffusers' under the same settings: calls and training steps."""
+"""The U-Net at the released size on a GPU, ours and diffusers' under the same settings:
+calls and training steps.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ def report(
             ours = UNet(config or UNetConfig()).to(device, dtype)
             theirs = unet_out(ours).to(device, dtype)
             for unet in (ours, theirs):
-                unet.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+                unet.to(
+                    memory_format=torch.channels_last
+                    if last
+                    else torch.contiguous_format
+                )
             inputs = conditions(ours, batch, dtype, device)
             count = operations(prepared(ours, our_call(inputs), kind, compiled=False))
             works = [
@@ -54,11 +60,15 @@ def report(
         yield ""
 
 
-def conditions(unet: UNet, batch: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
+def conditions(
+    unet: UNet, batch: int, dtype: torch.dtype, device: str
+) -> tuple[torch.Tensor, ...]:
     """Noisy latents of 10.24 s, times, eight vectors of LOA and sixteen states of T5."""
     dims = [dim for dim in unet.config.cross_attention_dim if dim is not None]
     shapes = ((unet.config.in_channels, 256, 16), (8, dims[0]), (16, dims[1]))
-    z, loa, text = (torch.randn(batch, *shape, device=device, dtype=dtype) for shape in shapes)
+    z, loa, text = (
+        torch.randn(batch, *shape, device=device, dtype=dtype) for shape in shapes
+    )
     return z, torch.full((batch,), 500, device=device), loa, text
 
 
@@ -71,15 +81,25 @@ def our_call(inputs: tuple[torch.Tensor, ...]) -> Callable[[Any], torch.Tensor]:
 def their_call(inputs: tuple[torch.Tensor, ...]) -> Callable[[Any], torch.Tensor]:
     """How diffusers' is."""
     z, t, loa, text = inputs
-    given = dict(encoder_hidden_states=loa, encoder_hidden_states_1=text, return_dict=False)
+    given = dict(
+        encoder_hidden_states=loa, encoder_hidden_states_1=text, return_dict=False
+    )
     return lambda unet: unet(z, t - 1, **given)[0]
 
 
-def prepared(unet: Any, call: Callable[[Any], torch.Tensor], kind: str, compiled: bool) -> Work:
-    """A call without gradient, or a training step; compiled on request, for training without CUDA graphs."""
+def prepared(
+    unet: Any, call: Callable[[Any], torch.Tensor], kind: str, compiled: bool
+) -> Work:
+    """A call without gradient, or a training step; compiled on request, for training
+    without CUDA graphs.
+    """
     graphs = "reduce-overhead" if kind == "calls" else "default"
     run = torch.compile(unet, mode=graphs) if compiled else unet
-    return torch.no_grad()(lambda: call(run)) if kind == "calls" else training_step(unet, lambda: call(run))
+    return (
+        torch.no_grad()(lambda: call(run))
+        if kind == "calls"
+        else training_step(unet, lambda: call(run))
+    )
 
 
 def operations(work: Work) -> int:
@@ -90,7 +110,9 @@ def operations(work: Work) -> int:
 
 
 def product_rate(device: str, n: int = 8192) -> float:
-    """Operations a second of a product of two n x n bfloat16 matrices, the best that the chip does."""
+    """Operations a second of a product of two n x n bfloat16 matrices, the best that
+    the chip does.
+    """
     n = n if device == "cuda" else 512
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
     (taken,) = take_turns(lambda: a @ a, seconds=0.5)

@@ -1,4 +1,6 @@
-"""What the benchmarks share: works that take turns, memory of a fresh process, the machine's name, tables."""
+"""What the benchmarks share: works that take turns, memory of a fresh process, the
+machine's name, tables.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ Work = Callable[[], Any]
 
 
 def take_turns(*works: Work, seconds: float = 10.0) -> list[float]:
-    """Median time of each work, run in turns for about so many seconds and at least three times.
+    """Median time of each work, run in turns for about so many seconds and at least
+    three times.
 
-    Whatever else the machine does meets all alike, so that their ratios are better known than the times.
+    Whatever else the machine does meets all alike, so that their ratios are better
+    known than the times.
     """
     times: list[list[float]] = [[] for _ in works]
     for work in works:
@@ -37,13 +41,21 @@ def take_turns(*works: Work, seconds: float = 10.0) -> list[float]:
 
 
 def resident(name: str) -> float:
-    """Memory of this process in MiB: VmRSS, what it has now, or VmHWM, the most it had. Linux only."""
+    """Memory of this process in MiB: VmRSS, what it has now, or VmHWM, the most it had.
+
+    Linux only.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+    return (
+        next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+        / 1024
+    )
 
 
 def peak(work: Work) -> tuple[float, float]:
-    """Seconds that a work takes, and the MiB that it needs at most above what the process held before."""
+    """Seconds that a work takes, and the MiB that it needs at most above what the
+    process held before.
+    """
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     began = time.perf_counter()
@@ -52,7 +64,9 @@ def peak(work: Work) -> tuple[float, float]:
 
 
 def in_a_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function of a module gives in a process of its own, whose memory nothing else has used."""
+    """What a function of a module gives in a process of its own, whose memory nothing
+    else has used.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
@@ -61,14 +75,20 @@ def machine() -> str:
     """The processor, the threads, and the GPU if there is one."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).is_file():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
 def heading(*columns: str) -> Iterator[str]:
-    """The first two lines of a table in Markdown: the first column stands left, the others right."""
+    """The first two lines of a table in Markdown: the first column stands left, the
+    others right.
+    """
     yield "| " + " | ".join(columns) + " |"
     yield "|---|" + "--:|" * (len(columns) - 1)
 

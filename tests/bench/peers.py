@@ -1,4 +1,6 @@
-"""minilib beside diffusers and transformers: the same random weights on both sides, float32, on this CPU."""
+"""minilib beside diffusers and transformers: the same random weights on both sides,
+float32, on this CPU.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,36 @@ from peer import PROMPTS, peer
 from minilib import AudioLDM2, audio, lean
 from minilib.vocoder import vocode
 
-Cases = dict[str, tuple[Work, Work, float | None]]  # ours, theirs, and the least ratio that is promised
+# ours, theirs, and the least ratio that is promised
+Cases = dict[str, tuple[Work, Work, float | None]]
 LENGTHS = (2.56, 10.24, 40.96)  # seconds of sound
 
 
 def report(folder: Path, seconds: float) -> Iterator[str]:
     """Three tables: speed, memory of a decode, and how both grow."""
     theirs, ours = pipelines(folder)
-    yield from heading("times in seconds", "minilib", "peer", "times as fast", "must be")
+    yield from heading(
+        "times in seconds", "minilib", "peer", "times as fast", "must be"
+    )
     with torch.no_grad():
         yield from compared(cases(theirs, ours), seconds)
     yield from compared(training_cases(theirs, ours), seconds)
     yield ""
-    yield from heading("peak memory of a decode, MiB", "minilib", "diffusers", "ratio", "at most")
+    yield from heading(
+        "peak memory of a decode, MiB", "minilib", "diffusers", "ratio", "at most"
+    )
     for length in LENGTHS:
-        own, other = (in_a_fresh_process(decoding, whose, length, folder) for whose in ("ours", "theirs"))
-        yield row(f"{length} s", own, other, own / other, 0.6 if length == LENGTHS[-1] else None)
+        own, other = (
+            in_a_fresh_process(decoding, whose, length, folder)
+            for whose in ("ours", "theirs")
+        )
+        yield row(
+            f"{length} s",
+            own,
+            other,
+            own / other,
+            0.6 if length == LENGTHS[-1] else None,
+        )
     yield ""
     yield from heading(
         "whole sounds, 5 steps: seconds and peak MiB",
@@ -43,7 +59,10 @@ def report(folder: Path, seconds: float) -> Iterator[str]:
     )
     for length in LENGTHS:
         for n in (1, 4):
-            own, other = (in_a_fresh_process(sounding, w, length, n, folder) for w in ("ours", "theirs"))
+            own, other = (
+                in_a_fresh_process(sounding, w, length, n, folder)
+                for w in ("ours", "theirs")
+            )
             name = f"{length} s, {n} candidate{'s' if n > 1 else ''}"
             yield row(name, own[0], other[0], own[1], other[1])
 
@@ -73,7 +92,9 @@ def cases(theirs: Any, ours: AudioLDM2) -> Cases:
     text_mask = text_mask.clone()
     text_mask[0, -3:] = False
     mel = theirs.vae.decode(latents[:1]).sample
-    padded = theirs.tokenizer(prompt, padding="max_length", max_length=512, return_tensors="pt")
+    padded = theirs.tokenizer(
+        prompt, padding="max_length", max_length=512, return_tensors="pt"
+    )
     ids, own_mask = ours.clap_tokenizer.encode(prompt)
     n_long = min(512, ours.gpt.config.n_positions - prefix.shape[1])
 
@@ -81,19 +102,25 @@ def cases(theirs: Any, ours: AudioLDM2) -> Cases:
         own = text_mask if with_mask else None
         call = dict(encoder_hidden_states=loa, encoder_hidden_states_1=text)
         call |= {"encoder_attention_mask_1": text_mask.long()} if with_mask else {}
-        return lambda: ours.unet(latents, t, (loa, None), (text, own)), lambda: theirs.unet(
-            latents, t - 1, **call
-        )
+        return lambda: ours.unet(
+            latents, t, (loa, None), (text, own)
+        ), lambda: theirs.unet(latents, t - 1, **call)
 
     def language(n: int) -> tuple[Work, Work]:
         given = dict(inputs_embeds=prefix, attention_mask=mask.long(), max_new_tokens=n)
-        return lambda: ours.gpt.generate(list(conditions), n), lambda: theirs.generate_language_model(**given)
+        return lambda: ours.gpt.generate(
+            list(conditions), n
+        ), lambda: theirs.generate_language_model(**given)
 
     def whole(**own: Any) -> Work:
-        return lambda: ours(prompt, seconds=10.24, latents=latents[:1], progress=False, **own)
+        return lambda: ours(
+            prompt, seconds=10.24, latents=latents[:1], progress=False, **own
+        )
 
     def whole_of_theirs(steps: int) -> Work:
-        call = dict(num_inference_steps=steps, audio_length_in_s=10.24, output_type="pt")
+        call = dict(
+            num_inference_steps=steps, audio_length_in_s=10.24, output_type="pt"
+        )
         return lambda: theirs(prompt, latents=latents[:1], **call)
 
     return {
@@ -111,9 +138,17 @@ def cases(theirs: Any, ours: AudioLDM2) -> Cases:
             lambda: theirs.vae.decode(latents[:1] / theirs.vae.config.scaling_factor),
             None,
         ),
-        "vocoder": (lambda: vocode(ours.vocoder, mel), lambda: theirs.vocoder(mel[:, 0]), None),
+        "vocoder": (
+            lambda: vocode(ours.vocoder, mel),
+            lambda: theirs.vocoder(mel[:, 0]),
+            None,
+        ),
         "a sound of 10.24 s, 25 steps": (whole(steps=25), whole_of_theirs(25), 1.2),
-        "DPM-Solver++ 20, DDIM 200": (whole(steps=20, sampler="dpm"), whole(steps=200), None),
+        "DPM-Solver++ 20, DDIM 200": (
+            whole(steps=20, sampler="dpm"),
+            whole(steps=200),
+            None,
+        ),
     }
 
 
@@ -130,13 +165,19 @@ def training_step(unet: torch.nn.Module, predict: Work) -> Work:
 
 
 def training_cases(theirs: Any, ours: AudioLDM2) -> Cases:
-    """A training step of each U-Net, activations kept or recomputed, which diffusers can do only without masks."""
-    latents = torch.randn(2, *ours.latent_shape(1, round(10.24 * audio.SAMPLE_RATE))[1:])
+    """A training step of each U-Net, activations kept or recomputed, which diffusers
+    can do only without masks.
+    """
+    latents = torch.randn(
+        2, *ours.latent_shape(1, round(10.24 * audio.SAMPLE_RATE))[1:]
+    )
     t, loa = torch.full((2,), 500), torch.randn(2, 8, ours.gpt.config.n_embd)
     text = torch.randn(2, 12, ours.text.dim)
     own = lambda: ours.unet(latents, t, (loa, None), (text, None))
     other = lambda: (
-        theirs.unet(latents, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text).sample
+        theirs.unet(
+            latents, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text
+        ).sample
     )
 
     def recomputed(step: Work, switch: Callable[[bool], None]) -> Work:
@@ -157,7 +198,10 @@ def training_cases(theirs: Any, ours: AudioLDM2) -> Cases:
         ),
     )
     again = tuple(map(recomputed, steps, switches))
-    return {"training step": (*steps, 0.98), "training step, recomputing": (*again, 0.98)}
+    return {
+        "training step": (*steps, 0.98),
+        "training step, recomputing": (*again, 0.98),
+    }
 
 
 def one(whose: str, folder: Path) -> Any:
@@ -180,10 +224,24 @@ def decoding(whose: str, length: float, folder: Path) -> float:
         return peak(lambda: pipe.vocoder(pipe.vae.decode(z).sample[:, 0]))[1]
 
 
-def sounding(whose: str, length: float, candidates: int, folder: Path) -> tuple[float, float]:
+def sounding(
+    whose: str, length: float, candidates: int, folder: Path
+) -> tuple[float, float]:
     """Seconds and MiB of a caption's best of some candidates."""
     pipe = one(whose, folder)
     if whose == "ours":
-        return peak(lambda: pipe(PROMPTS[:1], steps=5, seconds=length, candidates=candidates, progress=False))
-    call = dict(num_inference_steps=5, audio_length_in_s=length, num_waveforms_per_prompt=candidates)
+        return peak(
+            lambda: pipe(
+                PROMPTS[:1],
+                steps=5,
+                seconds=length,
+                candidates=candidates,
+                progress=False,
+            )
+        )
+    call = dict(
+        num_inference_steps=5,
+        audio_length_in_s=length,
+        num_waveforms_per_prompt=candidates,
+    )
     return peak(lambda: pipe(PROMPTS[:1], **call))

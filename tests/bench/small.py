@@ -1,4 +1,6 @@
-"""The small pipeline that ships: how soon it sounds, what each stage takes, how fast it trains, in what memory."""
+"""The small pipeline that ships: how soon it sounds, what each stage takes, how fast it
+trains, in what memory.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,11 @@ def report(folder: Path, seconds: float) -> Iterator[str]:
     """Tables of first sound, stages, rates and training."""
     yield from heading("in a fresh process", "seconds")
     importing = "import minilib"
-    sounding = (
-        f"import minilib.cli; minilib.cli.main(['generate', 'a dog barks', '-o', r'{folder / 'a.wav'}'])"
-    )
-    for name, code in (("`import minilib`", importing), ("`minilib generate`, first sound", sounding)):
+    sounding = f"import minilib.cli; minilib.cli.main(['generate', 'a dog barks', '-o', r'{folder / 'a.wav'}'])"
+    for name, code in (
+        ("`import minilib`", importing),
+        ("`minilib generate`, first sound", sounding),
+    ):
         yield row(name, statistics.median(fresh(code) for _ in range(3)))
     yield ""
     pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
@@ -59,7 +62,9 @@ def fresh(code: str) -> float:
 
 
 def generating(n: int) -> tuple[float, float]:
-    """Seconds of n sounds at once, after a first one, and the most MiB that the process had."""
+    """Seconds of n sounds at once, after a first one, and the most MiB that the process
+    had.
+    """
     pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
     pipe(CAPTIONS[0], steps=2, progress=False)
     began = time.perf_counter()
@@ -68,15 +73,26 @@ def generating(n: int) -> tuple[float, float]:
 
 
 def training(name: str) -> tuple[float, float]:
-    """Steps a second of a stage, on 64 clips and without recordings, and the most MiB that the process had."""
+    """Steps a second of a stage, on 64 clips and without recordings, and the most MiB
+    that the process had.
+    """
     run = RUNS["tiny"]
-    corpus = Corpus.from_soundworld(SoundWorld("train", seconds=run.seconds), 64, progress=False)
+    corpus = Corpus.from_soundworld(
+        SoundWorld("train", seconds=run.seconds), 64, progress=False
+    )
     pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
     data = TrainingData(corpus, pipe.tokenizer)
-    stage = STAGES[name]("tiny", run.recipes[name], data, {p: getattr(pipe, p) for p in STAGES[name].needs})
+    stage = STAGES[name](
+        "tiny",
+        run.recipes[name],
+        data,
+        {p: getattr(pipe, p) for p in STAGES[name].needs},
+    )
     accelerator = loop.make_accelerator(stage.recipe)
     model = stage.model.to(memory_format=torch.channels_last).train()
-    wrapped, optimizer = accelerator.prepare(loop.LossModule(model), loop.make_optimizer(model, stage.recipe))
+    wrapped, optimizer = accelerator.prepare(
+        loop.LossModule(model), loop.make_optimizer(model, stage.recipe)
+    )
     step = lambda i: loop.training_step(stage, i, accelerator, wrapped, optimizer)
     for i in range(WARM_UP):
         step(i)

@@ -1,4 +1,6 @@
-"""diffusers' AudioLDM2Pipeline in small sizes, of random weights: what parity tests and benchmark compare with."""
+"""diffusers' AudioLDM2Pipeline in small sizes, of random weights: what parity tests and
+benchmark compare with.
+"""
 
 import json
 from dataclasses import dataclass, replace
@@ -39,7 +41,8 @@ SIZES = {
     "base": SMALL,
     "large": SMALL,
     "speech": SMALL,
-    "trainable": replace(SMALL, loa=192, n_loa=16),  # LOA as AudioMAE's tiny preset makes it
+    # LOA as AudioMAE's tiny preset makes it
+    "trainable": replace(SMALL, loa=192, n_loa=16),
     "mid": Size(
         seconds=10.24, clap=256, layers=4, positions=1024, text=256, loa=256, loa_layers=6, loa_heads=8, words=50257,
         n_loa=8, vae=(32, 64, 128), unet=(32, 64, 96, 160), heads=2, vocoder=256, kernels=(3, 7, 11),
@@ -51,10 +54,19 @@ SECONDS = SMALL.seconds
 def roberta(size: Size) -> Any:
     from transformers import RobertaTokenizer
 
-    words = sorted({f"Ġ{word}" for prompt in PROMPTS for word in prompt.split()} | {"a", "loud"})
+    words = sorted(
+        {f"Ġ{word}" for prompt in PROMPTS for word in prompt.split()} | {"a", "loud"}
+    )
     letters = [chr(i) for i in range(97, 123)] + ["Ġ"]
-    vocab = {t: i for i, t in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *words])}
-    return RobertaTokenizer(vocab=vocab, merges=[], model_max_length=min(512, size.positions - 8))
+    vocab = {
+        t: i
+        for i, t in enumerate(
+            ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *words]
+        )
+    }
+    return RobertaTokenizer(
+        vocab=vocab, merges=[], model_max_length=min(512, size.positions - 8)
+    )
 
 
 def clap(size: Size) -> tuple[Any, Any]:
@@ -97,7 +109,9 @@ def vits(folder: Path) -> tuple[Any, Any]:
     from transformers import VitsConfig, VitsModel, VitsTokenizer
 
     symbols = ["_", *(chr(i) for i in range(97, 123)), " ", "<unk>"]
-    (folder / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
+    (folder / "vocab.json").write_text(
+        json.dumps({symbol: i for i, symbol in enumerate(symbols)})
+    )
     tokenizer = VitsTokenizer(
         str(folder / "vocab.json"), pad_token="_", unk_token="<unk>", add_blank=False, phonemize=False,
         model_max_length=24,
@@ -113,21 +127,34 @@ def vits(folder: Path) -> tuple[Any, Any]:
 
 
 def peer(folder: Path, variant: str = "base") -> Any:
-    """diffusers' pipeline: base, large, speech, one that `minilib train` can tune, or one of middle size.
+    """diffusers' pipeline: base, large, speech, one that `minilib train` can tune, or
+    one of middle size.
 
-    The weights are scaled so that activations are of order 1: a pipeline with the weights that the classes draw puts
-    out 1e-7, and any comparison passes.
+    The weights are scaled so that activations are of order 1: a pipeline with the
+    weights that the classes draw puts out 1e-7, and any comparison passes.
     """
     from diffusers import AudioLDM2Pipeline, AutoencoderKL, DDIMScheduler
-    from diffusers.pipelines.audioldm2 import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel
-    from transformers import GPT2Config, GPT2LMHeadModel, SpeechT5HifiGan, SpeechT5HifiGanConfig
+    from diffusers.pipelines.audioldm2 import (
+        AudioLDM2ProjectionModel,
+        AudioLDM2UNet2DConditionModel,
+    )
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        SpeechT5HifiGan,
+        SpeechT5HifiGanConfig,
+    )
 
     torch.manual_seed(0)
     size, speech = SIZES[variant], variant == "speech"
     text, tokenizer_2 = vits(folder) if speech else t5(size)
     text_encoder, feature_extractor = clap(size)
-    dims = [None, size.loa] + {"speech": [], "large": [size.text, None]}.get(variant, [size.text])
-    learned = {"use_learned_position_embedding": True, "max_seq_length": 24} if speech else {}
+    dims = [None, size.loa] + {"speech": [], "large": [size.text, None]}.get(
+        variant, [size.text]
+    )
+    learned = (
+        {"use_learned_position_embedding": True, "max_seq_length": 24} if speech else {}
+    )
     n_up = len(size.unet) - 1
     parts = {
         "vae": AutoencoderKL(

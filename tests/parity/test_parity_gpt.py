@@ -1,4 +1,6 @@
-"""The LOA regressor is transformers' GPT2Model behind diffusers' AudioLDM2ProjectionModel, by weight."""
+"""The LOA regressor is transformers' GPT2Model behind diffusers'
+AudioLDM2ProjectionModel, by weight.
+"""
 
 import pytest
 import torch
@@ -8,17 +10,26 @@ import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
 from minilib.gpt import GPTConfig, LOARegressor
 
 CONFIG = GPTConfig(
-    condition_dims=(20, 28), n_embd=48, n_layer=3, n_head=4, n_positions=64, n_tokens=8, vocab_size=11
+    condition_dims=(20, 28),
+    n_embd=48,
+    n_layer=3,
+    n_head=4,
+    n_positions=64,
+    n_tokens=8,
+    vocab_size=11,
 )
 
 
 def peers():
-    """A random GPT2Model and projection whose every weight matters, outputs of order one."""
+    """A random GPT2Model and projection whose every weight matters, outputs of order
+    one.
+    """
     from diffusers import AudioLDM2ProjectionModel
     from transformers import GPT2Config, GPT2Model
 
     sizes = {
-        key: getattr(CONFIG, key) for key in ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")
+        key: getattr(CONFIG, key)
+        for key in ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")
     }
     gpt2 = GPT2Model(GPT2Config(**sizes))
     projection = AudioLDM2ProjectionModel(*CONFIG.condition_dims, CONFIG.n_embd)
@@ -26,14 +37,18 @@ def peers():
     with torch.no_grad():
         for p in (*gpt2.parameters(), *projection.parameters()):
             fan_in = p.shape[0] if p.ndim == 2 else 1
-            p.copy_(torch.randn(p.shape, generator=generator) * (fan_in**-0.5 if p.ndim == 2 else 0.5))
+            p.copy_(
+                torch.randn(p.shape, generator=generator)
+                * (fan_in**-0.5 if p.ndim == 2 else 0.5)
+            )
         gpt2.wpe.weight.mul_(4)
     return gpt2.eval(), projection.eval()
 
 
 def ours_from(gpt2: torch.nn.Module, projection: torch.nn.Module) -> LOARegressor:
     model = LOARegressor(CONFIG).eval()
-    linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # Conv1D stores them transposed
+    # Conv1D stores them transposed
+    linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     state = {k: v.T if k.endswith(linear) else v for k, v in gpt2.state_dict().items()}
     model.gpt2.load_state_dict(state)  # strict: the same names and shapes
     model.projection.load_state_dict(projection.state_dict())
@@ -42,8 +57,12 @@ def ours_from(gpt2: torch.nn.Module, projection: torch.nn.Module) -> LOARegresso
 
 def conditions(padded: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    clap, text = (torch.randn(3, S, dim, generator=generator) for S, dim in ((1, 20), (12, 28)))
-    mask = torch.arange(12) < torch.tensor([12, 5, 1] if padded else [12, 12, 12])[:, None]
+    clap, text = (
+        torch.randn(3, S, dim, generator=generator) for S, dim in ((1, 20), (12, 28))
+    )
+    mask = (
+        torch.arange(12) < torch.tensor([12, 5, 1] if padded else [12, 12, 12])[:, None]
+    )
     return [(clap, torch.ones(3, 1, dtype=torch.bool)), (text, mask)]
 
 
@@ -69,7 +88,11 @@ def test_gpt2_equals_gpt2model(padded):
     gpt2, projection = peers()
     model = ours_from(gpt2, projection)
     x, mask = model.projection(conditions(padded))
-    expected = gpt2(inputs_embeds=x, attention_mask=mask.long(), position_ids=torch.arange(x.shape[1])[None])
+    expected = gpt2(
+        inputs_embeds=x,
+        attention_mask=mask.long(),
+        position_ids=torch.arange(x.shape[1])[None],
+    )
     hidden = model.gpt2(x, mask)
     assert relative_error(hidden[mask], expected.last_hidden_state[mask]) < 1e-5
     if not padded:
@@ -79,14 +102,18 @@ def test_gpt2_equals_gpt2model(padded):
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
 def test_generation_equals_the_released_loop(padded):
-    """diffusers' generate_language_model, without a cache: append the last state, mask 1, plain positions."""
+    """diffusers' generate_language_model, without a cache: append the last state, mask
+    1, plain positions.
+    """
     gpt2, projection = peers()
     (clap, clap_mask), (text, mask) = conditions(padded)
     out = projection(clap, text, clap_mask.long(), mask.long())
     x, mask = out.hidden_states, out.attention_mask
     for _ in range(8):
         position_ids = torch.arange(x.shape[1])[None]
-        y = gpt2(inputs_embeds=x, attention_mask=mask, position_ids=position_ids).last_hidden_state[:, -1:]
+        y = gpt2(
+            inputs_embeds=x, attention_mask=mask, position_ids=position_ids
+        ).last_hidden_state[:, -1:]
         x, mask = torch.cat([x, y], dim=1), F.pad(mask, (0, 1), value=1)
     loa = ours_from(gpt2, projection).generate(conditions(padded))
     assert relative_error(loa, x[:, -8:]) < 1e-5

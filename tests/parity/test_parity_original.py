@@ -1,4 +1,6 @@
-"""The authors' own checkpoint, one file of all parts: the same pipeline as the folder of diffusers."""
+"""The authors' own checkpoint, one file of all parts: the same pipeline as the folder
+of diffusers.
+"""
 
 import json
 
@@ -30,27 +32,40 @@ def renamed(name, names):
 
 
 def as_published(folder, path):
-    """Write the parts of a diffusers folder into one file, under the authors' names: the reverse of what is read.
+    """Write the parts of a diffusers folder into one file, under the authors' names:
+    the reverse of what is read.
 
-    Spelled out here once more, and by other means than in the package: by the order in which the authors' code lists
-    its blocks.
+    Spelled out here once more, and by other means than in the package: by the order in
+    which the authors' code lists its blocks.
     """
     from safetensors.torch import load_file
 
     part = lambda name: load_file(next((folder / name).glob("*.safetensors")))
     state: dict[str, torch.Tensor] = {}
     unet = part("unet")
-    res = ("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj")
-    res += ("out_layers.0", "norm2"), ("out_layers.3", "conv2"), ("skip_connection", "conv_shortcut")
+    res = (
+        ("in_layers.0", "norm1"),
+        ("in_layers.2", "conv1"),
+        ("emb_layers.1", "time_emb_proj"),
+    )
+    res += (
+        ("out_layers.0", "norm2"),
+        ("out_layers.3", "conv2"),
+        ("skip_connection", "conv_shortcut"),
+    )
 
     def move(theirs, ours):
         for end in ("weight", "bias"):
             if f"{ours}.{end}" in unet:
-                state[f"model.diffusion_model.{theirs}.{end}"] = unet.pop(f"{ours}.{end}")
+                state[f"model.diffusion_model.{theirs}.{end}"] = unet.pop(
+                    f"{ours}.{end}"
+                )
 
     def move_all(theirs, ours):
         for name in [name for name in unet if name.startswith(f"{ours}.")]:
-            state[f"model.diffusion_model.{theirs}.{name.removeprefix(f'{ours}.')}"] = unet.pop(name)
+            state[f"model.diffusion_model.{theirs}.{name.removeprefix(f'{ours}.')}"] = (
+                unet.pop(name)
+            )
 
     def block(theirs, resnet, attentions):
         for a, b in res:
@@ -58,7 +73,11 @@ def as_published(folder, path):
         for k, attention in enumerate(attentions):
             move_all(f"{theirs}.{1 + k}", attention)
 
-    n = len(json.loads((folder / "unet" / "config.json").read_text())["cross_attention_dim"][0])
+    n = len(
+        json.loads((folder / "unet" / "config.json").read_text())[
+            "cross_attention_dim"
+        ][0]
+    )
     for theirs, ours in (
         ("time_embed.0", "time_embedding.linear_1"), ("time_embed.2", "time_embedding.linear_2"),
         ("input_blocks.0.0", "conv_in"), ("out.0", "conv_norm_out"), ("out.2", "conv_out"),
@@ -68,7 +87,11 @@ def as_published(folder, path):
     block("input_blocks.1", "down_blocks.0.resnets.0", [])
     move("input_blocks.2.0.op", "down_blocks.0.downsamplers.0.conv")
     block("input_blocks.3", "down_blocks.1.resnets.0", level(1, 0))
-    block("middle_block", "mid_block.resnets.0", [f"mid_block.attentions.{k}" for k in range(n)])
+    block(
+        "middle_block",
+        "mid_block.resnets.0",
+        [f"mid_block.attentions.{k}" for k in range(n)],
+    )
     for a, b in res:
         move(f"middle_block.{1 + n}.{a}", f"mid_block.resnets.1.{b}")
     for j in range(2):
@@ -82,11 +105,15 @@ def as_published(folder, path):
         name = renamed(name, VAE_NAMES)
         for i in range(3):
             name = name.replace(f"down_blocks.{i}.resnets", f"down.{i}.block")
-            name = name.replace(f"down_blocks.{i}.downsamplers.0", f"down.{i}.downsample")
+            name = name.replace(
+                f"down_blocks.{i}.downsamplers.0", f"down.{i}.downsample"
+            )
             name = name.replace(f"up_blocks.{i}.resnets", f"up.{2 - i}.block")
             name = name.replace(f"up_blocks.{i}.upsamplers.0", f"up.{2 - i}.upsample")
         is_convolution = "attn_1" in name and x.ndim == 2
-        state[f"first_stage_model.{name}"] = x[:, :, None, None] if is_convolution else x
+        state[f"first_stage_model.{name}"] = (
+            x[:, :, None, None] if is_convolution else x
+        )
     for name, x in part("vocoder").items():
         if name not in ("mean", "scale"):
             state[f"first_stage_model.vocoder.{name.replace('upsampler', 'ups')}"] = x
@@ -112,12 +139,21 @@ def as_published(folder, path):
         if ".attention.self.value." in name and name.startswith("audio_model"):
             continue
         if ".attention.self.query." in name and name.startswith("audio_model"):
-            x = torch.cat([clap_state[name.replace("query", other)] for other in ("query", "key", "value")])
+            x = torch.cat(
+                [
+                    clap_state[name.replace("query", other)]
+                    for other in ("query", "key", "value")
+                ]
+            )
             name = name.replace("attention.self.query", "attn.qkv")
         if name.startswith("audio_model.audio_encoder."):
             name = renamed(name, AUDIO_NAMES)
         state[f"clap.model.{renamed(name, CLAP_NAMES)}"] = x
-    state |= {"betas": torch.zeros(3), "model_ema.decay": torch.zeros(()), "logvar": torch.zeros(2)}
+    state |= {
+        "betas": torch.zeros(3),
+        "model_ema.decay": torch.zeros(()),
+        "logvar": torch.zeros(2),
+    }
     torch.save({"state_dict": state, "epoch": 3}, path)
     return state
 
@@ -127,19 +163,26 @@ def published(request, tmp_path_factory):
     """A folder of diffusers and the same weights in one file of the authors' layout."""
     folder = tmp_path_factory.mktemp(f"published-{request.param}")
     peer(folder, request.param).save_pretrained(folder / "peer")
-    return folder / "peer", folder / "audioldm2.pth", as_published(folder / "peer", folder / "audioldm2.pth")
+    return (
+        folder / "peer",
+        folder / "audioldm2.pth",
+        as_published(folder / "peer", folder / "audioldm2.pth"),
+    )
 
 
 def test_the_authors_file_holds_the_same_pipeline(published):
     folder, path, _ = published
     a = AudioLDM2.from_diffusers(folder, device="cpu")
-    b = AudioLDM2.from_original(path, like=folder, device="cpu", head_width=None, unconditional_loa="gpt")
+    b = AudioLDM2.from_original(
+        path, like=folder, device="cpu", head_width=None, unconditional_loa="gpt"
+    )
     for first, second in zip(a.models(), b.models(), strict=True):
         first, second = first.state_dict(), second.state_dict()
-        assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
-    assert b.vae.config.scaling_factor == pytest.approx(
-        a.vae.config.scaling_factor
-    )  # in single precision there
+        assert set(first) == set(second) and all(
+            torch.equal(first[name], second[name]) for name in first
+        )
+    # in single precision there
+    assert b.vae.config.scaling_factor == pytest.approx(a.vae.config.scaling_factor)
     assert b.seconds == a.seconds
     trained = AudioLDM2.from_original(path, like=folder, device="cpu", head_width=8)
     assert trained.unet.config.n_head == (2, 4) and trained.unconditional_loa == "zeros"
@@ -148,13 +191,15 @@ def test_the_authors_file_holds_the_same_pipeline(published):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s.pop("model.diffusion_model.out.2.weight"), "conv_out.weight is missing"),
+        (lambda s: s.pop("model.diffusion_model.out.2.weight"), "conv_out.weight is "
+                                                                "missing"),
         (lambda s: s.update({"cond_stage_models.2.x": torch.zeros(1)}), "holds cond_stage_models.2.x, which is no"),
         (lambda s: s.update({"first_stage_model.quant_conv.bias": torch.zeros(2)}), "quant_conv.bias has shape"),
         (lambda s: s.update({"clap.model.text_projection.0.bias": torch.zeros(2)}), "linear1.bias has shape \\(2,\\)"),
         (lambda s: s.pop("clap.model.text_projection.0.weight"), "text_projection.linear1.weight is missing"),
         (lambda s: [s.pop(name) for name in list(s) if "diffusion" in name], "is no checkpoint of AudioLDM 2"),
-        (lambda s: s.update(code=pytest.raises), "holds more than tensors: reading it would run its code"),
+        (lambda s: s.update(code=pytest.raises), "holds more than tensors: reading it "
+                                                 "would run its code"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_the_authors_is_refused(published, change, said, tmp_path):
@@ -163,5 +208,7 @@ def test_a_file_that_is_not_the_authors_is_refused(published, change, said, tmp_
     change(state)
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=said) as caught:
-        AudioLDM2.from_original(tmp_path / "other.pth", like=folder, device="cpu", head_width=8)
+        AudioLDM2.from_original(
+            tmp_path / "other.pth", like=folder, device="cpu", head_width=8
+        )
     assert "\n" not in str(caught.value)

@@ -1,4 +1,6 @@
-"""The phoneme encoder is transformers' VITS text encoder, weight by weight: same names, numbers and gradients."""
+"""The phoneme encoder is transformers' VITS text encoder, weight by weight: same names,
+numbers and gradients.
+"""
 
 import pytest
 import torch
@@ -6,7 +8,9 @@ import torch
 import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
 from minilib.phonemes import PhonemeConfig, PhonemeEncoder
 
-CONFIG = PhonemeConfig(30, 24, num_layers=3, num_heads=2, ffn_dim=40, window_size=3, flow_size=6)
+CONFIG = PhonemeConfig(
+    30, 24, num_layers=3, num_heads=2, ffn_dim=40, window_size=3, flow_size=6
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +27,18 @@ def theirs() -> torch.nn.Module:
         ffn_dim=40,
         window_size=3,
         flow_size=6,
-        attn_implementation="eager",  # without it the mask comes as true and false, and is added as 1 and 0
+        # without it the mask comes as true and false, and is added as 1 and 0
+        attn_implementation="eager",
     )
     model = VitsTextEncoder(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
             fan_in = p[0].numel() if p.ndim > 1 and "emb" not in name else 1
-            p.copy_(torch.randn(p.shape, generator=generator) * fan_in**-0.5 + ("norm.weight" in name))
+            p.copy_(
+                torch.randn(p.shape, generator=generator) * fan_in**-0.5
+                + ("norm.weight" in name)
+            )
     return model.eval()
 
 
@@ -69,7 +77,10 @@ def test_the_full_preset_is_vits_as_released():
     from transformers.models.vits.modeling_vits import VitsTextEncoder
 
     with torch.device("meta"):
-        ours, released = PhonemeEncoder.preset("full"), VitsTextEncoder(VitsConfig(vocab_size=183))
+        ours, released = (
+            PhonemeEncoder.preset("full"),
+            VitsTextEncoder(VitsConfig(vocab_size=183)),
+        )
     shapes = lambda model: {name: p.shape for name, p in model.state_dict().items()}
     assert shapes(ours) == shapes(released)
     assert ours.n_parameters() == 6_327_744

@@ -1,4 +1,6 @@
-"""Folders of diffusers and transformers become this package's models and go back, without a bit changed."""
+"""Folders of diffusers and transformers become this package's models and go back,
+without a bit changed.
+"""
 
 import json
 
@@ -39,7 +41,9 @@ def projection(**speech):
 def gpt2(headed: bool = True):
     from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-    config = GPT2Config(n_embd=12, n_layer=2, n_head=3, n_positions=64, vocab_size=30, max_new_tokens=5)
+    config = GPT2Config(
+        n_embd=12, n_layer=2, n_head=3, n_positions=64, vocab_size=30, max_new_tokens=5
+    )
     return (GPT2LMHeadModel if headed else GPT2Model)(config)
 
 
@@ -72,7 +76,11 @@ def vocoder():
 SCHEDULE = {"n_steps": 1000, "beta_1": 0.0015, "beta_T": 0.0195, "prediction": "eps"}
 MODELS = {  # what is saved, how it is read, how it goes back
     "vae": (vae, pretrained.read_vae, pretrained.vae_out),
-    "unet": (unet, lambda folder: pretrained.read_unet(folder, SCHEDULE), pretrained.unet_out),
+    "unet": (
+        unet,
+        lambda folder: pretrained.read_unet(folder, SCHEDULE),
+        pretrained.unet_out,
+    ),
     "t5": (t5, pretrained.read_t5, pretrained.t5_out),
     "vocoder": (vocoder, pretrained.read_vocoder, pretrained.vocoder_out),
 }
@@ -100,14 +108,21 @@ def test_in_and_out_is_bit_equal(name, tmp_path):
 
 
 @pytest.mark.parametrize("headed", [True, False])
-@pytest.mark.parametrize("speech", [{}, {"use_learned_position_embedding": True, "max_seq_length": 9}])
+@pytest.mark.parametrize(
+    "speech", [{}, {"use_learned_position_embedding": True, "max_seq_length": 9}]
+)
 def test_gpt2_and_its_projections_go_in_and_out(headed, speech, tmp_path):
     torch.manual_seed(0)
     language_model, projections = gpt2(headed), projection(**speech)
     language_model.save_pretrained(tmp_path / "language_model")
     projections.save_pretrained(tmp_path / "projection_model")
-    ours = pretrained.read_gpt(tmp_path / "language_model", tmp_path / "projection_model")
-    assert (ours.config.n_tokens, ours.config.learned_positions) == (5, speech.get("max_seq_length", 0))
+    ours = pretrained.read_gpt(
+        tmp_path / "language_model", tmp_path / "projection_model"
+    )
+    assert (ours.config.n_tokens, ours.config.learned_positions) == (
+        5,
+        speech.get("max_seq_length", 0),
+    )
     back_projections, back = pretrained.gpt_out(ours)
     assert same(back_projections, projections)
     bare = language_model.transformer if headed else language_model
@@ -155,9 +170,17 @@ def cut(folder):
 @pytest.mark.parametrize(
     ("damage", "error", "said"),
     [
-        (spoil("act_fn", "gelu"), ValueError, "act_fn must be 'silu' for minilib, not 'gelu'"),
+        (
+            spoil("act_fn", "gelu"),
+            ValueError,
+            "act_fn must be 'silu' for minilib, not 'gelu'",
+        ),
         (spoil("latent_channels", 8), ValueError, "are not those of its config"),
-        (as_pickle, ValueError, "holds more than tensors: reading it would run its code"),
+        (
+            as_pickle,
+            ValueError,
+            "holds more than tensors: reading it would run its code",
+        ),
         (cut, ValueError, "damaged or half-copied"),
         (
             lambda f: (f / "diffusion_pytorch_model.safetensors").unlink(),
@@ -188,15 +211,26 @@ def test_the_schedule_is_read_or_refused(tmp_path):
     assert pretrained.read_schedule(tmp_path) == {**SCHEDULE, "prediction": "v"}
     scheduler.register_to_config(beta_schedule="linear")
     scheduler.save_config(tmp_path)
-    with pytest.raises(ValueError, match="beta_schedule must be 'scaled_linear' for minilib, not 'linear'"):
+    with pytest.raises(
+        ValueError,
+        match="beta_schedule must be 'scaled_linear' for minilib, not 'linear'",
+    ):
         pretrained.read_schedule(tmp_path)
 
 
 def test_what_has_no_counterpart_is_named():
     tiny = lambda model: model.preset("tiny")
     for write, model, said in (
-        (pretrained.vae_out, tiny(pretrained.VAE), "a VAE that packs 2 x 2 latents has no counterpart"),
-        (pretrained.unet_out, tiny(pretrained.UNet), "a U-Net that lays the LOA beside the latent has no"),
+        (
+            pretrained.vae_out,
+            tiny(pretrained.VAE),
+            "a VAE that packs 2 x 2 latents has no counterpart",
+        ),
+        (
+            pretrained.unet_out,
+            tiny(pretrained.UNet),
+            "a U-Net that lays the LOA beside the latent has no",
+        ),
         (pretrained.vocoder_out, tiny(Vocos), "the vocoder Vocos has no counterpart"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -210,9 +244,14 @@ def test_configs_of_other_modules_are_refused(tmp_path):
         pretrained.read_sizes("language_model", tmp_path / "t5")
     gpt2().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(
-        ValueError, match="is not the config of a AudioLDM2ProjectionModel: it lacks text_enc"
+        ValueError,
+        match="is not the config of a AudioLDM2ProjectionModel: it lacks text_enc",
     ):
         pretrained.read_gpt(tmp_path / "gpt2", tmp_path / "vae")
-    (tmp_path / "scheduler_config.json").write_text("{}")  # diffusers would count from 0 to 1, linearly
-    with pytest.raises(ValueError, match="beta_schedule must be 'scaled_linear' for minilib, not 'linear'"):
+    # diffusers would count from 0 to 1, linearly
+    (tmp_path / "scheduler_config.json").write_text("{}")
+    with pytest.raises(
+        ValueError,
+        match="beta_schedule must be 'scaled_linear' for minilib, not 'linear'",
+    ):
         pretrained.read_schedule(tmp_path)

@@ -7,7 +7,13 @@ import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
 from minilib.text import T5, T5Config, T5Encoder
 
 CONFIG = T5Config(
-    vocab_size=120, d_model=48, d_kv=12, d_ff=80, num_layers=3, num_decoder_layers=2, num_heads=4
+    vocab_size=120,
+    d_model=48,
+    d_kv=12,
+    d_ff=80,
+    num_layers=3,
+    num_decoder_layers=2,
+    num_heads=4,
 )
 
 
@@ -29,7 +35,9 @@ def transformers_config():
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights of order one after each layer: attention neither flat nor saturated, no two norms alike."""
+    """Weights of order one after each layer: attention neither flat nor saturated, no
+    two norms alike.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -37,7 +45,11 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
                 p.copy_(torch.rand(p.shape, generator=generator) + 0.5)
             else:
                 is_table = "shared" in name or "relative" in name
-                std = 1.0 if is_table else p.shape[1] ** -0.5 * (0.5 if ".q." in name else 1.0)
+                std = (
+                    1.0
+                    if is_table
+                    else p.shape[1] ** -0.5 * (0.5 if ".q." in name else 1.0)
+                )
                 p.copy_(torch.randn(p.shape, generator=generator) * std)
     return model.eval()
 
@@ -60,7 +72,11 @@ def test_the_encoder_equals_t5encodermodel(padded):
     from transformers import T5EncoderModel
 
     theirs = randomise(T5EncoderModel(transformers_config()))
-    state = {k: v for k, v in theirs.state_dict().items() if k != "encoder.embed_tokens.weight"}
+    state = {
+        k: v
+        for k, v in theirs.state_dict().items()
+        if k != "encoder.embed_tokens.weight"
+    }
     ours = T5Encoder(CONFIG)
     ours.load_state_dict(state)  # strict: the same names and shapes
     ids, mask = tokens(padded)
@@ -73,9 +89,15 @@ def test_encoder_and_decoder_equal_t5forconditionalgeneration():
     from transformers import T5ForConditionalGeneration
 
     theirs = randomise(T5ForConditionalGeneration(transformers_config()))
-    tied = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    tied = (
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        "lm_head.weight",
+    )
     ours = T5(CONFIG)
-    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k not in tied})
+    ours.load_state_dict(
+        {k: v for k, v in theirs.state_dict().items() if k not in tied}
+    )
     ids, mask = tokens(padded=True)
     targets = torch.randint(1, 120, (3, 40), generator=torch.Generator().manual_seed(2))
     expected = theirs(input_ids=ids, attention_mask=mask.long(), labels=targets)

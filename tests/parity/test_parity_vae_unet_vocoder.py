@@ -1,4 +1,6 @@
-"""VAE and U-Net are diffusers', HiFi-GAN and the AudioMAE encoder transformers', key by key and number by number."""
+"""VAE and U-Net are diffusers', HiFi-GAN and the AudioMAE encoder transformers', key by
+key and number by number.
+"""
 
 from dataclasses import replace
 
@@ -13,14 +15,18 @@ from minilib.vocoder import HiFiGAN, HiFiGANConfig
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights that keep activations of order one: with the usual small ones any test would pass on noise."""
+    """Weights that keep activations of order one: with the usual small ones any test
+    would pass on noise.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim == 1:
                 p.copy_(0.5 + 0.2 * torch.randn(p.shape, generator=generator))
             else:
-                p.copy_(torch.randn(p.shape, generator=generator) * p[0].numel() ** -0.5)
+                p.copy_(
+                    torch.randn(p.shape, generator=generator) * p[0].numel() ** -0.5
+                )
     return model.eval()
 
 
@@ -44,8 +50,13 @@ def vaes() -> tuple[VAE, torch.nn.Module]:
         in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 16, 24), layers_per_block=2,
         norm_num_groups=2, down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
     )  # fmt: skip
-    ours = VAE(VAEConfig(1, 4, (8, 16, 24), layers_per_block=2, norm_num_groups=2, scaling_factor=0.5))
-    ours.load_state_dict(randomise(theirs).state_dict())  # strict: every key, every shape
+    ours = VAE(
+        VAEConfig(
+            1, 4, (8, 16, 24), layers_per_block=2, norm_num_groups=2, scaling_factor=0.5
+        )
+    )
+    # strict: every key, every shape
+    ours.load_state_dict(randomise(theirs).state_dict())
     return ours.eval(), theirs
 
 
@@ -58,7 +69,8 @@ def test_vae_equals_autoencoderkl_forward_and_backward():
     assert relative_error(ours(mel), decoded) < 1e-5
     ours(mel).square().mean().backward()
     decoded.square().mean().backward()
-    for model in (ours, theirs):  # the log-variance has no part in this: no gradient on either side
+    # the log-variance has no part in this: no gradient on either side
+    for model in (ours, theirs):
         for p in model.parameters():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     assert gradient_error(ours, theirs) < 1e-4
@@ -69,17 +81,23 @@ def test_folding_the_latents_scale_into_the_vae_changes_no_decoded_mel():
     mel = torch.randn(2, 1, 48, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before, z = ours(mel), ours.encode(mel)
-        standardise(ours, 2 * z.mean(dim=(0, 2, 3)), 2 * z.std(dim=(0, 2, 3)))  # z is scaled by 0.5
+        # z is scaled by 0.5
+        standardise(ours, 2 * z.mean(dim=(0, 2, 3)), 2 * z.std(dim=(0, 2, 3)))
         after, z = ours(mel), 2 * ours.encode(mel)
     assert relative_error(after, before) < 1e-5
-    assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-4 and (z.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-4
+    assert (
+        z.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+        and (z.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-4
+    )
 
 
 VARIANTS = {"base": (None, 12, 20), "large": (None, 12, 20, None), "speech": (None, 12)}
 
 
 @pytest.mark.parametrize("dims", VARIANTS.values(), ids=VARIANTS.keys())
-@pytest.mark.parametrize(("padded", "recompute"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("padded", "recompute"), [(False, False), (True, False), (True, True)]
+)
 def test_unet_equals_audioldm2unet_forward_and_backward(dims, padded, recompute):
     from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 
@@ -97,7 +115,10 @@ def test_unet_equals_audioldm2unet_forward_and_backward(dims, padded, recompute)
     ours.load_state_dict(randomise(theirs).state_dict())
     generator = torch.Generator().manual_seed(2)
     z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
-    loa, text = torch.randn(2, 5, 12, generator=generator), torch.randn(2, 7, 20, generator=generator)
+    loa, text = (
+        torch.randn(2, 5, 12, generator=generator),
+        torch.randn(2, 7, 20, generator=generator),
+    )
     mask = torch.arange(7) < torch.tensor([[7], [4 if padded else 7]])
     expected = theirs(
         z, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text if len(dims) > 2 else loa,
@@ -111,7 +132,9 @@ def test_unet_equals_audioldm2unet_forward_and_backward(dims, padded, recompute)
 
 
 def test_heads_level_by_level_are_theirs():
-    """Heads of one width, as the original code trained the released weights: other numbers, the same keys."""
+    """Heads of one width, as the original code trained the released weights: other
+    numbers, the same keys.
+    """
     from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 
     theirs = AudioLDM2UNet2DConditionModel(
@@ -123,15 +146,24 @@ def test_heads_level_by_level_are_theirs():
     ours.load_state_dict(randomise(theirs).state_dict())
     generator = torch.Generator().manual_seed(2)
     z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
-    loa, text = torch.randn(2, 5, 12, generator=generator), torch.randn(2, 7, 20, generator=generator)
+    loa, text = (
+        torch.randn(2, 5, 12, generator=generator),
+        torch.randn(2, 7, 20, generator=generator),
+    )
     with torch.no_grad():
-        expected = theirs(z, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text).sample
+        expected = theirs(
+            z, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text
+        ).sample
         assert relative_error(ours(z, t, (loa, None), (text, None)), expected) < 1e-5
         same_everywhere = UNet(replace(ours.config, n_head=4))
         same_everywhere.load_state_dict(ours.state_dict())
-        assert relative_error(same_everywhere(z, t, (loa, None), (text, None)), expected) > 1e-3
+        assert (
+            relative_error(same_everywhere(z, t, (loa, None), (text, None)), expected)
+            > 1e-3
+        )
     with pytest.raises(
-        ValueError, match=r"n_head must be one number or one for each of 2 levels, not \(2, 4, 8\)"
+        ValueError,
+        match=r"n_head must be one number or one for each of 2 levels, not \(2, 4, 8\)",
     ):
         UNet(replace(ours.config, n_head=(2, 4, 8)))
 
@@ -147,13 +179,20 @@ def test_unet_with_the_loa_beside_its_latent_is_theirs_with_more_input_channels(
     config = UNetConfig(4, (16, 32), (False, True), 1, 4, (None, 12, 20), 1, 4)
     ours = UNet(replace(config, loa_channels=3, loa_grid=(4, 2), loa_patch=4))
     randomise(ours)
-    theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("loa_map.")})
+    theirs.load_state_dict(
+        {k: v for k, v in ours.state_dict().items() if not k.startswith("loa_map.")}
+    )
     generator = torch.Generator().manual_seed(2)
     z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
-    loa, text = torch.randn(2, 8, 12, generator=generator), torch.randn(2, 7, 20, generator=generator)
+    loa, text = (
+        torch.randn(2, 8, 12, generator=generator),
+        torch.randn(2, 7, 20, generator=generator),
+    )
     with torch.no_grad():
         wide = torch.cat([z, ours.loa_map(loa, 16)], dim=1)
-        expected = theirs(wide, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text).sample
+        expected = theirs(
+            wide, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text
+        ).sample
         assert relative_error(ours(z, t, (loa, None), (text, None)), expected) < 1e-5
 
 
@@ -167,21 +206,34 @@ def test_each_loa_vector_unfolds_into_its_own_patch_and_repeats_in_a_longer_late
         changed = (loa_map(other, 16) != plane)[0].all(dim=0)  # (16, 8)
         assert plane.shape == (1, 3, 16, 8)
         assert changed[8:12, 4:].all() and changed.sum() == 16
-        assert torch.equal(loa_map(loa, 40), torch.cat([plane, plane, plane[:, :, :8]], dim=2))
+        assert torch.equal(
+            loa_map(loa, 40), torch.cat([plane, plane, plane[:, :, :8]], dim=2)
+        )
         assert torch.equal(loa_map(loa, 6), plane[:, :, :6])
 
 
 def test_unet_sees_no_padding_of_the_text():
-    unet = randomise(UNet(UNetConfig(4, (16, 32), (False, True), 1, 4, (None, 12, 20), 1, 4)))
+    unet = randomise(
+        UNet(UNetConfig(4, (16, 32), (False, True), 1, 4, (None, 12, 20), 1, 4))
+    )
     generator = torch.Generator().manual_seed(3)
     z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
-    loa, text = torch.randn(2, 5, 12, generator=generator), torch.randn(2, 7, 20, generator=generator)
+    loa, text = (
+        torch.randn(2, 5, 12, generator=generator),
+        torch.randn(2, 7, 20, generator=generator),
+    )
     mask = torch.arange(7) < torch.tensor([[7], [4]])
     other = text.clone()
     other[1, 4:] = 100.0
     with torch.no_grad():
-        assert torch.equal(unet(z, t, (loa, None), (text, mask)), unet(z, t, (loa, None), (other, mask)))
-        assert not torch.equal(unet(z, t, (loa, None), (text, None)), unet(z, t, (loa, None), (other, None)))
+        assert torch.equal(
+            unet(z, t, (loa, None), (text, mask)),
+            unet(z, t, (loa, None), (other, mask)),
+        )
+        assert not torch.equal(
+            unet(z, t, (loa, None), (text, None)),
+            unet(z, t, (loa, None), (other, None)),
+        )
 
 
 def test_hifigan_equals_speecht5hifigan():
@@ -218,13 +270,24 @@ def test_audiomae_encoder_equals_vitmae_without_masking():
     from transformers import ViTMAEConfig, ViTMAEModel
 
     sizes = dict(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, layer_norm_eps=1e-6
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        layer_norm_eps=1e-6,
     )
-    theirs = ViTMAEModel(ViTMAEConfig(**sizes, image_size=32, patch_size=8, num_channels=1, mask_ratio=0.0))
+    theirs = ViTMAEModel(
+        ViTMAEConfig(
+            **sizes, image_size=32, patch_size=8, num_channels=1, mask_ratio=0.0
+        )
+    )
     randomise(theirs)
-    # MAE's own code puts the second axis first, as ours does; transformers 5 draws them the other way round
+    # MAE's own code puts the second axis first, as ours does; transformers 5 draws them
+    # the other way round
     theirs.embeddings.position_embeddings.data = sincos_positions(16, (4, 4))[None]
-    ours = AudioMAE(AudioMAEConfig(32, 32, 8, 16, 2, 2, 8, 1, 2, mel_mean=0.0, mel_std=1.0)).eval()
+    ours = AudioMAE(
+        AudioMAEConfig(32, 32, 8, 16, 2, 2, 8, 1, 2, mel_mean=0.0, mel_std=1.0)
+    ).eval()
     state = theirs.state_dict()
     mine = {}
     for name in ours.vit.state_dict():
@@ -235,7 +298,8 @@ def test_audiomae_encoder_equals_vitmae_without_masking():
     ours.vit.load_state_dict(mine)
     x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        in_order = torch.arange(16.0).expand(2, -1)  # the noise that leaves the patches where they are
+        # the noise that leaves the patches where they are
+        in_order = torch.arange(16.0).expand(2, -1)
         expected = theirs(x, noise=in_order).last_hidden_state
         assert relative_error(ours.vit.layernorm(ours.vit(x)[-1]), expected) < 1e-5
 
@@ -249,7 +313,8 @@ def test_recomputed_activations_are_not_kept():
         unet.recompute_activations(recompute)
         sizes: dict[int, int] = {}
         keep = lambda x, sizes=sizes: (
-            sizes.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}) or x
+            sizes.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()})
+            or x
         )
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             unet(z, t, *contexts)

@@ -1,4 +1,6 @@
-"""Our schedules and samplers against diffusers' DDPM, DDIM and DPMSolverMultistep, along whole trajectories."""
+"""Our schedules and samplers against diffusers' DDPM, DDIM and DPMSolverMultistep,
+along whole trajectories.
+"""
 
 import pytest
 import torch
@@ -17,20 +19,29 @@ from minilib.diffusion import (
 )
 
 SCHEDULES = {
-    "linear": (linear_schedule(), {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
+    "linear": (
+        linear_schedule(),
+        {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    ),
     "scaled_linear": (
         sqrt_linear_schedule(),
         {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195},
     ),
 }
-both_schedules = pytest.mark.parametrize(("schedule", "theirs"), SCHEDULES.values(), ids=SCHEDULES)
+both_schedules = pytest.mark.parametrize(
+    ("schedule", "theirs"), SCHEDULES.values(), ids=SCHEDULES
+)
 xT = torch.randn(2, 4, 8, 4, generator=torch.Generator().manual_seed(0))
 
 
 def model(xt, t):
-    """A predictor that is nonlinear in xt and depends on t, so that a wrong level or coefficient shows."""
+    """A predictor that is nonlinear in xt and depends on t, so that a wrong level or
+    coefficient shows.
+    """
     t = t.view(-1, 1, 1, 1) / 1000
-    return torch.tanh(1.3 * xt + torch.sin(7 * t)) * (0.2 + t) + 0.1 * xt.roll(1, dims=2)
+    return torch.tanh(1.3 * xt + torch.sin(7 * t)) * (0.2 + t) + 0.1 * xt.roll(
+        1, dims=2
+    )
 
 
 def close(ours, theirs, limit=1e-5):
@@ -53,7 +64,12 @@ def their_trajectory(scheduler, steps, **settings):
 def our_trajectory(sample, *arguments, **settings):
     """The same of ours."""
     trajectory = []
-    end = sample(model, *arguments, callback=lambda i, t, x, eps: trajectory.append(x), **settings)
+    end = sample(
+        model,
+        *arguments,
+        callback=lambda i, t, x, eps: trajectory.append(x),
+        **settings,
+    )
     return [*trajectory, end]
 
 
@@ -71,8 +87,12 @@ def test_schedules_are_theirs(schedule, theirs):
 
 def test_the_cosine_schedule_is_theirs():
     theirs = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    torch.testing.assert_close(cosine_schedule().beta[1:], theirs.betas, rtol=1e-6, atol=0)
-    torch.testing.assert_close(cosine_schedule().alpha_bar[1:], theirs.alphas_cumprod, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        cosine_schedule().beta[1:], theirs.betas, rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        cosine_schedule().alpha_bar[1:], theirs.alphas_cumprod, rtol=1e-5, atol=0
+    )
 
 
 @both_schedules
@@ -87,18 +107,27 @@ def test_q_sample_is_add_noise(schedule, theirs):
 def test_velocity_is_get_velocity(schedule, theirs):
     eps = torch.randn(xT.shape, generator=torch.Generator().manual_seed(1))
     for t in (1, 2, 500, 1000):
-        expected = DDPMScheduler(**theirs).get_velocity(xT, eps, torch.tensor([t - 1, t - 1]))
+        expected = DDPMScheduler(**theirs).get_velocity(
+            xT, eps, torch.tensor([t - 1, t - 1])
+        )
         close(velocity(schedule, xT, torch.tensor([t, t]), eps), expected)
 
 
 @both_schedules
 @pytest.mark.parametrize(
-    ("variance", "variance_type"), [("beta_tilde", "fixed_small"), ("beta", "fixed_large")]
+    ("variance", "variance_type"),
+    [("beta_tilde", "fixed_small"), ("beta", "fixed_large")],
 )
-def test_ddpm_sample_is_theirs_through_all_levels(schedule, theirs, variance, variance_type):
+def test_ddpm_sample_is_theirs_through_all_levels(
+    schedule, theirs, variance, variance_type
+):
     scheduler = DDPMScheduler(clip_sample=False, variance_type=variance_type, **theirs)
-    expected = their_trajectory(scheduler, 1000, generator=torch.Generator().manual_seed(1))
-    ours = our_trajectory(ddpm_sample, schedule, xT, torch.Generator().manual_seed(1), variance)
+    expected = their_trajectory(
+        scheduler, 1000, generator=torch.Generator().manual_seed(1)
+    )
+    ours = our_trajectory(
+        ddpm_sample, schedule, xT, torch.Generator().manual_seed(1), variance
+    )
     assert len(ours) == 1001
     same(ours, expected)
 
@@ -108,9 +137,17 @@ def test_ddpm_sample_is_theirs_through_all_levels(schedule, theirs, variance, va
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
 @pytest.mark.parametrize(
     ("spacing", "offset", "steps"),
-    [("leading", 1, 200), ("leading", 1, 25), ("leading", 1, 7), ("leading", 0, 50), ("trailing", 0, 25)],
+    [
+        ("leading", 1, 200),
+        ("leading", 1, 25),
+        ("leading", 1, 7),
+        ("leading", 0, 50),
+        ("trailing", 0, 25),
+    ],
 )
-def test_ddim_sample_is_theirs_at_every_step(schedule, theirs, eta, set_alpha_to_one, spacing, offset, steps):
+def test_ddim_sample_is_theirs_at_every_step(
+    schedule, theirs, eta, set_alpha_to_one, spacing, offset, steps
+):
     scheduler = DDIMScheduler(
         clip_sample=False,
         set_alpha_to_one=set_alpha_to_one,
@@ -120,47 +157,82 @@ def test_ddim_sample_is_theirs_at_every_step(schedule, theirs, eta, set_alpha_to
     )
     generator = torch.Generator().manual_seed(1)
     expected = their_trajectory(scheduler, steps, eta=eta, generator=generator)
-    settings = {"spacing": spacing, "offset": offset, "last": 0 if set_alpha_to_one else 1}
+    settings = {
+        "spacing": spacing,
+        "offset": offset,
+        "last": 0 if set_alpha_to_one else 1,
+    }
     same(
-        our_trajectory(ddim_sample, schedule, xT, steps, eta, generator.manual_seed(1), **settings), expected
+        our_trajectory(
+            ddim_sample, schedule, xT, steps, eta, generator.manual_seed(1), **settings
+        ),
+        expected,
     )
 
 
 @both_schedules
 @pytest.mark.parametrize("final_sigmas_type", ["zero", "sigma_min"])
-@pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0)])
+@pytest.mark.parametrize(
+    ("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0)]
+)
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 14, 15, 20, 50])
 def test_dpm_solver_sample_is_theirs_at_every_step(
     schedule, theirs, final_sigmas_type, spacing, offset, steps
 ):
-    """DPM-Solver++ (2M): their defaults, but for the spacing; "sigma_min" ends at the lowest noise, our level 1."""
-    settings = {"timestep_spacing": spacing, "steps_offset": offset, "final_sigmas_type": final_sigmas_type}
+    """DPM-Solver++ (2M): their defaults, but for the spacing; "sigma_min" ends at the
+    lowest noise, our level 1.
+    """
+    settings = {
+        "timestep_spacing": spacing,
+        "steps_offset": offset,
+        "final_sigmas_type": final_sigmas_type,
+    }
     scheduler = DPMSolverMultistepScheduler(**settings, **theirs)
-    assert scheduler.config.algorithm_type == "dpmsolver++" and scheduler.config.solver_type == "midpoint"
+    assert (
+        scheduler.config.algorithm_type == "dpmsolver++"
+        and scheduler.config.solver_type == "midpoint"
+    )
     assert scheduler.config.solver_order == 2 and scheduler.config.lower_order_final
-    settings = {"spacing": spacing, "offset": offset, "last": 0 if final_sigmas_type == "zero" else 1}
+    settings = {
+        "spacing": spacing,
+        "offset": offset,
+        "last": 0 if final_sigmas_type == "zero" else 1,
+    }
     ours = our_trajectory(dpm_solver_sample, schedule, xT, steps, **settings)
     same(ours, their_trajectory(scheduler, steps))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_the_parity_of_dpm_solver_is_sharp(spacing):
-    """Neither their first order, nor a last step of second order where theirs is of first, passes for the same."""
+    """Neither their first order, nor a last step of second order where theirs is of
+    first, passes for the same.
+    """
     schedule, theirs = SCHEDULES["scaled_linear"]
     settings = {"timestep_spacing": spacing, "final_sigmas_type": "sigma_min", **theirs}
-    ours = our_trajectory(dpm_solver_sample, schedule, xT, 10, spacing=spacing, offset=0, last=1)
-    for change in ({"solver_order": 1}, {"lower_order_final": False}, {"solver_type": "heun"}):
+    ours = our_trajectory(
+        dpm_solver_sample, schedule, xT, 10, spacing=spacing, offset=0, last=1
+    )
+    for change in (
+        {"solver_order": 1},
+        {"lower_order_final": False},
+        {"solver_type": "heun"},
+    ):
         other = their_trajectory(DPMSolverMultistepScheduler(**settings, **change), 10)
         assert float((ours[-1] - other[-1]).norm() / other[-1].norm()) > 1e-3
 
 
 def test_the_defaults_are_the_released_models():
-    """cvssp/audioldm2: scaled_linear .0015 to .0195, set_alpha_to_one false, steps_offset 1, leading."""
+    """cvssp/audioldm2: scaled_linear .0015 to .0195, set_alpha_to_one false,
+    steps_offset 1, leading.
+    """
     released = DDIMScheduler(
         clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading",
         beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195,
     )  # fmt: skip
-    close(ddim_sample(model, sqrt_linear_schedule(), xT, 200), their_trajectory(released, 200)[-1])
+    close(
+        ddim_sample(model, sqrt_linear_schedule(), xT, 200),
+        their_trajectory(released, 200)[-1],
+    )
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
