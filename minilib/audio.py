@@ -207,7 +207,7 @@ def decibels(log_ratio: Tensor) -> Tensor:
     return DB_PER_NEPER * log_ratio
 
 
-def level(log_mel: Tensor) -> Tensor:
+def loudness(log_mel: Tensor) -> Tensor:
     """How loud the loudest 50 ms are, in decibels: the mean magnitude of the bands.
 
     A vocoder that gets the phases wrong changes the peak of a wave by several decibels,
@@ -217,8 +217,6 @@ def level(log_mel: Tensor) -> Tensor:
         log_mel: (..., T, F), T at least 5.
     Returns:
         (...,): twice the amplitude is 6 dB more; no number stands for full scale.
-
-
     """
     return decibels(
         log_mel.exp().mean(dim=-1).unfold(-1, 5, 1).mean(dim=-1).amax(dim=-1).log()

@@ -22,17 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minilib import audio, lean, released
+from minilib import audio, lean
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
+from minilib.convert import released
+from minilib.convert.released import ReleasedCLAP, ReleasedTokenizer
 from minilib.diffusion import ddim_sample, dpm_solver_sample
 from minilib.files import replacing, replacing_entries
 from minilib.gpt import LOARegressor
 from minilib.guidance import guided
 from minilib.model import Model, read_json
 from minilib.phonemes import PhonemeEncoder
-from minilib.released import ReleasedCLAP, ReleasedTokenizer
-from minilib.text import T5Encoder, Tokenizer, split_words
+from minilib.text import T5Encoder
+from minilib.tokenizer import Tokenizer, split_words
 from minilib.unet import UNet
 from minilib.vae import VAE
 from minilib.vocoder import HiFiGAN, Vocos, vocode
@@ -580,8 +582,6 @@ class AudioLDM2:
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """All that a sampler asks of the U-Net: (zt (B, C, T/r, F/r), t (B,)) ->
         eps_hat, guided. As `sample`.
-
-
         """
         empty, guidance = None, self.guidance if guidance is None else guidance
         if guidance != 1.0:
@@ -634,7 +634,7 @@ class AudioLDM2:
         wanted = self.gpt.level(loa)
         if wanted is None:
             return waves
-        gain = (wanted - audio.level(audio.log_mel(waves.float()))[:, 0]).clamp(
+        gain = (wanted - audio.loudness(audio.log_mel(waves.float()))[:, 0]).clamp(
             -LOUDER, LOUDER
         )
         waves = waves * 10 ** (gain / 20)[:, None]

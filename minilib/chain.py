@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 
 from minilib import audio
 from minilib.audioldm2 import GUIDANCE, STEPS, AudioLDM2, load_part
+from minilib.classifier import Classifier
 from minilib.metrics import (
     BATCH,
-    Judge,
     Listener,
     Scenes,
     guided_where,
@@ -136,7 +136,7 @@ def sounds(pipe: AudioLDM2, scenes: Scenes, way: Way, seed: int) -> Tensor:
 
 def explain(
     pipe: AudioLDM2,
-    judge: Judge,
+    judge: Classifier,
     separate: AudioLDM2 | None = None,
     n: int = 200,
     seed: int = 0,
@@ -158,8 +158,6 @@ def explain(
             prefix `se.` its standard error.
     Raises:
         ValueError: `n` is below 2, or the pipeline has no AudioMAE.
-
-
     """
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number, 2 or more, not {n}")

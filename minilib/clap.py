@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from minilib import audio
 from minilib.model import Model
 
-CLS = 2  # id of <cls> in text.Tokenizer; the text tower puts it before the caption
+CLS = 2  # id of <cls> in the tokenizer; the text tower puts it before the caption
 INITIAL_TEMPERATURE = 0.07
 # beyond it training is unstable (Radford et al., 2103.00020 §2.5)
 MAX_LOGIT_SCALE = math.log(100.0)

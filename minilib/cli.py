@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minilib.audioldm2 import AudioLDM2, Profile
-    from minilib.metrics import Judge
+    from minilib.classifier import Classifier
 
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
 # of training, as --help names them
@@ -534,15 +534,15 @@ def own_judge(args: argparse.Namespace) -> Path:
 
 def pipeline_and_judge(
     args: argparse.Namespace, judge: Path
-) -> tuple[AudioLDM2, Judge, Path]:
+) -> tuple[AudioLDM2, Classifier, Path]:
     """The weights that are asked for, a judge, and where the weights are."""
     import torch
 
-    from minilib import released
     from minilib.audioldm2 import AudioLDM2
-    from minilib.metrics import Judge
+    from minilib.classifier import Classifier
+    from minilib.convert import released
 
-    model = Judge.from_pretrained(judge, dtype=torch.float32)
+    model = Classifier.from_pretrained(judge, dtype=torch.float32)
     folder = released.fetch(args.weights or shipped_weights())
     pipe = AudioLDM2.from_pretrained(folder)
     return pipe, model.to(pipe.device), folder
@@ -559,7 +559,7 @@ def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
 
 def vocabulary(args: argparse.Namespace) -> None:
     """Print the words and classes that the weights know, and a few captions."""
-    from minilib import released
+    from minilib.convert import released
     from minilib.model import read_json
 
     folder = released.fetch(args.weights or shipped_weights())
@@ -582,8 +582,8 @@ def vocabulary(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Read a pipeline and write it in the other layout: diffusers' or this package's."""
-    from minilib import released
     from minilib.audioldm2 import AudioLDM2
+    from minilib.convert import released
     from minilib.files import replacing_folder
 
     if args.target.exists() and (
@@ -615,7 +615,7 @@ def info(args: argparse.Namespace) -> None:
     output = output_files(args.json, 1, (".json",))[0] if args.json else None
     from dataclasses import asdict
 
-    from minilib import costs, released
+    from minilib import costs
     from minilib.audioldm2 import (
         EVERYWHERE,
         MAX_STEPS,
@@ -624,6 +624,7 @@ def info(args: argparse.Namespace) -> None:
         check_numbers,
         check_seconds,
     )
+    from minilib.convert import released
     from minilib.diffusion import time_steps
     from minilib.unet import UNet
 

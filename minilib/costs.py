@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minilib import audio, released
+from minilib import audio
 from minilib.audioldm2 import PARTS, VOCODERS, AudioLDM2
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
+from minilib.convert import released
 from minilib.gpt import LOARegressor
 from minilib.phonemes import PhonemeEncoder
 from minilib.text import T5Encoder

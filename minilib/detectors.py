@@ -55,8 +55,6 @@ def log_spectrum(
             50 dB below the strongest on.
     Returns:
         (…, N), at mean 0 and norm 1.
-
-
     """
     centres = low * 2 ** (
         np.arange(int(PER_OCTAVE * math.log2(high / low))) / PER_OCTAVE
@@ -108,8 +106,6 @@ def burstiness(wave: Tensor) -> float:
 
     For grains strewn at random it falls as 1 / rate, as mean and variance both grow
     with it (Campbell's theorem).
-
-
     """
     # grains are brighter than the roar under them
     bright = (wave[1:] - 0.95 * wave[:-1]).double()
@@ -127,8 +123,6 @@ def onset_strength(mel: Tensor, interval: float) -> np.ndarray:
             it is seen as one moment.
     Returns:
         (T,), in units of `audible`.
-
-
     """
     smooth = ndimage.gaussian_filter1d(
         audible(mel), 0.08 * interval * FRAME_RATE, axis=0, mode="nearest"
@@ -146,8 +140,6 @@ def onsets(mel: Tensor, interval: float, rise: float) -> np.ndarray:
             nearer than 0.6 of it are one.
         rise: the least onset strength of a peak; 0.7 of it must stand above the valleys
             beside it.
-
-
     """
     strength = np.pad(onset_strength(mel, interval), 1)
     apart = max(1, round(0.6 * interval * FRAME_RATE))
@@ -160,8 +152,6 @@ def onsets(mel: Tensor, interval: float, rise: float) -> np.ndarray:
 def tempo(times: np.ndarray) -> float:
     """Beats a second of notes that begin at `times`, most of them one a beat: the
     median. NaN below two notes.
-
-
     """
     return float(1 / np.median(np.diff(times))) if len(times) > 1 else math.nan
 

@@ -380,8 +380,8 @@ def pipeline(folder: Path) -> Finding:
     if not folder.is_dir():
         mend = "give a folder with --weights, or train some with: minilib train all"
         return Finding("none", f"there are no weights in {folder}: {mend}", works=False)
-    from minilib import released
     from minilib.audioldm2 import PARTS, AudioLDM2, load_part
+    from minilib.convert import released
 
     names = (
         []

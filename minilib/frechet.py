@@ -31,8 +31,6 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
         the squared distance, 0 or more.
     Raises:
         ValueError: the shapes are no such sets, or a feature is not a finite number.
-
-
     """
     for name, features in (("features_a", features_a), ("features_b", features_b)):
         if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:

@@ -101,7 +101,7 @@ def examples(name: str) -> list[Event]:
 def level_by_kind(mels: Tensor, events: Sequence[Event]) -> dict[tuple, float]:
     """The median level at a peak of 1, in decibels, of each pitch and speed."""
     levels: dict[tuple, list[float]] = {}
-    for event, decibels in zip(events, audio.level(mels).tolist()):
+    for event, decibels in zip(events, audio.loudness(mels).tolist()):
         levels.setdefault((event.pitch, event.speed), []).append(
             decibels - 20 * math.log10(event.peak)
         )
@@ -115,8 +115,6 @@ def reference(name: str) -> Reference:
 
     Raises:
         ValueError: SoundWorld has no such class.
-
-
     """
     if name not in CLASSES and name not in INSTRUMENTS:
         raise ValueError(
@@ -178,8 +176,6 @@ def heard(wave: Tensor, event: Event) -> dict[str, float]:
     Raises:
         ValueError: `wave` is not one waveform of finite numbers, or SoundWorld has no
             such class.
-
-
     """
     if wave.ndim != 1 or len(wave) < SHORTEST:
         raise ValueError(
@@ -193,7 +189,7 @@ def heard(wave: Tensor, event: Event) -> dict[str, float]:
     known, mel = reference(event.name), audio.log_mel(wave[None])[0, 0]  # (T, F)
     found = {
         "peak": 10
-        ** ((float(audio.level(mel)) - known.level[event.pitch, event.speed]) / 20)
+        ** ((float(audio.loudness(mel)) - known.level[event.pitch, event.speed]) / 20)
     }
     if event.name in CLASSES and event.pitch:
         found["f0"] = known.spectrum.find(spectrum(wave[None])[0])
@@ -213,8 +209,6 @@ def answers(wave: Tensor, event: Event) -> dict[str, float]:
         `loudness`, and where the event has them `pitch` (with `cents`, how far it lies
         from that of the word, or NaN), `count`, and `speed`, which for a tune is
         `tempo`.
-
-
     """
     found, music = heard(wave, event), event.name in INSTRUMENTS
     right = {

@@ -1,4 +1,4 @@
-"""Layers that VAE and U-Net share: the residual block and the two ways to change
+"""Layers that models share: attention, the residual block and the two ways to change
 resolution.
 
 Names and layout are those of diffusers, so that weights carry over key by key. Chapter
@@ -9,6 +9,32 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    n_head: int,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Multi-head attention: softmax(scale Q K^T) V in each head (1706.03762 Eq. 1).
+
+    Args:
+        q: (B, N, D) queries; k: (B, S, D) keys; v: (B, S, D) values.
+        n_head: heads, each of width d = D / n_head.
+        mask: broadcasts to (B, n_head, N, S); bool, true where a query reads a key, or
+            numbers that are added to the scores.
+        scale: of the scores; None for 1 / sqrt(d).
+    Returns:
+        (B, N, D).
+
+    Chapter 07.
+    """
+    heads = (x.unflatten(-1, (n_head, -1)).transpose(1, 2) for x in (q, k, v))
+    h = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale)
+    return h.transpose(1, 2).flatten(2)  # (B, n_head, N, d) -> (B, N, D)
 
 
 class ResBlock(nn.Module):

@@ -71,8 +71,6 @@ def convolved(
         add: gives what is added to the rows of a slice of the time.
     Returns:
         (B, n_out, T, F).
-
-
     """
     scale, shift = scale_and_shift(norm, x)
     out = empty_map(x, conv.out_channels, *x.shape[2:]) if out is None else out
@@ -104,8 +102,6 @@ def doubled(conv: nn.Conv2d, x: Tensor) -> Tensor:
         conv: 3x3, padded by 1; x: (B, C, T, F).
     Returns:
         (B, O, 2T, 2F).
-
-
     """
     (T, F_), folds = (
         x.shape[2:],
@@ -132,8 +128,6 @@ def doubled(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def scale_and_shift(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Group normalisation of x (B, C, T, F), or none, as scale and shift of each
     channel, both (B, C, 1, 1).
-
-
     """
     if isinstance(norm, nn.Identity):
         return x.new_ones(1, 1, 1, 1), x.new_zeros(1, 1, 1, 1)

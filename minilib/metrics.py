@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from minilib import audio, judges
@@ -33,12 +33,12 @@ from minilib.audioldm2 import (
     load_part,
 )
 from minilib.clap import CLAP
+from minilib.classifier import Classifier
+from minilib.convert.released import ReleasedCLAP
 from minilib.data import AudioFolder
 from minilib.frechet import frechet_distance
-from minilib.model import Model
-from minilib.released import ReleasedCLAP
-from minilib.soundworld import CLASSES, INSTRUMENTS, Event, SoundWorld
-from minilib.text import Tokenizer, split_words
+from minilib.soundworld import INSTRUMENTS, Event, SoundWorld
+from minilib.tokenizer import Tokenizer, split_words
 
 BATCH = 16  # sounds that are made or scored together
 # frames, 30.72 s: longer recordings are reconstructed in pieces of this length ...
@@ -48,104 +48,6 @@ CONTEXT = 128
 SHORTEST = 8  # frames: shorter recordings are padded, the STFT needs 513 samples
 # of one event, answered in closed form
 QUESTIONS = ("pitch", "count", "speed", "loudness")
-
-# --------------------------------------------------------------------------------------
-# The judge
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """Sizes of the judge."""
-
-    classes: tuple[str, ...]  # what it tells apart, in the order of its logits
-    # of each block; each halves time and frequency
-    channels: tuple[int, ...] = (16, 32, 64, 128, 192)
-    mel_mean: float = -6.8  # of SoundWorld's log-mel: the network sees zero mean ...
-    mel_std: float = 2.8  # ... and unit variance
-
-
-class JudgeBlock(nn.Module):
-    """A convolution with batch norm and ReLU, then the larger of each two by two."""
-
-    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, pool: int):
-        super().__init__()
-        self.conv = nn.Conv2d(
-            n_in, n_out, kernel, stride, padding=kernel // 2, bias=False
-        )
-        self.norm = nn.BatchNorm2d(n_out)
-        self.pool = pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, n_in, T, F) -> (B, n_out, T / stride / pool, F / stride / pool)."""
-        return F.max_pool2d(F.relu(self.norm(self.conv(x))), self.pool)
-
-
-class Judge(Model):
-    """A small convolutional classifier that hears which class a sound is of.
-
-    It learns from clean renders, apart from all that it judges, and never hears a
-    generated sound before it has to judge one.
-    """
-
-    config_class = JudgeConfig
-
-    def __init__(self, config: JudgeConfig):
-        super().__init__(config)
-        widths, last = (1, *config.channels), len(config.channels) - 1
-        self.blocks = nn.ModuleList(
-            JudgeBlock(
-                widths[i],
-                widths[i + 1],
-                *((5, 2) if i == 0 else (3, 1)),
-                pool=1 if i == last else 2,
-            )
-            for i in range(len(config.channels))
-        )
-        self.head = nn.Linear(2 * widths[-1], len(config.classes))
-        # frames to one frame of the last block
-        self.reduction = 2 ** len(config.channels)
-
-    def forward(self, mel: Tensor) -> Tensor:
-        """Logits (B, K) of the classes from a log-mel (B, 1, T, F), T at least 32
-        frames.
-        """
-        return self.head(self.features(mel))
-
-    def features(self, mel: Tensor) -> Tensor:
-        """What the logits are made of: (B, 1, T, F) -> (B, 2C), the whole of the sound
-        and its loudest spot.
-        """
-        if mel.ndim != 4 or mel.shape[1] != 1 or min(mel.shape[2:]) < self.reduction:
-            least = f"(B, 1, T, F), T and F at least {self.reduction}"
-            raise ValueError(f"mel must have shape {least}, not {tuple(mel.shape)}")
-        x = (mel - self.config.mel_mean) / self.config.mel_std
-        for block in self.blocks:
-            x = block(x)
-        x = x.flatten(2)  # (B, C, T' * F')
-        return torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
-
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy, in nats, of `mel` (B, 1, T, F) and the numbers of the classes,
-        `label` (B,).
-        """
-        return F.cross_entropy(self(batch["mel"]), batch["label"])
-
-    @torch.no_grad()
-    def hear(self, waves: Tensor) -> Tensor:
-        """Number of the likeliest class (B,) for each waveform (B, N)."""
-        return self.head(self.embed(waves).to(self.device)).argmax(dim=1).cpu()
-
-    @torch.no_grad()
-    def embed(self, waves: Tensor) -> Tensor:
-        """`features` (B, 2C) of waveforms (B, N)."""
-        mels = (audio.log_mel(batch.to(self.device)) for batch in waves.split(BATCH))
-        return torch.cat([self.features(mel).cpu() for mel in mels])
-
-
-# One size for all presets: the measure must not change with what it measures.
-Judge.presets = dict.fromkeys(
-    ("tiny", "colab", "full"), JudgeConfig(classes=(*CLASSES, *INSTRUMENTS))
-)
 
 
 @dataclass(frozen=True)
@@ -215,8 +117,6 @@ def spectral_error(
         none), and `silent_share`, how many frames are silent, 0 to 1.
     Raises:
         ValueError: the shapes differ, or `wave` is too short for the frames.
-
-
     """
     if mel_a.shape != mel_b.shape or mel_a.ndim != 4:
         raise ValueError(
@@ -270,8 +170,6 @@ def reconstruction(
         silence (`vae_silent_db`, …), and `silent_share`.
     Raises:
         ValueError: `wave` is not one waveform.
-
-
     """
     if wave.numel() == 0 or wave.ndim > 2 or wave.shape[:-1].numel() != 1:
         raise ValueError(
@@ -322,8 +220,6 @@ def in_chunks(
     Args:
         function: gives one frame for each; x: (1, T, C); device: where it runs;
             progress: show a bar.
-
-
     """
     T, pieces = x.shape[1], []
     starts = range(0, T, CHUNK)
@@ -370,7 +266,12 @@ class Scenes:
 
 
 def held_out_scenes(
-    judge: Judge, n: int, seed: int, seconds: float, n_events: int, music: bool = False
+    judge: Classifier,
+    n: int,
+    seed: int,
+    seconds: float,
+    n_events: int,
+    music: bool = False,
 ) -> Scenes:
     """Draw scenes that training never had: combinations of attributes, or ordered pairs
     of classes.
@@ -401,7 +302,7 @@ def held_out_scenes(
 
 
 def recorded_scenes(
-    judge: Judge, folder: AudioFolder, n: int, seed: int, seconds: float
+    judge: Classifier, folder: AudioFolder, n: int, seed: int, seconds: float
 ) -> Scenes:
     """Draw n recordings of a folder, of the classes that the judge knows, all as
     likely.
@@ -450,7 +351,7 @@ def enough_scenes(n: int, seed: int, seconds: float) -> int:
             asked[question] += 1
 
 
-def judged(judge: Judge, waves: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def judged(judge: Classifier, waves: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Which sounds are of the wanted classes: for each question a (n,) tensor of 0 and
     1.
 
@@ -461,8 +362,6 @@ def judged(judge: Judge, waves: Tensor, labels: Tensor) -> dict[str, Tensor]:
     Args:
         waves: (n, N); labels: (n, 1) or (n, 2), numbers of classes in the order of the
             events.
-
-
     """
     if labels.shape[1] == 1:
         return {"class": (judge.hear(waves) == labels[:, 0]).float()}
@@ -511,7 +410,7 @@ def attributes(waves: Tensor, events: list[Event]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def scores(
-    listener: Listener, judge: Judge, waves: Tensor, scenes: Scenes, n: int
+    listener: Listener, judge: Classifier, waves: Tensor, scenes: Scenes, n: int
 ) -> dict[str, Tensor]:
     """All that is asked of sounds (m, N) that should be these scenes, question by
     question.
@@ -527,7 +426,7 @@ def scores(
 
 def evaluate(
     pipe: AudioLDM2,
-    judge: Judge,
+    judge: Classifier,
     n: int = 200,
     seed: int = 0,
     steps: int | None = None,
@@ -563,8 +462,6 @@ def evaluate(
             `frechet.clap` the same in the listener's embeddings.
     Raises:
         ValueError: `n` is below 2, or another number is not as the pipeline takes it.
-
-
     """
     how = sampling(pipe, n, steps, guidance, sampler, candidates)
     listener = listener or Listener.of(pipe)
@@ -595,7 +492,7 @@ def evaluate(
 
 def evaluate_recordings(
     pipe: AudioLDM2,
-    judge: Judge,
+    judge: Classifier,
     folder: AudioFolder,
     n: int = 200,
     seed: int = 0,
@@ -619,8 +516,6 @@ def evaluate_recordings(
     Raises:
         ValueError: numbers are not as described, or the judge knows less than two of
             the classes.
-
-
     """
     how = sampling(pipe, n, steps, guidance, sampler, candidates)
     scenes = recorded_scenes(judge, folder, n, seed, pipe.seconds)
@@ -685,7 +580,7 @@ def guided_where(results: dict[str, float]) -> str:
 
 def compared(
     listener: Listener,
-    judge: Judge,
+    judge: Classifier,
     kind: str,
     n: int,
     scenes: Scenes,
@@ -832,8 +727,6 @@ def nearest_captions(pipe: AudioLDM2, caption: str, n: int = 3) -> list[str]:
         pipe: `pipe.vocabulary["captions"]` holds what it knows; without it the result
             is empty.
         caption: any sentence that the encoders read.
-
-
     """
     # each of them once
     known = list(dict.fromkeys(pipe.vocabulary.get("captions", ())))

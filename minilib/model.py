@@ -33,7 +33,6 @@ class Model(nn.Module, PyTorchModelHubMixin):
 
     A subclass sets `config_class`, takes that config as its only argument, and fills
     `presets`.
-
     """
 
     config_class: ClassVar[type]

@@ -13,7 +13,8 @@ from minilib.clap import CLAP, CLAPConfig
 from minilib.gpt import GPTConfig, LOARegressor
 from minilib.model import Model
 from minilib.soundworld import CLASSES, plain
-from minilib.text import MIN_VOCABULARY, T5Config, T5Encoder, Tokenizer
+from minilib.text import T5Config, T5Encoder
+from minilib.tokenizer import MIN_VOCABULARY, Tokenizer
 from minilib.unet import UNet, UNetConfig
 from minilib.vae import VAE, VAEConfig
 from minilib.vocoder import Vocos, VocosConfig

@@ -151,10 +151,10 @@ def test_decibels_of_a_factor_ten_are_twenty():
 def test_twice_the_amplitude_is_six_decibels_louder_and_what_stands_around_does_not_count():
     burst = torch.nn.functional.pad(tone(n=3200)[0], (8000, N - 11200))
     twice = torch.stack([burst / 2, burst])
-    quiet, loud = audio.level(audio.log_mel(twice))[:, 0]
+    quiet, loud = audio.loudness(audio.log_mel(twice))[:, 0]
     assert loud - quiet == pytest.approx(20 * math.log10(2), abs=0.02)
     thrice = burst + burst.roll(8000) + burst.roll(16000)
-    assert abs(audio.level(audio.log_mel(thrice[None])) - loud) < 0.1
+    assert abs(audio.loudness(audio.log_mel(thrice[None])) - loud) < 0.1
 
 
 def test_the_level_is_that_of_the_loudest_50_ms():
@@ -162,7 +162,7 @@ def test_the_level_is_that_of_the_loudest_50_ms():
     magnitudes[1, :, 10:15] = 1.0
     magnitudes[1, :, 20] = 2.0  # a click
     torch.testing.assert_close(
-        audio.level(magnitudes.log()), torch.tensor([[-60.0], [0.0]])
+        audio.loudness(magnitudes.log()), torch.tensor([[-60.0], [0.0]])
     )
 
 

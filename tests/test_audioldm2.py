@@ -86,7 +86,7 @@ def test_a_sound_is_as_loud_as_its_loa_says_but_not_past_full_scale(
 ):
     wave = torch.randn(1, 10240, generator=torch.Generator().manual_seed(0)) * 0.01
     loa = torch.randn(3, 4, 16)
-    heard = lambda waves: audio.level(audio.log_mel(waves))[:, 0]
+    heard = lambda waves: audio.loudness(audio.log_mel(waves))[:, 0]
     assert torch.equal(tiny_pipe.levelled(wave, loa), wave)  # nobody has fitted it
     offsets = torch.tensor([-12.0, 6.0, 90.0])
     given = []
@@ -112,7 +112,7 @@ def test_the_call_sets_the_level_that_gpt_2_says_for_every_candidate(
     tiny_pipe, monkeypatch
 ):
     plain = tiny_pipe(CAPTIONS, seed=0, **FAST)
-    heard = lambda waves: audio.level(audio.log_mel(waves))[:, 0]
+    heard = lambda waves: audio.loudness(audio.log_mel(waves))[:, 0]
     wanted = heard(plain) - torch.tensor([3.0, 6.0])
     monkeypatch.setattr(
         tiny_pipe.gpt, "level", lambda loa: wanted.repeat_interleave(len(loa) // 2)

@@ -20,7 +20,7 @@ import sync_cells
 import torch
 import yaml
 
-from minilib.metrics import Judge
+from minilib.classifier import Classifier
 from minilib.soundworld import SoundWorld
 
 ROOT = Path(__file__).parents[1]
@@ -223,8 +223,8 @@ def test_the_gallery_has_a_player_a_picture_a_verdict_and_a_seed_for_each_captio
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge.from_pretrained(
+def judge() -> Classifier:
+    return Classifier.from_pretrained(
         ROOT / "data/weights/judges/judge", dtype=torch.float32
     )
 

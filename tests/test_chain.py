@@ -11,13 +11,14 @@ import torch
 
 from minilib import chain, cli
 from minilib.chain import Way
-from minilib.metrics import Judge, held_out_scenes
+from minilib.classifier import Classifier
+from minilib.metrics import held_out_scenes
 
 
 @pytest.fixture
 def judge():
     torch.manual_seed(0)
-    return Judge.preset("tiny").eval()
+    return Classifier.preset("tiny").eval()
 
 
 @pytest.fixture

@@ -288,10 +288,10 @@ def a_judge_and_a_listener(weights: Path) -> None:
     """Ship an untrained judge, and the CLAP of these weights in place of one trained
     apart.
     """
-    from minilib.metrics import Judge
+    from minilib.classifier import Classifier
 
     judges = cli.DATA / "weights" / "judges"
-    Judge.preset("tiny").save_pretrained(judges / "judge", dtype=torch.float16)
+    Classifier.preset("tiny").save_pretrained(judges / "judge", dtype=torch.float16)
     shutil.copytree(weights / "clap", judges / "clap")
     shutil.copy(weights / "tokenizer.json", judges)
 
@@ -634,9 +634,9 @@ def test_evaluate_and_vocabulary_refuse(capsys, here, weights, tmp_path):
     assert "the output must end in .json" in refused(
         capsys, "evaluate", "--json", "numbers.txt"
     )
-    from minilib.metrics import Judge
+    from minilib.classifier import Classifier
 
-    Judge.preset("tiny").save_pretrained(cli.DATA / "weights/judges/judge")
+    Classifier.preset("tiny").save_pretrained(cli.DATA / "weights/judges/judge")
     assert "minilib train clap --seed 1 --out data/weights/judges" in refused(
         capsys, "evaluate"
     )

@@ -21,7 +21,7 @@ from test_files import LIMIT, files_of_at_most
 from minilib import audio, cli, doctor
 from minilib.data import Corpus
 from minilib.soundworld import SoundWorld
-from minilib.text import Tokenizer
+from minilib.tokenizer import Tokenizer
 from minilib.training import RUNS, STAGES, Recipe, TrainingData, train
 
 NAMES = [

@@ -18,7 +18,7 @@ from minilib import AudioLDM2, audio, cli, files
 from minilib.data import Corpus
 from minilib.model import Model
 from minilib.soundworld import SoundWorld
-from minilib.text import Tokenizer
+from minilib.tokenizer import Tokenizer
 from minilib.training import runs
 
 resource = pytest.importorskip(
@@ -295,8 +295,8 @@ def test_generate_keeps_the_old_sound_where_the_new_one_does_not_fit(capsys, her
 
 
 def test_convert_leaves_no_half_of_a_pipeline(capsys, here, tiny_pipe, monkeypatch):
-    from minilib import released
     from minilib.audioldm2 import AudioLDM2
+    from minilib.convert import released
 
     monkeypatch.setattr(released, "is_released", lambda folder: True)
     monkeypatch.setattr(AudioLDM2, "from_pretrained", lambda *args, **kwargs: tiny_pipe)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from minilib import audio, metrics
-from minilib.metrics import Judge, JudgeConfig, Scenes
+from minilib.classifier import Classifier, ClassifierConfig
+from minilib.metrics import Scenes
 from minilib.soundworld import (
     CLASSES,
     INSTRUMENTS,
@@ -30,7 +31,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_judge_hears_clips_of_any_length_from_32_frames_on():
-    judge = Judge.preset("tiny").eval()
+    judge = Classifier.preset("tiny").eval()
     assert judge.config.classes == (*CLASSES, *INSTRUMENTS)
     for T in (32, 33, 128, 300):
         assert judge(torch.zeros(2, 1, T, 64)).shape == (
@@ -42,13 +43,13 @@ def test_a_judge_hears_clips_of_any_length_from_32_frames_on():
 
 
 def test_every_preset_has_the_same_judge():
-    assert len({Judge.presets[name] for name in ("tiny", "colab", "full")}) == 1
-    assert 0.3e6 < Judge.preset("tiny").n_parameters() < 0.5e6
+    assert len({Classifier.presets[name] for name in ("tiny", "colab", "full")}) == 1
+    assert 0.3e6 < Classifier.preset("tiny").n_parameters() < 0.5e6
 
 
 def test_a_judge_learns_to_tell_low_from_high():
     torch.manual_seed(0)
-    judge = Judge(JudgeConfig(classes=("low", "high"), channels=(4, 8)))
+    judge = Classifier(ClassifierConfig(classes=("low", "high"), channels=(4, 8)))
     seconds = torch.arange(4000) / audio.SAMPLE_RATE
     hertz = torch.cat([torch.linspace(200, 400, 8), torch.linspace(2000, 4000, 8)])
     waves = 0.5 * torch.sin(2 * math.pi * hertz[:, None] * seconds) + 0.05 * noise(
@@ -67,9 +68,11 @@ def test_a_judge_learns_to_tell_low_from_high():
 
 def test_a_judge_comes_back_from_its_folder(tmp_path):
     torch.manual_seed(0)
-    judge = Judge(JudgeConfig(classes=("a", "b", "c"), channels=(4, 8))).eval()
+    judge = Classifier(
+        ClassifierConfig(classes=("a", "b", "c"), channels=(4, 8))
+    ).eval()
     judge.save_pretrained(tmp_path, dtype=torch.float16)
-    again = Judge.from_pretrained(tmp_path, dtype=torch.float32)
+    again = Classifier.from_pretrained(tmp_path, dtype=torch.float32)
     mel = torch.randn(2, 1, 40, 64) * 2 - 7
     assert again.config == judge.config
     torch.testing.assert_close(again(mel), judge(mel), atol=1e-2, rtol=1e-2)
@@ -277,7 +280,7 @@ def test_shuffled_scenes_leave_none_at_its_place(n):
 
 
 def test_scenes_are_held_out_and_labelled_by_their_truth():
-    judge = Judge.preset("tiny")
+    judge = Classifier.preset("tiny")
     for n_events in (1, 2):
         scenes = metrics.held_out_scenes(judge, 6, 3, 2.56, n_events)
         world = SoundWorld("test", seed=3, pairs=float(n_events - 1))
@@ -293,14 +296,16 @@ def test_scenes_are_held_out_and_labelled_by_their_truth():
             else:
                 assert (events[0].name, events[1].name) in held_out_pairs()
     with pytest.raises(ValueError, match="judge does not know"):
-        metrics.held_out_scenes(Judge(JudgeConfig(classes=("bell",))), 6, 3, 2.56, 1)
+        metrics.held_out_scenes(
+            Classifier(ClassifierConfig(classes=("bell",))), 6, 3, 2.56, 1
+        )
 
 
-class Oracle(Judge):
+class Oracle(Classifier):
     """Knows every test clip by heart, and takes anything else for class 0."""
 
     def __init__(self, n: int, seed: int, seconds: float):
-        super().__init__(Judge.presets["tiny"])
+        super().__init__(Classifier.presets["tiny"])
         self.truth = {}
         for n_events, music in ((1, False), (2, False), (1, True)):
             scenes = metrics.held_out_scenes(self, n, seed, seconds, n_events, music)

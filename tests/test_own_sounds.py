@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from minilib import audio, cli, metrics, training
+from minilib import audio, classifier, cli, metrics, training
 from minilib.audioldm2 import AudioLDM2
 from minilib.data import AudioFolder, Corpus, of_part
 from minilib.training import RUNS, clips
@@ -96,7 +96,7 @@ def test_a_judge_of_recordings_scores_what_it_never_heard(
     folder, tmp_path, short_run, tiny_pipe_folder, capsys, monkeypatch
 ):
     training.train_stages("judge", out=tmp_path / "run", data=folder, progress=False)
-    judge = metrics.Judge.from_pretrained(
+    judge = classifier.Classifier.from_pretrained(
         tmp_path / "run" / "judge", dtype=torch.float32
     )
     assert judge.config.classes == ("hiss", "tone")  # of a third one there are too few
@@ -138,7 +138,7 @@ def test_recordings_are_drawn_by_class_each_at_another_level_and_place(folder):
 
 
 def test_what_was_asked_for_stands_beside_the_recording(folder):
-    judge = metrics.Judge(metrics.JudgeConfig(classes=("hiss", "tone")))
+    judge = classifier.Classifier(classifier.ClassifierConfig(classes=("hiss", "tone")))
     scenes = metrics.recorded_scenes(
         judge, AudioFolder(folder, part="test"), 30, 0, SECONDS
     )
@@ -159,7 +159,7 @@ def test_what_was_asked_for_stands_beside_the_recording(folder):
 def test_what_no_judge_can_learn_or_tell_is_said_in_a_sentence(
     folder, tmp_path, capsys
 ):
-    judge = metrics.Judge(metrics.JudgeConfig(classes=("dog", "tone")))
+    judge = classifier.Classifier(classifier.ClassifierConfig(classes=("dog", "tone")))
     with pytest.raises(
         ValueError, match="holds too few of the classes that the judge knows: dog, tone"
     ):
@@ -212,7 +212,7 @@ def test_the_page_of_own_sounds_tells_what_evaluate_finds(
 
     page = own_sounds.page(run, folder, minutes=31.4, memory=2.5, n=12, steps=1)
     pipe = AudioLDM2.from_pretrained(run)
-    judge = metrics.Judge.from_pretrained(run / "judge", dtype=torch.float32)
+    judge = classifier.Classifier.from_pretrained(run / "judge", dtype=torch.float32)
     found = metrics.evaluate_recordings(
         pipe, judge, AudioFolder(folder, part="test"), n=12, steps=1, progress=False
     )

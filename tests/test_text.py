@@ -5,6 +5,14 @@ import torch
 
 from minilib import clap
 from minilib.text import (
+    T5,
+    T5Config,
+    T5Encoder,
+    noise_spans,
+    relative_bucket,
+    span_corrupt,
+)
+from minilib.tokenizer import (
     CLS,
     EOS,
     MIN_VOCABULARY,
@@ -12,13 +20,7 @@ from minilib.text import (
     PAD,
     SENTINEL,
     SPECIAL_TOKENS,
-    T5,
-    T5Config,
-    T5Encoder,
     Tokenizer,
-    noise_spans,
-    relative_bucket,
-    span_corrupt,
 )
 
 CAPTIONS = [

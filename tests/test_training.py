@@ -19,7 +19,7 @@ from minilib import audio, training
 from minilib.audioldm2 import AudioLDM2
 from minilib.data import Corpus
 from minilib.soundworld import SoundWorld
-from minilib.text import Tokenizer
+from minilib.tokenizer import Tokenizer
 from minilib.training import (
     ALL_STAGES,
     RUNS,
@@ -236,7 +236,7 @@ def test_what_is_computed_of_all_clips_is_put_in_place_piece_by_piece(data):
         assert not any(piece() is not None for piece in pieces[:-1]), (
             "a piece is kept, and memory scattered"
         )
-        levels = audio.level(mel)
+        levels = audio.loudness(mel)
         pieces.append(weakref.ref(levels))
         return levels
 
@@ -245,7 +245,7 @@ def test_what_is_computed_of_all_clips_is_put_in_place_piece_by_piece(data):
     )
     assert len(pieces) == 4
     torch.testing.assert_close(
-        levels, audio.level(audio.log_mel(corpus.wave(range(len(corpus)))))
+        levels, audio.loudness(audio.log_mel(corpus.wave(range(len(corpus)))))
     )
 
 
@@ -283,7 +283,7 @@ def test_gpt_2_learns_how_loud_the_clips_are_as_it_then_writes_them(name, data, 
     gpt = stage.finish()["gpt"]
     with torch.no_grad():
         told = gpt.level(gpt.generate(stages.named(stage.encode(data.corpus.captions))))
-    levels = audio.level(audio.log_mel(data.corpus.wave(range(16))))[:, 0]
+    levels = audio.loudness(audio.log_mel(data.corpus.wave(range(16))))[:, 0]
     assert levels.std() > 4 and (told - levels).abs().mean() < 0.2 * levels.std()
 
 

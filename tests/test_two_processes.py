@@ -23,11 +23,12 @@ from conftest import SECONDS, small_parts
 from safetensors.torch import load_file
 
 from minilib import audioldm2, cli, training
+from minilib.classifier import ClassifierConfig
 from minilib.data import Corpus
 from minilib.discriminators import Discriminators, DiscriminatorsConfig
-from minilib.metrics import JudgeConfig
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld
-from minilib.text import T5, Tokenizer
+from minilib.text import T5
+from minilib.tokenizer import Tokenizer
 from minilib.training import RUNS, STAGES, Recipe, TrainingData, stages, train
 from minilib.vocoder import Vocos
 
@@ -64,9 +65,11 @@ if torch.cuda.device_count() == 1:  # not enough for two
 
 def small_world(patch: pytest.MonkeyPatch) -> None:
     """Add the preset "small": a few thousand parameters a model, clips of 0.64 s."""
-    models = {**small_parts(), "judge": stages.seeded(stages.Judge, "tiny", 0)}
+    models = {**small_parts(), "judge": stages.seeded(stages.Classifier, "tiny", 0)}
     configs = {name: model.config for name, model in models.items()}
-    configs["judge"] = JudgeConfig(classes=(*CLASSES, *INSTRUMENTS), channels=(4, 8))
+    configs["judge"] = ClassifierConfig(
+        classes=(*CLASSES, *INSTRUMENTS), channels=(4, 8)
+    )
     for name in ("text", "clap"):
         configs[name] = replace(configs[name], vocab_size=1000)
     for name, model in models.items():

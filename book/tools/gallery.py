@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 
 from minilib import judges, show
 from minilib.audioldm2 import AudioLDM2
+from minilib.classifier import Classifier
 from minilib.detectors import nearest
-from minilib.metrics import Judge
 from minilib.soundworld import CLASSES, INSTRUMENTS, Clip, Event, SoundWorld
 from minilib.soundworld.scene import LOUDNESSES, PEAKS, PITCHES, SPEEDS
 
@@ -76,7 +76,7 @@ def chosen() -> Iterator[tuple[str, Clip]]:
 
 
 def verdict(
-    judge: Judge, wave: Tensor, events: tuple[Event, ...]
+    judge: Classifier, wave: Tensor, events: tuple[Event, ...]
 ) -> tuple[list[str], list[str]]:
     """What is right and what is wrong with a sound (N,) of these events, in words."""
     if len(events) == 2:
@@ -93,7 +93,7 @@ def verdict(
     ]
 
 
-def kind(judge: Judge, wave: Tensor, name: str) -> tuple[bool, str]:
+def kind(judge: Classifier, wave: Tensor, name: str) -> tuple[bool, str]:
     """Whether the classifier hears the class in a sound (N,), and what it hears."""
     found = judge.config.classes[int(judge.hear(wave[None]))]
     return found == name, found if found == name else f"{found}, asked for {name}"
@@ -168,7 +168,7 @@ def page() -> str:
     """Generate and judge all sounds, and lay them out."""
     pipe, judge = (
         AudioLDM2.from_pretrained(WEIGHTS),
-        Judge.from_pretrained(JUDGE, dtype=torch.float32),
+        Classifier.from_pretrained(JUDGE, dtype=torch.float32),
     )
     clips, sections, n_right = list(chosen()), {}, 0
     for number, (heading, clip) in enumerate(tqdm(clips, desc="gallery", unit="sound")):

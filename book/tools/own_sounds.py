@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 
 from minilib import audio, metrics, show
 from minilib.audioldm2 import AudioLDM2
+from minilib.classifier import Classifier
 from minilib.data import OPEN_LICENCES, AudioFolder, Corpus, of_part
-from minilib.metrics import Judge
 from minilib.model import read_json
 from minilib.training import ALL_STAGES
 from minilib.training.clips import FEWEST
@@ -148,7 +148,7 @@ def stages(run: Path) -> Iterator[tuple[str, int, float]]:
 
 
 def by_class(
-    judge: Judge, scenes: metrics.Scenes, *sounds: Tensor
+    judge: Classifier, scenes: metrics.Scenes, *sounds: Tensor
 ) -> list[tuple[str, int, list[float]]]:
     """Of each class how often it was asked for, and which share of each of the `sounds`
     (n, N) is heard as it.
@@ -168,7 +168,7 @@ def by_class(
 
 
 def heard(
-    pipe: AudioLDM2, judge: Judge, folder: AudioFolder, names: list[str]
+    pipe: AudioLDM2, judge: Classifier, folder: AudioFolder, names: list[str]
 ) -> Iterator[str]:
     """A card for each class: its first caption, the sound of it, and what the judge
     hears in that.
@@ -234,7 +234,7 @@ def page(
     """
     learned, held_out = of_part(folder, "train"), AudioFolder(folder, part="test")
     pipe = AudioLDM2.from_pretrained(run)
-    judge = Judge.from_pretrained(run / "judge", dtype=torch.float32)
+    judge = Classifier.from_pretrained(run / "judge", dtype=torch.float32)
     how = metrics.sampling(pipe, n, steps, None, "ddim", 1)
     scenes = metrics.recorded_scenes(judge, held_out, n, 0, pipe.seconds)
     with tqdm(total=n, desc="own sounds", unit="sound") as bar:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from minilib import audio
+from minilib.convert.released import ReleasedTokenizer
 from minilib.data import AudioFolder, Corpus
-from minilib.released import ReleasedTokenizer
 from minilib.soundworld import SoundWorld
-from minilib.text import Tokenizer
+from minilib.tokenizer import Tokenizer
 from minilib.training.loop import Recipe
 from minilib.training.processes import is_main, n_processes
 
@@ -94,8 +94,6 @@ def draw(total: int, n: int, generator: torch.Generator) -> Tensor:
 def crop(waves: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
     """Cut a piece of n_samples from each wave (B, N): of three random ones the loudest,
     for little to learn is silence.
-
-
     """
     starts = torch.randint(
         waves.shape[1] - n_samples + 1, (3, len(waves), 1), generator=generator

@@ -71,8 +71,6 @@ def meet() -> PartialState:
 def check_shares(name: str, batch_size: int, accumulate: int) -> None:
     """Raise ValueError where a stage's batch can't be cut into equal shares; unequal
     ones would weigh unequally.
-
-
     """
     if batch_size % (n_processes() * accumulate):
         raise ValueError(

@@ -27,7 +27,7 @@ from minilib.data import OPEN_LICENCES, AudioFolder, Corpus, of_part
 from minilib.files import replacing
 from minilib.model import read_json
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabulary
-from minilib.text import Tokenizer, split_words
+from minilib.tokenizer import Tokenizer, split_words
 from minilib.training.beside import Beside
 from minilib.training.clips import TrainingData
 from minilib.training.loop import Recipe, log, train

@@ -22,6 +22,7 @@ from minilib import audio
 from minilib.audioldm2 import VOCODERS, encode_captions
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
+from minilib.classifier import Classifier
 from minilib.discriminators import (
     Discriminators,
     adversarial_loss,
@@ -29,9 +30,9 @@ from minilib.discriminators import (
     feature_loss,
 )
 from minilib.gpt import LOARegressor
-from minilib.metrics import Judge
 from minilib.model import Model
-from minilib.text import PAD, T5, noise_spans, span_corrupt
+from minilib.text import T5, noise_spans, span_corrupt
+from minilib.tokenizer import PAD
 from minilib.training.clips import Recordings, Renders, TrainingData, crop
 from minilib.training.loop import Recipe
 from minilib.training.processes import is_main
@@ -477,7 +478,9 @@ class JudgeStage(Stage):
         seed: int = 0,
     ):
         if data.folder is None:
-            self.sounds = Renders(Judge.presets[preset].classes, len(data.corpus), seed)
+            self.sounds = Renders(
+                Classifier.presets[preset].classes, len(data.corpus), seed
+            )
         else:
             self.sounds = Recordings(
                 data.folder, data.corpus.waves.shape[1] / audio.SAMPLE_RATE
@@ -485,7 +488,7 @@ class JudgeStage(Stage):
         super().__init__(preset, recipe, data, parts, seed)
 
     def build(self) -> nn.Module:
-        return seeded(Judge, self.preset, self.seed, classes=self.sounds.classes)
+        return seeded(Classifier, self.preset, self.seed, classes=self.sounds.classes)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         waves, labels = self.sounds.draw(self.recipe.batch_size, generator)
@@ -601,7 +604,7 @@ def fit_level(stage: Stage, gpt: LOARegressor) -> None:
 
     bar = tqdm(batches, desc="GPT-2 over all captions", unit="batch", leave=False)
     loa = concatenated(len(captions), map(written, bar))
-    gpt.fit_level(loa, over_clips("level", audio.level, stage.data)[:, 0])
+    gpt.fit_level(loa, over_clips("level", audio.loudness, stage.data)[:, 0])
 
 
 @torch.no_grad()

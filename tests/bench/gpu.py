@@ -13,7 +13,7 @@ from measure import Work, heading, row, take_turns
 from peers import training_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from minilib.pretrained import unet_out
+from minilib.convert.pretrained import unet_out
 from minilib.unet import UNet, UNetConfig
 
 SETTINGS = {  # dtype, channels last, compiled

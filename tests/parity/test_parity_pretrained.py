@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
-from minilib import pretrained
+from minilib.convert import pretrained
 from minilib.vocoder import Vocos
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from peer import PROMPTS, SECONDS, peer
 
-from minilib import AudioLDM2, released
+from minilib import AudioLDM2
+from minilib.convert import released
 
 
 @pytest.fixture(scope="module", params=["base", "large", "speech"])

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minilib import audio, original, pretrained
+from minilib import audio
+from minilib.convert import original, pretrained
 from minilib.files import replacing_folder
 from minilib.gpt import LOARegressor
 from minilib.model import local_folder, read_json
 from minilib.phonemes import PhonemeEncoder
-from minilib.text import T5Config, T5Encoder, check_captions, check_lengths
+from minilib.text import T5Config, T5Encoder
+from minilib.tokenizer import check_captions, check_lengths
 from minilib.unet import UNet
 from minilib.vae import VAE
 from minilib.vocoder import HiFiGAN

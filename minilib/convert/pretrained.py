@@ -265,8 +265,6 @@ def read_state(folder: Path) -> State:
     Raises:
         FileNotFoundError: there are no weights.
         ValueError: a file is damaged, or can only be read by running the code in it.
-
-
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing: the pipeline is not complete")
@@ -344,7 +342,6 @@ def read_unet(
 
     Its config names 8 heads at every level, as diffusers runs it; `head_width` 32 is
     how the weights were trained.
-
     """
     return fill(
         made(UNet, unet_config(folder, schedule, head_width)),

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minilib.pretrained import State, read_bin
+from minilib.convert.pretrained import State, read_bin
 from minilib.unet import UNetConfig
 
 # What the file also holds and no pipeline needs: the schedule's tables, the average of

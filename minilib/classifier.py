@@ -1,0 +1,112 @@
+"""A small convolutional network that hears which class a sound is of: it judges what
+others generate, and is trained apart from all of them. Chapter 17 builds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minilib import audio
+from minilib.model import Model
+from minilib.soundworld import CLASSES, INSTRUMENTS
+
+BATCH = 16  # sounds that are heard together
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Sizes of the classifier."""
+
+    classes: tuple[str, ...]  # what it tells apart, in the order of its logits
+    # of each block; each halves time and frequency
+    channels: tuple[int, ...] = (16, 32, 64, 128, 192)
+    mel_mean: float = -6.8  # of SoundWorld's log-mel: the network sees zero mean ...
+    mel_std: float = 2.8  # ... and unit variance
+
+
+class ClassifierBlock(nn.Module):
+    """A convolution with batch norm and ReLU, then the larger of each two by two."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, pool: int):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            n_in, n_out, kernel, stride, padding=kernel // 2, bias=False
+        )
+        self.norm = nn.BatchNorm2d(n_out)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, n_in, T, F) -> (B, n_out, T / stride / pool, F / stride / pool)."""
+        return F.max_pool2d(F.relu(self.norm(self.conv(x))), self.pool)
+
+
+class Classifier(Model):
+    """A small convolutional classifier that hears which class a sound is of.
+
+    It learns from clean renders, apart from all that it judges, and never hears a
+    generated sound before it has to judge one.
+    """
+
+    config_class = ClassifierConfig
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__(config)
+        widths, last = (1, *config.channels), len(config.channels) - 1
+        self.blocks = nn.ModuleList(
+            ClassifierBlock(
+                widths[i],
+                widths[i + 1],
+                *((5, 2) if i == 0 else (3, 1)),
+                pool=1 if i == last else 2,
+            )
+            for i in range(len(config.channels))
+        )
+        self.head = nn.Linear(2 * widths[-1], len(config.classes))
+        # frames to one frame of the last block
+        self.reduction = 2 ** len(config.channels)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Logits (B, K) of the classes from a log-mel (B, 1, T, F), T at least 32
+        frames.
+        """
+        return self.head(self.features(mel))
+
+    def features(self, mel: Tensor) -> Tensor:
+        """What the logits are made of: (B, 1, T, F) -> (B, 2C), the whole of the sound
+        and its loudest spot.
+        """
+        if mel.ndim != 4 or mel.shape[1] != 1 or min(mel.shape[2:]) < self.reduction:
+            least = f"(B, 1, T, F), T and F at least {self.reduction}"
+            raise ValueError(f"mel must have shape {least}, not {tuple(mel.shape)}")
+        x = (mel - self.config.mel_mean) / self.config.mel_std
+        for block in self.blocks:
+            x = block(x)
+        x = x.flatten(2)  # (B, C, T' * F')
+        return torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy, in nats, of `mel` (B, 1, T, F) and the numbers of the classes,
+        `label` (B,).
+        """
+        return F.cross_entropy(self(batch["mel"]), batch["label"])
+
+    @torch.no_grad()
+    def hear(self, waves: Tensor) -> Tensor:
+        """Number of the likeliest class (B,) for each waveform (B, N)."""
+        return self.head(self.embed(waves).to(self.device)).argmax(dim=1).cpu()
+
+    @torch.no_grad()
+    def embed(self, waves: Tensor) -> Tensor:
+        """`features` (B, 2C) of waveforms (B, N)."""
+        mels = (audio.log_mel(batch.to(self.device)) for batch in waves.split(BATCH))
+        return torch.cat([self.features(mel).cpu() for mel in mels])
+
+
+# One size for all presets: the measure must not change with what it measures.
+Classifier.presets = dict.fromkeys(
+    ("tiny", "colab", "full"), ClassifierConfig(classes=(*CLASSES, *INSTRUMENTS))
+)
