@@ -12,7 +12,6 @@ import io
 import math
 import os
 import re
-import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +23,7 @@ SAMPLE_RATE = 16000  # samples a second
 HOP = 160  # samples from one frame to the next: 100 frames a second
 N_FFT = 1024  # samples in a frame: 64 ms
 N_MELS = 64  # bands of the mel spectrogram
-LOG_FLOOR = 1e-5  # magnitudes below this are heard as silence, and log(0) is no number
+LOG_FLOOR = 1e-5  # magnitudes below this are heard as silence, and log(0) is undefined
 # decibels in one unit of the natural logarithm of a magnitude: 8.686
 DB_PER_NEPER = 20 / math.log(10)
 
@@ -360,8 +359,6 @@ def save(path: str | Path, wave: Tensor, sample_rate: int = SAMPLE_RATE) -> None
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: the suffix is unknown, the wave can't be written, or the file can't.
-
-    Chapter 01.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -388,7 +385,8 @@ def save(path: str | Path, wave: Tensor, sample_rate: int = SAMPLE_RATE) -> None
 
 
 def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """The bytes of a sound file; the same bytes for the same wave.
+    """The bytes of a sound file; the same bytes for the same wave, but for the number
+    that Ogg gives each stream at random.
 
     Args:
         wave: (N,) or (1, N) in [-1, 1]; what lies outside is clipped.
@@ -396,8 +394,6 @@ def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
     Raises:
         ValueError: the wave has another shape, no samples, or NaN, or the format has no
             such rate.
-
-    Chapter 01.
     """
     wave = torch.as_tensor(wave).detach().cpu().float()
     if wave.ndim == 2 and wave.shape[0] == 1:
@@ -423,8 +419,7 @@ def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
         raise ValueError(
             f"sample_rate {sample_rate} can't be written as {format}: {error}"
         ) from error
-    sound = buffer.getvalue()
-    return _fix_serial(sound) if format.lower() == "ogg" else sound
+    return buffer.getvalue()
 
 
 def _read(path: Path) -> tuple:
@@ -493,25 +488,3 @@ def _page_end(ogg: bytes, start: int) -> int:
     """Where the Ogg page that starts at `start` ends (RFC 3533, section 6)."""
     body = start + 27 + int.from_bytes(ogg[start + 26 : start + 27], "little")
     return body + sum(ogg[start + 27 : body])
-
-
-def _fix_serial(ogg: bytes) -> bytes:
-    """The same Ogg stream with serial number 0, where libsndfile draws one at random."""
-    pages, start = bytearray(ogg), 0
-    while start < len(pages):
-        end = _page_end(pages, start)
-        pages[start + 14 : start + 18] = bytes(4)  # the serial number
-        # the checksum is taken with zeros in its place
-        pages[start + 22 : start + 26] = bytes(4)
-        pages[start + 22 : start + 26] = _ogg_checksum(pages[start:end])
-        start = end
-    return bytes(pages)
-
-
-def _ogg_checksum(page: bytes) -> bytes:
-    """Ogg's CRC-32: zlib's, with the bits of every byte turned round, and without its
-    inversions.
-    """
-    turned = page.translate(bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256)))
-    checksum = zlib.crc32(turned, 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{checksum:032b}"[::-1], 2).to_bytes(4, "little")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minilib.layers import attention
 from minilib.model import Model
 
 
@@ -38,6 +39,7 @@ class AudioMAEConfig:
     mask_ratio: float = 0.8
     n_feature_layers: int = 3  # LOA averages the outputs of this many last layers
     pool: int = 8  # lambda: kernel and stride of the pooling over patches
+    pools: tuple[int, ...] = (1, 2, 4, 8)  # the lambdas whose LOA can be standardised
     mel_mean: float = -4.2677393
     mel_std: float = 9.1379948  # inputs are (log-mel - mean) / std
 
@@ -47,29 +49,23 @@ class AudioMAEConfig:
         return self.n_frames // self.patch_size, self.n_mels // self.patch_size
 
     def n_loa(self, pool: int | None = None) -> int:
-        """How many LOA vectors a clip has at this lambda (frequency is pooled by at
-        most its own height).
-        """
-        pool = pool or self.pool
+        """How many LOA vectors a clip has at this lambda; the config's own if None."""
+        pool = self.pool if pool is None else pool
         return (self.grid[0] // pool) * (self.grid[1] // min(pool, self.grid[1]))
 
 
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
-    """Fixed two-dimensional positions: sines and cosines of time in one half, of
-    frequency in the other. Chapter 09.
+    """Fixed two-dimensional positions: sines and cosines of the frequency in the first
+    half, of the time in the second.
 
-    Returns (1 + n_time * n_frequency, dim): zeros for [CLS], then the patches in the
-    order time, frequency.
+    Returns (1 + n_time * n_frequency, dim): zeros for [CLS], then the patches, time
+    before frequency. Chapter 09.
     """
     omega = 1.0 / 10000.0 ** (torch.arange(dim // 4) / (dim // 4))  # (dim/4,)
-    time, frequency = torch.meshgrid(
-        torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij"
-    )
-    halves = []
-    for place in (frequency, time):
-        angle = place.flatten()[:, None] * omega  # (patches, dim/4)
-        halves += [angle.sin(), angle.cos()]
-    return torch.cat([torch.zeros(1, dim), torch.cat(halves, dim=1)])
+    places = torch.cartesian_prod(*(torch.arange(n) for n in grid))  # (P, 2)
+    angles = places.flip(1)[:, :, None] * omega  # (P, 2, dim/4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)  # (P, dim)
+    return torch.cat([torch.zeros(1, dim), waves])
 
 
 class SelfAttention(nn.Module):
@@ -85,19 +81,14 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            # (B, n_head, S, d)
-            layer(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        # (B, S, dim)
-        return self.out(
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        )
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return self.out(attention(q, k, v, self.n_head))  # (B, S, dim)
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm transformer block of ViT (2010.11929 Eq. 2, 3). Chapter 09."""
+    """Transformer block of ViT: attention, then a small network, each normalised before
+    and beside a skip connection (2010.11929 Eq. 2, 3). Chapter 09.
+    """
 
     def __init__(self, dim: int, n_head: int):
         super().__init__()
@@ -114,7 +105,7 @@ class ViTBlock(nn.Module):
 
 def random_mask(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     """Choose the patches that stay visible: those with the smallest noise (2111.06377
-    §3). Chapter 09.
+    §3).
 
     Args:
         noise: one random number for each patch, (B, P).
@@ -123,6 +114,8 @@ def random_mask(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     Returns:
         indices of the visible patches (B, V), and the mask (B, P), 1 where a patch is
         hidden.
+
+    Chapter 09.
     """
     n_visible = max(1, round(noise.shape[1] * (1.0 - ratio)))
     visible = noise.argsort(dim=1)[:, :n_visible]
@@ -130,65 +123,54 @@ def random_mask(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
 
 
 class MAEEncoder(nn.Module):
-    """Vision transformer over spectrogram patches, all of them or the visible ones
-    (2207.06405 §3).
-
-    Chapter 09.
+    """Vision transformer over the patches of a spectrogram, all of them or the visible
+    ones (2207.06405 §3). Chapter 09.
     """
 
     def __init__(self, config: AudioMAEConfig):
         super().__init__()
-        D = config.hidden_size
+        D, n_head = config.hidden_size, config.num_attention_heads
         self.patch_embed = nn.Conv2d(1, D, config.patch_size, stride=config.patch_size)
         self.cls_token = nn.Parameter(torch.randn(1, 1, D) * 0.02)
-        self.register_buffer(
-            "position_embeddings", sincos_positions(D, config.grid), persistent=False
-        )
-        self.layer = nn.ModuleList(
-            ViTBlock(D, config.num_attention_heads)
-            for _ in range(config.num_hidden_layers)
-        )
+        positions = sincos_positions(D, config.grid)
+        self.register_buffer("position_embeddings", positions, persistent=False)
+        n_layer = config.num_hidden_layers
+        self.layer = nn.Sequential(*(ViTBlock(D, n_head) for _ in range(n_layer)))
         self.layernorm = nn.LayerNorm(D, eps=1e-6)
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> list[Tensor]:
-        """Outputs of every layer, each (B, 1 + V, D), for a normalised mel (B, 1, T,
-        F).
+        """Outputs of every layer, each (B, 1 + V, D), [CLS] first.
 
-        Chapter 09.
+        Args:
+            x: normalised mel (B, 1, T, F).
+            visible: indices (B, V) of the patches to look at; None for all.
         """
         position = self.position_embeddings.to(x.dtype)
         # (B, P, D), time before frequency
         h = self.patch_embed(x).flatten(2).transpose(1, 2) + position[1:]
         if visible is not None:
-            # (B, V, D)
             h = h.gather(1, visible[:, :, None].expand(-1, -1, h.shape[-1]))
-        h = torch.cat([(self.cls_token + position[0]).expand(len(h), -1, -1), h], dim=1)
-        outputs = []
+        cls = (self.cls_token + position[0]).expand(len(h), -1, -1)
+        outputs = [torch.cat([cls, h], dim=1)]  # (B, 1 + V, D)
         for layer in self.layer:
-            h = layer(h)
-            outputs.append(h)
-        return outputs
+            outputs.append(layer(outputs[-1]))
+        return outputs[1:]
 
 
 class MAEDecoder(nn.Module):
     """Small transformer that restores all patches from the visible ones and a mask
-    token (2207.06405).
-
-    Chapter 09.
+    token (2207.06405 §3). Chapter 09.
     """
 
     def __init__(self, config: AudioMAEConfig):
         super().__init__()
-        D = config.decoder_hidden_size
+        D, n_head = config.decoder_hidden_size, config.decoder_num_attention_heads
         self.decoder_embed = nn.Linear(config.hidden_size, D)
         self.mask_token = nn.Parameter(torch.randn(1, 1, D) * 0.02)
-        self.register_buffer(
-            "position_embeddings", sincos_positions(D, config.grid), persistent=False
-        )
-        self.layer = nn.ModuleList(
-            ViTBlock(D, config.decoder_num_attention_heads)
-            for _ in range(config.decoder_num_hidden_layers)
-        )
+        positions = sincos_positions(D, config.grid)
+        self.register_buffer("position_embeddings", positions, persistent=False)
+        n_layer = config.decoder_num_hidden_layers
+        self.layer = nn.Sequential(*(ViTBlock(D, n_head) for _ in range(n_layer)))
         self.decoder_norm = nn.LayerNorm(D, eps=1e-6)
         self.decoder_pred = nn.Linear(D, config.patch_size**2)
 
@@ -197,21 +179,30 @@ class MAEDecoder(nn.Module):
         patches (B, P, patch^2).
         """
         h = self.decoder_embed(features)
-        B, _, D = h.shape
-        n_patches = len(self.position_embeddings) - 1
-        hidden = self.mask_token.to(h.dtype).expand(B, n_patches, D)
-        full = hidden.scatter(1, visible[:, :, None].expand(-1, -1, D), h[:, 1:])
-        h = torch.cat([h[:, :1], full], dim=1) + self.position_embeddings.to(h.dtype)
-        for layer in self.layer:
-            h = layer(h)
-        return self.decoder_pred(self.decoder_norm(h))[:, 1:]
+        position = self.position_embeddings.to(h.dtype)
+        places = visible[:, :, None].expand(-1, -1, h.shape[-1])
+        hidden = self.mask_token.to(h.dtype).expand(len(h), len(position) - 1, -1)
+        patches = hidden.scatter(1, places, h[:, 1:])  # (B, P, D)
+        h = torch.cat([h[:, :1], patches], dim=1) + position
+        return self.decoder_pred(self.decoder_norm(self.layer(h)))[:, 1:]
+
+
+def pool_patches(features: Tensor, pool: int) -> Tensor:
+    """(AvgPool + MaxPool) / 2 over blocks of lambda x lambda patches; frequency by at
+    most its height (2308.05734 §3.1): (B, D, T', F') -> (B, D, T'/l, F'/l).
+
+    Raises ValueError if lambda does not divide T'. Chapter 09.
+    """
+    T, F_ = features.shape[2:]
+    if pool < 1 or T % pool:
+        raise ValueError(f"pool must divide the {T} patches along time, not {pool}")
+    kernel = (pool, min(pool, F_))
+    return (F.avg_pool2d(features, kernel) + F.max_pool2d(features, kernel)) / 2
 
 
 class AudioMAE(Model):
     """Masked autoencoder over log-mels, and the Language of Audio pooled from its
-    features.
-
-    Chapter 09.
+    features. Chapter 09.
     """
 
     config_class = AudioMAEConfig
@@ -220,38 +211,28 @@ class AudioMAE(Model):
         super().__init__(config)
         self.vit = MAEEncoder(config)
         self.decoder = MAEDecoder(config)
-        # of the true LOA over the training data,
-        self.register_buffer("loa_mean", torch.zeros(config.hidden_size))
-        # so that the regression sees unit variance
-        self.register_buffer("loa_std", torch.ones(config.hidden_size))
+        # of the LOA at each of the pools, so that it has zero mean and unit variance
+        shape = (len(config.pools), config.hidden_size)
+        self.register_buffer("loa_mean", torch.zeros(shape))
+        self.register_buffer("loa_std", torch.ones(shape))
 
     def normalise(self, mel: Tensor) -> Tensor:
         """Bring a log-mel (B, 1, T, F) of the config's size to about zero mean and unit
         variance.
-
-        Chapter 09.
         """
-        size = (1, self.config.n_frames, self.config.n_mels)
-        if mel.dim() != 4 or tuple(mel.shape[1:]) != size:
-            raise ValueError(
-                f"mel must be (B, {', '.join(map(str, size))}) for this AudioMAE, not "
-                f"{tuple(mel.shape)}"
-            )
+        T, M = self.config.n_frames, self.config.n_mels
+        if mel.shape[1:] != (1, T, M):
+            raise ValueError(f"mel must be (B, 1, {T}, {M}), not {tuple(mel.shape)}")
         return (mel - self.config.mel_mean) / self.config.mel_std
 
     def patchify(self, x: Tensor) -> Tensor:
-        """Cut (B, 1, T, F) into patches (B, P, patch^2), time before frequency.
-
-        Chapter 09.
-        """
+        """Cut (B, 1, T, F) into patches (B, P, patch^2), time before frequency."""
         p = self.config.patch_size
         return F.unfold(x, p, stride=p).transpose(1, 2)
 
     def forward(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mask, encode, restore: predicted and true patches (B, P, patch^2) and the
         mask (B, P).
-
-        Chapter 09.
         """
         x = self.normalise(mel)
         visible, mask = random_mask(noise, self.config.mask_ratio)
@@ -264,75 +245,59 @@ class AudioMAE(Model):
         Args:
             batch: `mel` (B, 1, T, F) and `noise` (B, P), uniform: the patches with the
                 smallest stay visible.
-
-        Chapter 09.
         """
         predicted, patches, mask = self(batch["mel"], batch["noise"])
-        return (((predicted - patches) ** 2).mean(dim=-1) * mask).sum() / mask.sum()
+        return ((predicted - patches).square().mean(dim=-1) * mask).sum() / mask.sum()
 
     def features(self, mel: Tensor) -> Tensor:
         """Features of all patches, nothing masked: (B, D, T/patch, F/patch).
 
         The mean over the last `n_feature_layers` layers, each after the final norm, as
-        the released code takes it (the paper's text speaks of the last 16). Chapter 09.
+        the released code takes it (the paper's text speaks of the last 16).
         """
         layers = self.vit(self.normalise(mel))[-self.config.n_feature_layers :]
-        # (B, P, D)
-        mean = torch.stack([self.vit.layernorm(h[:, 1:]) for h in layers]).mean(dim=0)
-        return mean.transpose(1, 2).unflatten(2, self.config.grid)
+        mean = sum(self.vit.layernorm(h[:, 1:]) for h in layers) / len(layers)
+        return mean.transpose(1, 2).unflatten(2, self.config.grid)  # (B, P, D) before
 
     def loa(self, mel: Tensor, pool: int | None = None) -> Tensor:
         """The Language of Audio Y of a log-mel (B, 1, T, F): (B, L, D) (2308.05734
-        §3.1). Chapter 09.
+        §3.1), time before frequency.
 
-        Average and maximum over blocks of `pool` x `pool` patches (lambda; the config's
-        own if None; frequency by at most its height), halved and added; then each
-        dimension is brought to zero mean and unit variance.
+        Features pooled by `pool` (lambda; the config's own if None), then every
+        dimension brought to zero mean and unit variance. Raises ValueError for a lambda
+        without statistics.
         """
-        features = pool_patches(self.features(mel), pool or self.config.pool)
-        return (features.flatten(2).transpose(1, 2) - self.loa_mean) / self.loa_std
+        pool, pools = self.config.pool if pool is None else pool, self.config.pools
+        if pool not in pools:
+            raise ValueError(
+                f"pool must be in {pools}, which have statistics, not {pool}"
+            )
+        row = pools.index(pool)
+        y = pool_patches(self.features(mel), pool).flatten(2).transpose(1, 2)
+        return (y - self.loa_mean[row]) / self.loa_std[row]
 
-
-def pool_patches(features: Tensor, pool: int) -> Tensor:
-    """(AvgPool + MaxPool) / 2 with kernel and stride lambda: (B, D, T', F') -> (B, D,
-    T'/l, F'/l).
-
-    Chapter 09.
-    """
-    if pool < 1 or features.shape[2] % pool:
-        raise ValueError(
-            f"pool must divide the {features.shape[2]} patches along time, not {pool}"
-        )
-    kernel = (pool, min(pool, features.shape[3]))
-    return (F.avg_pool2d(features, kernel) + F.max_pool2d(features, kernel)) / 2
+    @torch.no_grad()
+    def fit_statistics(self, mel: Tensor) -> None:
+        """Measure mean and deviation of every LOA dimension over log-mels (B, 1, T, F),
+        for every lambda of `pools`.
+        """
+        pieces = mel.to(self.device).split(32)  # a piece's layers are held at a time
+        features = torch.cat([self.features(piece) for piece in pieces])
+        for row, pool in enumerate(self.config.pools):
+            y = pool_patches(features, pool)  # (B, D, T'/l, F'/l)
+            self.loa_std[row], self.loa_mean[row] = torch.std_mean(y, dim=(0, 2, 3))
 
 
 AudioMAE.presets = {
     "tiny": AudioMAEConfig(
-        n_frames=256,
-        n_mels=64,
-        hidden_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        decoder_hidden_size=128,
-        decoder_num_hidden_layers=2,
-        decoder_num_attention_heads=4,
-        n_feature_layers=1,
-        pool=2,
-        mel_mean=-7.0,
-        mel_std=3.0,
+        n_frames=256, n_mels=64, mel_mean=-7.0, mel_std=3.0, pool=2, hidden_size=192,
+        num_hidden_layers=4, num_attention_heads=6, decoder_hidden_size=128,
+        decoder_num_hidden_layers=2, decoder_num_attention_heads=4, n_feature_layers=1,
     ),
     "colab": AudioMAEConfig(
-        n_mels=64,
-        hidden_size=384,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        decoder_hidden_size=256,
-        decoder_num_hidden_layers=4,
-        decoder_num_attention_heads=8,
-        n_feature_layers=2,
-        mel_mean=-7.0,
-        mel_std=3.0,
+        n_mels=64, mel_mean=-7.0, mel_std=3.0, hidden_size=384,
+        num_hidden_layers=8, num_attention_heads=6, decoder_hidden_size=256,
+        decoder_num_hidden_layers=4, decoder_num_attention_heads=8, n_feature_layers=2,
     ),
     "full": AudioMAEConfig(),
-}
+}  # fmt: skip

@@ -4,13 +4,12 @@ time.
 Each way of sampling gets the same captions and the same noise. With the true LOA, what
 is still wrong is the latent diffusion's fault; without the LOA or without the text one
 sees what the other carries; GPT-2 and U-Net as they were before joint fine-tuning show
-what that is worth. Chapter 17 builds this module.
+what that is worth.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minilib import audio
-from minilib.audioldm2 import GUIDANCE, STEPS, AudioLDM2, load_part
+from minilib.audioldm2 import AudioLDM2
 from minilib.classifier import Classifier
+from minilib.folders import SEPARATE, TUNED, load_part
+from minilib.guidance import Sampling
 from minilib.metrics import (
     BATCH,
-    Listener,
     Scenes,
+    check_asked,
     guided_where,
     held_out_scenes,
     plays,
@@ -35,24 +36,13 @@ from minilib.metrics import (
     standard_error,
 )
 
-# the folder, in that of a run, of the parts as they were before joint fine-tuning
-SEPARATE = "separate"
-TUNED = ("gpt", "unet")  # these parts
 LOAS = ("true", "joint", "separate", "none")
 WRITTEN = ("joint", "separate")  # by GPT-2, which then also says how loud
 STRENGTHS = (1.0, 1.5, 2.0, 2.5, 3.5, 5.0, 8.0)
 LENGTHS = (5, 10, 25, 50, 100)  # of sampling, in steps
 COLUMNS = (
-    *(
-        "single.class",
-        "pitch",
-        "count",
-        "speed",
-        "loudness",
-        "pair.first",
-        "pair.second",
-        "pair.both",
-    ),
+    *("single.class", "pitch", "count", "speed", "loudness"),
+    *("pair.first", "pair.second", "pair.both"),
     # where the weights know tunes
     *("music.instrument", "music.tempo", "music.loudness"),
 )
@@ -62,35 +52,37 @@ COLUMNS = (
 class Way:
     """One way from a caption to a sound."""
 
-    loa: str = (
-        # of the clean render; by GPT-2, tuned jointly or before that; or that of the
-        # empty caption
-        "joint"
-    )
+    # the LOA: of the clean render; GPT-2's, tuned jointly or before that; or that of
+    # the empty caption
+    loa: str = "joint"
     text: bool = True  # whether the U-Net reads the caption's words
-    guidance: float = GUIDANCE
-    steps: int = STEPS
+    sampling: Sampling = Sampling()
 
     @property
     def name(self) -> str:
         """What the results call it."""
-        return f"{self.loa} LOA, {'with' if self.text else 'no'} text, w {self.guidance:g}, {self.steps} steps"
+        how, text = self.sampling, "with" if self.text else "no"
+        strength = f"w {how.guidance:g}, {how.steps} steps"
+        return f"{self.loa} LOA, {text} text, {strength}"
 
 
-def ways(separate: bool, guidance: float = GUIDANCE, steps: int = STEPS) -> list[Way]:
+def ways(separate: bool, own: Sampling) -> list[Way]:
     """All ways of the table, each once; with the parts before joint tuning only where
     there are any.
+
+    `own`: how the pipeline samples, where nothing else is said.
     """
     loas = [loa for loa in LOAS if separate or loa != "separate"]
-    links = [Way(loa, text, guidance, steps) for loa in loas for text in (True, False)]
-    strengths = [Way(guidance=w, steps=steps) for w in sorted({*STRENGTHS, guidance})]
-    lengths = [Way(guidance=guidance, steps=k) for k in sorted({*LENGTHS, steps})]
-    return list(dict.fromkeys([*links, *strengths, *lengths]))
+    links = [Way(loa, text, own) for loa in loas for text in (True, False)]
+    strengths, lengths = {*STRENGTHS, own.guidance}, {*LENGTHS, own.steps}
+    changes = [own.changed(guidance=w) for w in sorted(strengths)]
+    changes += [own.changed(steps=k) for k in sorted(lengths)]
+    return list(dict.fromkeys([*links, *(Way(sampling=how) for how in changes)]))
 
 
 def untuned(pipe: AudioLDM2, folder: Path) -> AudioLDM2 | None:
-    """The pipeline with GPT-2 and U-Net as they were before joint fine-tuning; None if
-    not kept.
+    """The pipeline with GPT-2 and U-Net as they were before joint fine-tuning, which
+    training keeps in its folder; None if they were not kept.
     """
     if not (folder / SEPARATE).is_dir():
         return None
@@ -106,30 +98,25 @@ def sounds(pipe: AudioLDM2, scenes: Scenes, way: Way, seed: int) -> Tensor:
     the seed only.
     """
     generator, waves = torch.Generator().manual_seed(seed), []
+    n_samples = scenes.waves.shape[1]
     for start in range(0, len(scenes.captions), BATCH):
         captions = scenes.captions[start : start + BATCH]
         conditions = pipe.encode(captions)
-        empty = pipe.encode_negative([""] * len(captions), conditions)
+        empty = pipe.encode([""] * len(captions), like=conditions)
+        empty["loa"] = pipe.loa_of_negative(empty, way.sampling)
         if way.loa == "true":
-            loa = pipe.audiomae.loa(
-                audio.log_mel(scenes.waves[start : start + BATCH]).to(pipe.device)
-            )
+            mel = audio.log_mel(scenes.waves[start : start + BATCH])
+            loa = pipe.audiomae.loa(mel.to(pipe.device))
         else:
-            loa = (
-                pipe.loa_of_negative(empty)
-                if way.loa == "none"
-                else pipe.loa(conditions)
-            )
+            none = way.loa == "none"
+            loa = empty["loa"].sequence if none else pipe.loa(conditions)
         if not way.text:
-            conditions = dataclasses.replace(conditions, text=empty.text)
-        n_samples = scenes.waves.shape[1]
-        latents = torch.randn(
-            pipe.latent_shape(len(captions), n_samples), generator=generator
-        )
-        z0 = pipe.sample(loa, conditions, way.steps, way.guidance, latents=latents)
+            conditions = {**conditions, "text": empty["text"]}
+        latents = pipe.noise(len(captions), n_samples, generator=generator)
+        z0 = pipe.sample(loa, conditions, way.sampling, empty, latents)
         made = pipe.decode(z0, n_samples)
         if way.loa in WRITTEN:
-            made = pipe.levelled(made, loa)
+            made = pipe.as_loud_as_told(made, loa)
         waves.append(made.float().cpu())
     return torch.cat(waves)
 
@@ -138,6 +125,7 @@ def explain(
     pipe: AudioLDM2,
     judge: Classifier,
     separate: AudioLDM2 | None = None,
+    sampling: Sampling | None = None,
     n: int = 200,
     seed: int = 0,
     progress: bool = True,
@@ -149,6 +137,8 @@ def explain(
         pipe, judge: what is measured, and who measures; the pipeline has its AudioMAE.
         separate: the pipeline with GPT-2 and U-Net as they were before joint
             fine-tuning, if they were kept.
+        sampling: how to sample where a way doesn't say otherwise; None for what the
+            weights want.
         n: scenes of one event, of two, and tunes where the weights know any, 2 or more
             of each.
         seed: of the scenes and of the noise.
@@ -159,27 +149,22 @@ def explain(
     Raises:
         ValueError: `n` is below 2, or the pipeline has no AudioMAE.
     """
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n must be a whole number, 2 or more, not {n}")
+    check_asked(n)
     if pipe.audiomae is None:
-        raise ValueError(
-            "pipe must have its audiomae, for the true LOA; train that stage, or take "
-            "weights with it"
-        )
+        lacking = "pipe must have its audiomae, for the true LOA"
+        raise ValueError(f"{lacking}; train that stage, or take weights with it")
     draw = partial(held_out_scenes, judge, n, seed, pipe.seconds)
     kinds = {"single": draw(n_events=1), "pair": draw(n_events=2)}
     if plays(pipe):
         kinds["music"] = draw(n_events=1, music=True)
-    own = {name: getattr(pipe, name) for name in ("temperature", "guidance_interval")}
-    results = settings(n, seed, own)
-    listener = Listener.of(pipe)
-    asked = ways(separate is not None, pipe.guidance, pipe.steps)
+    own, ask = sampling or pipe.sampling, partial(scores, judge, pipe.clap, n)
+    apart = "steps", "guidance", "candidates"  # each way tells its own
+    results = {k: x for k, x in settings(n, seed, own).items() if k not in apart}
+    asked = ways(separate is not None, own)
     for way in tqdm(asked, desc="chain", unit="way", disable=not progress):
         sampled = separate if way.loa == "separate" else pipe
         for kind, scenes in kinds.items():
-            answers = scores(
-                listener, judge, sounds(sampled, scenes, way, seed), scenes, n
-            )
+            answers = ask(sounds(sampled, scenes, way, seed), scenes)
             for question, x in answers.items():
                 name = f"{way.name}.{question_name(kind, question)}"
                 results |= {name: float(x.nanmean()), f"se.{name}": standard_error(x)}
@@ -188,32 +173,20 @@ def explain(
 
 def report(results: dict[str, float]) -> str:
     """What `explain` found, as a table to read: a row for each way."""
-    last = ".single.class"
-    names = [
-        k.removesuffix(last)
-        for k in results
-        if k.endswith(last) and not k.startswith("se.")
-    ]
+    last, means = ".single.class", [key for key in results if not key.startswith("se.")]
+    names = [key.removesuffix(last) for key in means if key.endswith(last)]
     width = max(map(len, names))
     columns = [column for column in COLUMNS if f"{names[0]}.{column}" in results]
-    lines = [
-        f"{'':{width}}" + "".join(f"{column.split('.')[-1]:>11}" for column in columns)
-    ]
+    headings = (f"{column.split('.')[-1]:>11}" for column in columns)
+    lines = [" " * width + "".join(headings)]
     for name in names:
-        lines += [
-            f"{name:{width}}"
-            + "".join(f"{results[f'{name}.{column}']:11.3f}" for column in columns)
-        ]
+        values = (f"{results[f'{name}.{column}']:11.3f}" for column in columns)
+        lines.append(f"{name:{width}}" + "".join(values))
     most = max(value for key, value in results.items() if key.startswith("se."))
-    tunes = " and {n} tunes" if "music.tempo" in columns else ""
-    where = guided_where(results)
-    about = (
-        "{n} held-out scenes of one event, {n} of two"
-        + tunes
-        + (where and f"; guidance{where}")
-    )
+    about = "{n} held-out scenes of one event, {n} of two"
+    about += " and {n} tunes" if "music.tempo" in columns else ""
+    if where := guided_where(results):
+        about += f"; guidance{where}"
     about += "; temperature {temperature:g}, seed {seed}"
-    return (
-        f"{about.format(**results)}; standard errors up to {most:.3f}\n\n"
-        + "\n".join(lines)
-    )
+    about = f"{about.format(**results)}; standard errors up to {most:.3f}"
+    return "\n".join([about, "", *lines])

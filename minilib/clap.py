@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilib import audio
+from minilib.conditions import Context
+from minilib.layers import attention
 from minilib.model import Model
+from minilib.tokenizer import CLS, Reader, check_ids
 
-CLS = 2  # id of <cls> in the tokenizer; the text tower puts it before the caption
 INITIAL_TEMPERATURE = 0.07
 # beyond it training is unstable (Radford et al., 2103.00020 §2.5)
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -69,12 +71,9 @@ class BERTLayer(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """x (B, S, n_embd), keep (B, 1, 1, S) bool -> (B, S, n_embd)."""
-        q, k, v = (
-            h.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, n_head, S, d)
-            for h in self.attn_in(x).chunk(3, dim=-1)
-        )
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
-        x = self.norm_1(x + self.attn_out(h.transpose(1, 2).flatten(2)))
+        q, k, v = self.attn_in(x).chunk(3, dim=-1)
+        h = self.attn_out(attention(q, k, v, self.n_head, keep))
+        x = self.norm_1(x + h)
         return self.norm_2(x + self.mlp_out(F.gelu(self.mlp_in(x))))
 
 
@@ -106,26 +105,11 @@ class TextTower(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """ids (B, S) without <cls>, mask (B, S) or None -> state of [CLS] (B, n_embd)."""
-        if ids.ndim != 2 or ids.is_floating_point():
-            raise ValueError(
-                f"ids must be long of shape (B, S), not {ids.dtype} of shape "
-                f"{tuple(ids.shape)}"
-            )
-        if ids.shape[1] >= self.position.num_embeddings:
-            raise ValueError(
-                f"ids must have at most {self.position.num_embeddings - 1} tokens, "
-                f"not {ids.shape[1]}"
-            )
-        mask = torch.ones_like(ids) if mask is None else mask
-        if mask.shape != ids.shape:
-            raise ValueError(
-                f"mask must have the shape of ids, {tuple(ids.shape)}, not "
-                f"{tuple(mask.shape)}"
-            )
+        """ids (B, S) without <cls>, mask (B, S) -> state of [CLS] (B, n_embd)."""
+        most = self.position.num_embeddings - 1
+        mask = check_ids(ids, mask, self.token.num_embeddings, most)
         ids = F.pad(ids, (1, 0), value=CLS)  # (B, 1 + S)
-        # (B, 1, 1, 1 + S)
-        keep = F.pad(mask.bool(), (1, 0), value=True)[:, None, None, :]
+        keep = F.pad(mask, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + S)
         position = torch.arange(ids.shape[1], device=ids.device)
         x = self.norm(self.token(ids) + self.position(position))
         for layer in self.layers:
@@ -140,7 +124,7 @@ class ConvBlock(nn.Module):
     Chapter 10.
     """
 
-    def __init__(self, n_in: int, n_out: int, pool: int, stride: int = 1):
+    def __init__(self, n_in: int, n_out: int, pool: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(n_out)
@@ -164,32 +148,22 @@ class AudioTower(nn.Module):
     def __init__(self, config: CLAPConfig):
         super().__init__()
         self.mel_mean, self.mel_std = config.mel_mean, config.mel_std
-        widths = (1, *config.channels)
-        n_blocks = len(config.channels)
-        self.blocks = nn.ModuleList(
-            ConvBlock(
-                widths[i],
-                widths[i + 1],
-                2 if i < n_blocks - 1 else 1,
-                config.stride if i == 0 else 1,
-            )
-            for i in range(n_blocks)
-        )
+        widths, n_blocks = (1, *config.channels), len(config.channels)
+        self.blocks = nn.ModuleList()
+        for i in range(n_blocks):
+            pool = 2 if i < n_blocks - 1 else 1
+            stride = config.stride if i == 0 else 1
+            self.blocks.append(ConvBlock(widths[i], widths[i + 1], pool, stride))
         self.fc = nn.Linear(widths[-1], widths[-1])
         # mel frames to one frame of the last block
         self.reduction = config.stride * 2 ** (n_blocks - 1)
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """log_mel (B, 1, T, F) -> (B, channels[-1])."""
-        if (
-            log_mel.ndim != 4
-            or log_mel.shape[1] != 1
-            or min(log_mel.shape[2:]) < self.reduction
-        ):
-            least = f"(B, 1, T, F), T and F at least {self.reduction}"
-            raise ValueError(
-                f"log_mel must have shape {least}, not {tuple(log_mel.shape)}"
-            )
+        shape, least = tuple(log_mel.shape), self.reduction
+        if len(shape) != 4 or shape[1] != 1 or min(shape[2:]) < least:
+            wanted = f"(B, 1, T, F), T and F at least {least}"
+            raise ValueError(f"log_mel must have shape {wanted}, not {shape}")
         x = (log_mel - self.mel_mean) / self.mel_std
         for block in self.blocks:
             x = block(x)
@@ -255,8 +229,6 @@ def contrastive_loss(
 class Gather(torch.autograd.Function):
     """Rows of all processes, each with the gradient that the losses of all of them send
     to it.
-
-    Chapter 10.
     """
 
     @staticmethod
@@ -282,15 +254,13 @@ def gathered(x: Tensor) -> Tensor:
     Where several processes train one model, each sees a share of the batch; what
     compares the rows of a batch must have them all. Gradients come back to the row's
     own process, summed over the losses of all, of which the training takes the mean. A
-    process alone has all the rows already. Chapter 10.
+    process alone has all the rows already.
     """
-    several = (
-        dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    )
-    return Gather.apply(x) if several else x
+    together = dist.is_available() and dist.is_initialized()
+    return Gather.apply(x) if together and dist.get_world_size() > 1 else x
 
 
-class CLAP(Model):
+class CLAP(Reader, Model):
     """Two towers, two projections and a learned temperature (Elizalde et al.,
     2206.04769).
 
@@ -301,18 +271,12 @@ class CLAP(Model):
 
     def __init__(self, config: CLAPConfig):
         super().__init__(config)
-        self.text = TextTower(config)
-        self.audio = AudioTower(config)
-        self.text_projection = ProjectionHead(config.n_embd, config.dim, config.dropout)
-        self.audio_projection = ProjectionHead(
-            config.channels[-1], config.dim, config.dropout
-        )
+        self.dim = config.dim
+        self.text, self.audio = TextTower(config), AudioTower(config)
+        head = lambda n_in: ProjectionHead(n_in, config.dim, config.dropout)
+        self.text_projection = head(config.n_embd)
+        self.audio_projection = head(config.channels[-1])
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
-
-    @property
-    def dim(self) -> int:
-        """Width of the embeddings."""
-        return self.config.dim
 
     def embed_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed captions: ids (B, S) of the tokenizer, mask (B, S) -> (B, dim), of unit
@@ -329,6 +293,12 @@ class CLAP(Model):
         length.
         """
         return self.embed_audio(audio.log_mel(waves))
+
+    def encode(self, inputs: list[str], pad_to: int = 0) -> Context:
+        """Encode B captions as a condition: one vector each, (B, 1, dim), whatever
+        `pad_to`.
+        """
+        return Context(self.embed_text(*self.read(inputs))[:, None])
 
     @staticmethod
     def similarity(text: Tensor, audio: Tensor) -> Tensor:
@@ -351,38 +321,23 @@ class CLAP(Model):
         B) bool, True for like captions of all pairs; without it, captions are compared
         by their ids.
         """
-        # the parameter itself: were only its use clamped, it would have no gradient
-        # there
+        # the parameter itself: clamped in use only, it would have no gradient there
         with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         text, audio = map(gathered, self(batch["ids"], batch["mask"], batch["log_mel"]))
-        same = (
-            batch["same"] if "same" in batch else same_captions(gathered(batch["ids"]))
-        )
+        same = batch.get("same")
+        same = same_captions(gathered(batch["ids"])) if same is None else same
         return contrastive_loss(text, audio, self.logit_scale.exp(), same)
 
 
 CLAP.presets = {
-    "tiny": CLAPConfig(
-        dim=128,
-        dropout=0.0,  # no randomness in the loss but what the batch brings
-        vocab_size=1000,
-        n_embd=128,
-        n_layer=2,
-        n_head=4,
-        n_positions=80,
-        channels=(24, 48, 96, 192),
-        stride=2,
+    "tiny": CLAPConfig(  # without dropout: all that is random in its loss is the batch
+        dim=128, dropout=0.0, vocab_size=1000, n_embd=128, n_layer=2, n_head=4,
+        n_positions=80, channels=(24, 48, 96, 192), stride=2,
     ),
     "colab": CLAPConfig(
-        dim=256,
-        dropout=0.1,
-        vocab_size=4000,
-        n_embd=256,
-        n_layer=4,
-        n_head=8,
-        n_positions=160,
-        channels=(32, 64, 128, 256, 512),
+        dim=256, dropout=0.1, vocab_size=4000, n_embd=256, n_layer=4, n_head=8,
+        n_positions=160, channels=(32, 64, 128, 256, 512),
     ),
     "full": CLAPConfig(),
-}
+}  # fmt: skip

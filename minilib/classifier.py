@@ -29,13 +29,15 @@ class ClassifierConfig:
 
 
 class ClassifierBlock(nn.Module):
-    """A convolution with batch norm and ReLU, then the larger of each two by two."""
+    """A convolution with batch norm and ReLU, then the larger of each two by two.
+
+    Chapter 17.
+    """
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, pool: int):
         super().__init__()
-        self.conv = nn.Conv2d(
-            n_in, n_out, kernel, stride, padding=kernel // 2, bias=False
-        )
+        around = kernel // 2
+        self.conv = nn.Conv2d(n_in, n_out, kernel, stride, around, bias=False)
         self.norm = nn.BatchNorm2d(n_out)
         self.pool = pool
 
@@ -47,37 +49,31 @@ class ClassifierBlock(nn.Module):
 class Classifier(Model):
     """A small convolutional classifier that hears which class a sound is of.
 
-    It learns from clean renders, apart from all that it judges, and never hears a
-    generated sound before it has to judge one.
+    It learns from clean renders, apart from everything that it judges, and never hears
+    a generated sound before it has to judge one. Chapter 17.
     """
 
     config_class = ClassifierConfig
 
     def __init__(self, config: ClassifierConfig):
         super().__init__(config)
-        widths, last = (1, *config.channels), len(config.channels) - 1
-        self.blocks = nn.ModuleList(
-            ClassifierBlock(
-                widths[i],
-                widths[i + 1],
-                *((5, 2) if i == 0 else (3, 1)),
-                pool=1 if i == last else 2,
-            )
-            for i in range(len(config.channels))
-        )
+        widths, n_blocks = (1, *config.channels), len(config.channels)
+        self.blocks = nn.ModuleList()
+        for i in range(n_blocks):
+            kernel, stride = (5, 2) if i == 0 else (3, 1)
+            pool = 2 if i < n_blocks - 1 else 1
+            block = ClassifierBlock(widths[i], widths[i + 1], kernel, stride, pool)
+            self.blocks.append(block)
         self.head = nn.Linear(2 * widths[-1], len(config.classes))
-        # frames to one frame of the last block
-        self.reduction = 2 ** len(config.channels)
+        self.reduction = 2**n_blocks  # frames to one frame of the last block
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Logits (B, K) of the classes from a log-mel (B, 1, T, F), T at least 32
-        frames.
-        """
+        """Logits (B, K) of the classes from a log-mel (B, 1, T, F), T at least 32."""
         return self.head(self.features(mel))
 
     def features(self, mel: Tensor) -> Tensor:
-        """What the logits are made of: (B, 1, T, F) -> (B, 2C), the whole of the sound
-        and its loudest spot.
+        """What the logits are made from: (B, 1, T, F) -> (B, 2C), the whole of the
+        sound and its loudest spot.
         """
         if mel.ndim != 4 or mel.shape[1] != 1 or min(mel.shape[2:]) < self.reduction:
             least = f"(B, 1, T, F), T and F at least {self.reduction}"

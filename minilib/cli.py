@@ -30,20 +30,15 @@ if TYPE_CHECKING:
     from minilib.classifier import Classifier
 
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
-# of training, as --help names them
-STAGES = (
-    "vae",
-    "vocoder",
-    "audiomae",
-    "clap",
-    "text",
-    "gpt",
-    "ldm",
-    "joint",
+STAGES = (  # of training, as --help names them
+    *("vae", "vocoder", "audiomae", "clap", "text", "gpt", "ldm", "joint"),
     "adversarial",
 )
+# fields of `Sampling` that commands have flags for
+SAMPLING = ("steps", "guidance", "sampler", "temperature", "guidance_interval")
 # of the checkout that this module stands in
 DATA = Path(__file__).resolve().parents[1] / "data"
+WANTED = "(default: what the weights want)"
 
 # --------------------------------------------------------------------------------------
 # What the commands understand
@@ -56,27 +51,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def command(
-    commands: Any, function: Any, about: str, examples: str
-) -> argparse.ArgumentParser:
-    """Add a command of the function's name, with its description and examples."""
+def command(commands: Any, function: Any, about: str, examples: str) -> Any:
+    """Add a command of the function's name, with its description and examples, and
+    return what adds arguments to it.
+    """
+    examples = textwrap.indent(textwrap.dedent(examples).strip(), "  ")
     parser = commands.add_parser(
         function.__name__,
         help=about,
         description=about[0].upper() + about[1:] + ".",
-        epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), '  ')}",
+        epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=function)
-    return parser
+    return parser.add_argument
 
 
 def seed_number(text: str) -> int:
     """A seed: a whole number that every generator of random numbers takes."""
     if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number from 0 to {2**32 - 1}, not {text!r}"
-        )
+        wanted = f"must be a whole number from 0 to {2**32 - 1}, not {text!r}"
+        raise argparse.ArgumentTypeError(wanted)
     return int(text)
 
 
@@ -88,25 +83,18 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="minilib COMMAND --help tells what a command takes, with examples.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_generate(commands)
-    add_train(commands)
-    add_reconstruct(commands)
-    add_evaluate(commands)
-    add_chain(commands)
-    add_vocabulary(commands)
-    add_convert(commands)
-    add_info(commands)
-    add_doctor(commands)
+    for add_command in (
+        *(add_generate, add_train, add_reconstruct, add_evaluate, add_chain),
+        *(add_vocabulary, add_convert, add_info, add_doctor),
+    ):
+        add_command(commands)
     return parser
 
 
 def add_weights(add: Any) -> None:
     """Add --weights, which most commands take."""
-    add(
-        "--weights",
-        metavar="DIR",
-        help="folder of trained weights (default: those that ship)",
-    )
+    about = "folder of trained weights (default: those that ship)"
+    add("--weights", metavar="DIR", help=about)
 
 
 def add_output(add: Any, default: str, more: str = "") -> None:
@@ -115,19 +103,30 @@ def add_output(add: Any, default: str, more: str = "") -> None:
     add("-o", "--output", type=Path, default=Path(default), metavar="FILE", help=about)
 
 
+def add_json(add: Any) -> None:
+    """Add --json, for numbers."""
+    add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
+
+
+def add_seed(add: Any, about: str, default: int | None = 0) -> None:
+    """Add --seed."""
+    add("--seed", type=seed_number, default=default, help=about)
+
+
 def add_sampler(add: Any) -> None:
-    """Add --steps and --guidance."""
-    about = "of the sampler; more is finer and slower (default: what the weights want)"
+    """Add --steps, --sampler and --guidance."""
+    about = f"of the sampler; more is finer and slower {WANTED}"
     add("--steps", type=int, metavar="N", help=about)
-    about = "ddim, or dpm (DPM-Solver++), which needs fewer steps (default: ddim)"
-    add("--sampler", choices=("ddim", "dpm"), default="ddim", help=about)
-    about = "how strictly captions are followed; 1 switches guidance off (default: what the weights want)"
-    add("--guidance", type=float, metavar="W", help=about)
+    about = f"ddim, or dpm (DPM-Solver++), which needs fewer steps {WANTED}"
+    add("--sampler", choices=("ddim", "dpm"), help=about)
+    about = "how strictly captions are followed; 1 switches guidance off"
+    add("--guidance", type=float, metavar="W", help=f"{about} {WANTED}")
 
 
 def add_candidates(add: Any) -> None:
     """Add --candidates."""
-    about = "make N sounds for each caption, keep the one that CLAP finds most like it (default: 1)"
+    about = "make N sounds for each caption, keep the one that CLAP finds most like it"
+    about += " (default: 1)"
     add("--candidates", type=int, default=1, metavar="N", help=about)
 
 
@@ -135,95 +134,66 @@ def add_generate(commands: Any) -> None:
     """Add the command `generate`."""
     examples = """
         minilib generate "a dog barks twice"
-        minilib generate "a bell rings, then rain falls" -o bell.flac --seed 7 --plot bell.png
-        minilib generate "an owl hoots" "the sound of a siren" -o sound.wav    (sound-1.wav and sound-2.wav)
+        minilib generate "a bell rings" -o bell.flac --seed 7 --plot bell.png
         minilib generate "a loud drum beat" --candidates 4 --profile
+
+        minilib generate "an owl hoots" "a siren"    (sound-1.wav and sound-2.wav)
     """
-    add = command(
-        commands, generate, "make a sound from each caption", examples
-    ).add_argument
+    add = command(commands, generate, "make a sound from each caption", examples)
     add("captions", nargs="+", metavar="CAPTION", help="what is to be heard, in quotes")
     add_output(add, "sound.wav", "; several captions get -1, -2, ... before the suffix")
     add_sampler(add)
-    about = "of the noise at the start, up to 1; less is cleaner and varies less (default: what the weights want)"
-    add("--temperature", type=float, metavar="T", help=about)
-    about = "noise levels of 0 to 1000 above LOW, up to HIGH, at which guidance works (default: what the weights want)"
-    add("--guidance-interval", type=int, nargs=2, metavar=("LOW", "HIGH"), help=about)
-    add(
-        "--seconds",
-        type=float,
-        help="length of the sound (default: that of the training clips)",
-    )
+    about = "of the noise at the start, up to 1; less is cleaner and varies less"
+    add("--temperature", type=float, metavar="T", help=f"{about} {WANTED}")
+    about = "noise levels of 0 to 1000 above LOW, up to HIGH, at which guidance works"
+    ends = {"nargs": 2, "metavar": ("LOW", "HIGH")}
+    add("--guidance-interval", type=int, **ends, help=f"{about} {WANTED}")
+    about = "length of the sound (default: that of the training clips)"
+    add("--seconds", type=float, help=about)
     about = "what is spoken; speech models need it, others have no use for it"
     add("--transcription", metavar="WORDS", help=about)
-    add(
-        "--seed",
-        type=seed_number,
-        help="the same seed makes the same sound (default: drawn anew)",
-    )
+    add_seed(add, "the same seed makes the same sound (default: drawn anew)", None)
     add_candidates(add)
     add_weights(add)
-    add(
-        "--plot",
-        type=Path,
-        metavar="PNG",
-        help="draw the mel spectrogram into this file",
-    )
+    about = "draw the mel spectrogram into this file"
+    add("--plot", type=Path, metavar="PNG", help=about)
     add("--profile", action="store_true", help="print the seconds that each stage took")
 
 
 def add_convert(commands: Any) -> None:
     """Add the command `convert`."""
     examples = """
-        minilib convert cvssp/audioldm2 weights/audioldm2    (from diffusers, here or on the hub, to this package)
-        minilib convert weights/audioldm2 out                (and back)
-        minilib convert audioldm2-full.pth weights/full      (from the file that the authors published)
+        minilib convert cvssp/audioldm2 weights/full    (from diffusers, or the hub)
+        minilib convert weights/full out                (and back)
+        minilib convert audioldm2.pth weights/full      (from the authors' own file)
     """
-    add = command(
-        commands,
-        convert,
-        "bring the released weights in, or trained ones out",
-        examples,
-    ).add_argument
-    add(
-        "source",
-        metavar="SRC",
-        help="a folder of either kind, a hub id, or a .pth of the authors",
-    )
-    add(
-        "target",
-        type=Path,
-        metavar="DST",
-        help="the folder to be written, of the other kind",
-    )
-    about = "for a .pth: the same model in diffusers' form, for its configs and tokenizers (default: cvssp/audioldm2)"
+    about = "bring the released weights in, or trained ones out"
+    add = command(commands, convert, about, examples)
+    about = "a folder of either kind, a hub id, or a .pth of the authors"
+    add("source", metavar="SRC", help=about)
+    about = "the folder to be written, of the other kind"
+    add("target", type=Path, metavar="DST", help=about)
+    about = "for a .pth: the same model in diffusers' form, for its configs and"
+    about += " tokenizers (default: cvssp/audioldm2)"
     add("--like", default="cvssp/audioldm2", metavar="FOLDER", help=about)
 
 
 def add_info(commands: Any) -> None:
     """Add the command `info`."""
     examples = """
-        minilib info                    (the weights that ship)
-        minilib info full               (the sizes of the released model; also large, speech, colab, tiny)
+        minilib info         (the weights that ship)
+        minilib info full    (the released sizes; also large, speech, colab, tiny)
         minilib info cvssp/audioldm2 --seconds 10.24 --steps 200
     """
-    add = command(
-        commands, info, "say what a pipeline holds and what a sound takes", examples
-    ).add_argument
-    add(
-        "pipeline",
-        nargs="?",
-        metavar="FOLDER_OR_PRESET",
-        help="default: the weights that ship",
-    )
-    add(
-        "--seconds",
-        type=float,
-        help="length of the sound (default: that of the training clips)",
-    )
+    about = "say what a pipeline holds and what a sound takes"
+    add = command(commands, info, about, examples)
+    about = "default: the weights that ship"
+    add("pipeline", nargs="?", metavar="FOLDER_OR_PRESET", help=about)
+    about = "length of the sound (default: that of the training clips)"
+    add("--seconds", type=float, help=about)
     about = "of the sampler (default: what the weights want, 25 for a preset)"
     add("--steps", type=int, metavar="N", help=about)
-    add("--json", type=Path, metavar="FILE", help="write the numbers into this file")
+    add_json(add)
 
 
 def add_doctor(commands: Any) -> None:
@@ -232,57 +202,41 @@ def add_doctor(commands: Any) -> None:
         minilib doctor
         minilib doctor --weights runs/tiny
     """
-    add = command(
-        commands,
-        doctor,
-        "check what minilib needs, and say how to mend what is wrong",
-        examples,
-    )
-    add_weights(add.add_argument)
+    about = "check what minilib needs, and say how to mend what is wrong"
+    add_weights(command(commands, doctor, about, examples))
 
 
 def add_train(commands: Any) -> None:
     """Add the command `train`."""
     examples = """
-        minilib train all                       (the whole small pipeline, into runs/tiny)
+        minilib train all                       (the small pipeline, into runs/tiny)
         minilib train all --resume              (go on where it was stopped)
-        minilib train vae --data recordings     (recordings/metadata.csv: file_name, caption)
+        minilib train vae --data recordings     (metadata.csv: file_name, caption)
         minilib train judge --out data/weights/judges
 
         minilib generate "a bell rings" --weights runs/tiny
     """
-    add = command(
-        commands, train, "train the pipeline, or single stages of it", examples
-    ).add_argument
+    about = "train the pipeline, or single stages of it"
+    add = command(commands, train, about, examples)
     about = f"all, or some of {', '.join(STAGES)} (the last four build on the others); "
     about += "or judge, the classifier that scores sounds"
     add("stages", nargs="+", metavar="STAGE", help=about)
-    add(
-        "--preset",
-        default="tiny",
-        help="tiny: two CPU cores; colab: one GPU (default: tiny)",
-    )
-    about = (
-        "captioned recordings to learn from (default: SoundWorld, the built-in corpus)"
-    )
-    add("--data", type=Path, metavar="FOLDER", help=about)
+    about = "tiny: two CPU cores; colab: one GPU (default: tiny)"
+    add("--preset", default="tiny", help=about)
+    about = "captioned recordings to learn from (default: SoundWorld, the built-in "
+    add("--data", type=Path, metavar="FOLDER", help=f"{about}corpus)")
     add("--steps", type=int, metavar="N", help="of every stage (default: the preset's)")
     about = "for weights, log and checkpoints (default: runs/PRESET)"
     add("--out", type=Path, metavar="DIR", help=about)
     add("--resume", action="store_true", help="go on from the last checkpoint")
-    add(
-        "--seed",
-        type=seed_number,
-        default=0,
-        help="of weights and batches (default: 0)",
-    )
+    add_seed(add, "of weights and batches (default: 0)")
 
 
 def add_reconstruct(commands: Any) -> None:
     """Add the command `reconstruct`."""
     about = "send a recording through autoencoder and vocoder, and say what each loses"
     example = "minilib reconstruct my_recording.wav -o back.wav"
-    add = command(commands, reconstruct, about, example).add_argument
+    add = command(commands, reconstruct, about, example)
     add("file", type=Path, metavar="FILE", help="a recording of any rate and length")
     add_output(add, "reconstruction.wav")
     add_weights(add)
@@ -295,49 +249,44 @@ def add_evaluate(commands: Any) -> None:
         minilib evaluate --n 50 --weights runs/tiny --json results.json
         minilib evaluate --candidates 3    (as the paper does)
 
-        minilib train judge --data recordings --out runs/own    (learns the column class of recordings/metadata.csv)
+        minilib train judge --data recordings --out runs/own    (learns column class)
         minilib evaluate --data recordings --weights runs/own
     """
     about = "measure how well captions of held-out scenes are followed"
-    add = command(commands, evaluate, about, examples).add_argument
-    add(
-        "--n",
-        type=int,
-        default=200,
-        help="how often each question is asked (default: 200)",
-    )
-    add("--seed", type=seed_number, default=0, help="of scenes and noise (default: 0)")
-    about = "captioned recordings to compare with: those whose column part says test (default: SoundWorld)"
+    add = command(commands, evaluate, about, examples)
+    about = "how often each question is asked (default: 200)"
+    add("--n", type=int, default=200, help=about)
+    add_seed(add, "of scenes and noise (default: 0)")
+    about = "captioned recordings to compare with: those whose column part says test"
+    about += " (default: SoundWorld)"
     add("--data", type=Path, metavar="FOLDER", help=about)
     add_sampler(add)
     add_candidates(add)
     add_weights(add)
-    add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
+    add_json(add)
 
 
 def add_chain(commands: Any) -> None:
     """Add the command `chain`."""
     examples = """
         minilib chain
-        minilib chain --n 50 --weights runs/tiny --json chain.json    (with the parts before joint fine-tuning)
+        minilib chain --n 50 --json chain.json
+        minilib chain --weights runs/tiny    (with the parts before joint fine-tuning)
     """
-    about = "find out where captions get lost: one link of the chain changed at a time (half an hour on a CPU)"
-    add = command(commands, chain, about, examples).add_argument
-    add(
-        "--n",
-        type=int,
-        default=200,
-        help="scenes of one event, and as many of two (default: 200)",
-    )
-    add("--seed", type=seed_number, default=0, help="of scenes and noise (default: 0)")
+    about = "find out where captions get lost: one link of the chain changed at a time"
+    about += " (half an hour on a CPU)"
+    add = command(commands, chain, about, examples)
+    about = "scenes of one event, and as many of two (default: 200)"
+    add("--n", type=int, default=200, help=about)
+    add_seed(add, "of scenes and noise (default: 0)")
     add_weights(add)
-    add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
+    add_json(add)
 
 
 def add_vocabulary(commands: Any) -> None:
     """Add the command `vocabulary`."""
     about = "list the words and the kinds of sound that the weights know"
-    add_weights(command(commands, vocabulary, about, "minilib vocabulary").add_argument)
+    add_weights(command(commands, vocabulary, about, "minilib vocabulary"))
 
 
 # --------------------------------------------------------------------------------------
@@ -349,6 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong, or 130 after Ctrl-C.
     """
     args = build_parser().parse_args(argv)
+    stopped = lambda: getattr(args, "stopped", "stopped; nothing was written")
     try:
         code = args.run(args) or 0
         sys.stdout.flush()
@@ -358,30 +308,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        go_on = (
-            f"; {args.stopped}" if is_full(error) and hasattr(args, "stopped") else ""
-        )
+        kept = is_full(error) and hasattr(args, "stopped")
+        go_on = f"; {stopped()}" if kept else ""
         print(f"minilib: {sentence(error)}{go_on}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"\nminilib: {getattr(args, 'stopped', 'stopped; nothing was written')}",
-            file=sys.stderr,
-        )
+        print(f"\nminilib: {stopped()}", file=sys.stderr)
         return 130
 
 
 def sentence(error: Exception) -> str:
     """What an error says, on one line; the system's errors without their numbers."""
     if isinstance(error, OSError) and error.strerror:
-        return (
-            f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        )
+        return f"{error.filename}: " * bool(error.filename) + error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_full(error: Exception) -> bool:
-    """Whether a disk is full: what was written so far is kept, and can be gone on from."""
+    """Whether a disk is full: what was written so far is kept, and training can go on
+    from it.
+    """
     from minilib.files import FULL
 
     return isinstance(error, OSError) and error.errno in FULL
@@ -389,26 +335,26 @@ def is_full(error: Exception) -> bool:
 
 def generate(args: argparse.Namespace) -> None:
     """Make a sound from each caption, write it, and say with which seed."""
-    sounds = output_files(args.output, len(args.captions), SOUND_FILES)
-    plots = output_files(args.plot, len(args.captions), (".png",)) if args.plot else []
+    n = len(args.captions)
+    sounds = output_files(args.output, n, SOUND_FILES)
+    plots = output_files(args.plot, n, (".png",)) if args.plot else []
     began = time.perf_counter()
     from minilib import audio
-    from minilib.audioldm2 import AudioLDM2, Profile, check_captions, check_numbers
+    from minilib.audioldm2 import AudioLDM2, Profile, check_asked, check_seconds
 
     profile = Profile({"imports": time.perf_counter() - began})
-    check_captions(args.captions, None)
-    names = ("steps", "guidance", "candidates", "temperature", "guidance_interval")
-    numbers = {name: getattr(args, name) for name in names}
-    check_numbers(**numbers)
+    options = {x: getattr(args, x) for x in ("transcription", "candidates")}
+    check_asked(args.captions, None, speaks=args.transcription is not None, **options)
+    if args.seconds is not None:
+        check_seconds(args.seconds)
+    changes = sampling_changes(args)
     with profile.measure("load weights"):
         pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
     seed = random.randrange(2**32) if args.seed is None else args.seed
     for caption in args.captions:
         warn_of_unknown_words(pipe, caption)
-    others = {
-        name: getattr(args, name) for name in ("sampler", "seconds", "transcription")
-    }
-    waves = pipe(args.captions, seed=seed, **numbers, **others)
+    how = pipe.sampling.changed(**changes)
+    waves = pipe(args.captions, how, seconds=args.seconds, seed=seed, **options)
     profile.seconds.update(pipe.profile.seconds)
     with profile.measure("write"):
         for path, wave in zip(sounds, waves):
@@ -422,17 +368,24 @@ def generate(args: argparse.Namespace) -> None:
         print(f"\n{table(profile)}")
 
 
+def sampling_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Sampling` that flags name, None where they name none; a sentence
+    for values that no weights could be sampled with, before any are loaded.
+    """
+    from minilib.guidance import Sampling
+
+    changes = {name: getattr(args, name, None) for name in SAMPLING}
+    Sampling().changed(**changes)
+    return changes
+
+
 def train(args: argparse.Namespace) -> None:
     """Train stages of the pipeline into a folder."""
     out = args.out or Path("runs") / args.preset
     options = {key: getattr(args, key) for key in ("preset", "data", "steps", "seed")}
     line = ["minilib", "train", *args.stages, "--out", str(out)]
-    line += [
-        word
-        for key, value in options.items()
-        if value is not None
-        for word in (f"--{key}", str(value))
-    ]
+    for key, value in options.items():
+        line += [] if value is None else [f"--{key}", str(value)]
     args.stopped = f"stopped; go on with: {shlex.join(line)} --resume"
     from minilib.training import train_stages
     from minilib.training.processes import is_main
@@ -449,9 +402,8 @@ def reconstruct(args: argparse.Namespace) -> None:
     """
     (output,) = output_files(args.output, 1, SOUND_FILES)
     if output.exists() and args.file.exists() and output.samefile(args.file):
-        raise ValueError(
-            f"--output must be another file than the recording, not {str(output)!r}"
-        )
+        other = f"another file than the recording, not {str(output)!r}"
+        raise ValueError(f"--output must be {other}")
     from minilib import audio
     from minilib.audioldm2 import AudioLDM2
     from minilib.metrics import reconstruction
@@ -461,57 +413,60 @@ def reconstruct(args: argparse.Namespace) -> None:
     result = reconstruction(pipe, wave, progress=True)
     audio.save(output, result["wave"])
     print(f"{args.file}  {len(wave) / audio.SAMPLE_RATE:.2f} s")
-    print(
-        f"{'log-mel error (dB)':20}{'sound':>8}"
-        + f"{'silence':>10}" * (result["silent_share"] > 0)
-    )
-    for name, key in (
-        ("VAE", "vae"),
-        ("vocoder", "vocoder"),
-        ("VAE and vocoder", "total"),
-    ):
-        silent = (
-            f"{result[f'{key}_silent_db']:10.2f}" if result["silent_share"] > 0 else ""
-        )
-        print(f"{name:20}{result[f'{key}_db']:8.2f}{silent}")
-    if result["silent_share"] > 0:
-        print(
-            f"{result['silent_share']:.0%} of the recording is digital silence, "
-            f"scored apart"
-        )
+    print(losses(result))
     print(f"written: {output}")
+
+
+def losses(result: dict[str, Any]) -> str:
+    """The table of what `metrics.reconstruction` found."""
+    share, rows = result["silent_share"], [("log-mel error (dB)", "sound", "silence")]
+    names = {"vae": "VAE", "vocoder": "vocoder", "total": "VAE and vocoder"}
+    for key, name in names.items():
+        decibels = result[f"{key}_db"], result[f"{key}_silent_db"]
+        rows.append((name, *(f"{x:.2f}" for x in decibels)))
+    silence = lambda said: f"{said:>10}" if share > 0 else ""
+    lines = [f"{name:20}{sound:>8}{silence(said)}" for name, sound, said in rows]
+    if share > 0:
+        said = "of the recording is digital silence, scored apart"
+        lines.append(f"{share:.0%} {said}")
+    return "\n".join(lines)
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print how well captions are followed: chance < value < ceiling."""
-    output = output_files(args.json, 1, (".json",))[0] if args.json else None
+    output = json_file(args)
+    import torch
+
     from minilib import metrics
+    from minilib.data import AudioFolder
+    from minilib.folders import load_part
 
-    options = {
-        key: getattr(args, key)
-        for key in ("n", "seed", "steps", "guidance", "sampler", "candidates")
-    }
+    changes = sampling_changes(args)
+    options = {key: getattr(args, key) for key in ("n", "seed", "candidates")}
+    metrics.check_asked(args.n, args.candidates)
     if args.data:
-        from minilib.data import AudioFolder
-
         folder = AudioFolder(args.data, part="test")
         pipe, judge, _ = pipeline_and_judge(args, own_judge(args))
-        results = metrics.evaluate_recordings(pipe, judge, folder, **options)
+        ask = metrics.evaluate_recordings
+        given = pipe, judge, folder
     else:
         pipe, judge, _ = pipeline_and_judge(args, shipped_judge())
-        listener = metrics.Listener.from_pretrained(shipped_listener())
-        results = metrics.evaluate(pipe, judge, listener=listener, **options)
+        options["listener"] = load_part(shipped_listener(), "clap", torch.float32)
+        ask, given = metrics.evaluate, (pipe, judge)
+    results = ask(*given, pipe.sampling.changed(**changes), **options)
     print(metrics.report(results, recorded=bool(args.data)))
     write_numbers(output, results)
 
 
 def chain(args: argparse.Namespace) -> None:
     """Print what each link of the chain is worth."""
-    output = output_files(args.json, 1, (".json",))[0] if args.json else None
-    from minilib import chain
+    output = json_file(args)
+    from minilib import chain, metrics
 
+    metrics.check_asked(args.n)
     pipe, judge, folder = pipeline_and_judge(args, shipped_judge())
-    results = chain.explain(pipe, judge, chain.untuned(pipe, folder), args.n, args.seed)
+    untuned = chain.untuned(pipe, folder)
+    results = chain.explain(pipe, judge, untuned, n=args.n, seed=args.seed)
     print(chain.report(results))
     write_numbers(output, results)
 
@@ -521,10 +476,8 @@ def own_judge(args: argparse.Namespace) -> Path:
     of one's own.
     """
     if not args.weights:
-        raise ValueError(
-            f"--data needs --weights: the folder of a pipeline that was trained on "
-            f"{args.data}"
-        )
+        what = f"the folder of a pipeline that was trained on {args.data}"
+        raise ValueError(f"--data needs --weights: {what}")
     path = Path(args.weights) / "judge"
     if not (path / "config.json").is_file():
         how = f"minilib train judge --data {args.data} --out {path.parent}"
@@ -548,15 +501,6 @@ def pipeline_and_judge(
     return pipe, model.to(pipe.device), folder
 
 
-def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
-    """Write numbers as JSON, whole or not at all, if a file is asked for."""
-    from minilib.files import replacing
-
-    if path:
-        with replacing(path) as part:
-            part.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-
-
 def vocabulary(args: argparse.Namespace) -> None:
     """Print the words and classes that the weights know, and a few captions."""
     from minilib.convert import released
@@ -564,15 +508,12 @@ def vocabulary(args: argparse.Namespace) -> None:
 
     folder = released.fetch(args.weights or shipped_weights())
     if released.is_released(folder):
-        print(
-            "these weights are open to any words: their encoders were trained on far "
-            "more than captions"
-        )
+        print("these weights are open to any words: ", end="")
+        print("their encoders were trained on far more than captions")
         return
     known = read_json(folder / "vocabulary.json")
-    classes, words, captions = (
-        known.get(key, []) for key in ("classes", "words", "captions")
-    )
+    keys = "classes", "words", "captions"
+    classes, words, captions = (known.get(key, []) for key in keys)
     if classes:
         print(f"{len(classes)} kinds of sound:\n{in_columns(classes)}\n")
     print(f"{len(words)} words:\n{in_columns(words)}\n")
@@ -581,85 +522,56 @@ def vocabulary(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Read a pipeline and write it in the other layout: diffusers' or this package's."""
+    """Read a pipeline and write it in the other layout: diffusers' or minilib's."""
     from minilib.audioldm2 import AudioLDM2
     from minilib.convert import released
     from minilib.files import replacing_folder
 
-    if args.target.exists() and (
-        not args.target.is_dir() or any(args.target.iterdir())
-    ):
-        raise ValueError(
-            f"DST must be a new or an empty folder, not {str(args.target)!r}"
-        )
+    target = args.target
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"DST must be a new or an empty folder, not {str(target)!r}")
     own = False  # whether the source is laid out as this package does
+    as_stored = {"device": "cpu", "dtype": None}
     if args.source.endswith(".pth"):
-        pipe = AudioLDM2.from_original(args.source, args.like, device="cpu", dtype=None)
+        pipe = AudioLDM2.from_original(args.source, like=args.like, **as_stored)
     else:
         source = released.fetch(args.source)
         own = not released.is_released(source)
-        pipe = AudioLDM2.from_pretrained(source, device="cpu", dtype=None)
-    with replacing_folder(args.target) as new:
-        if own:
-            pipe.to_diffusers(new)
-        else:
-            pipe.save_pretrained(new)
-    print(
-        f"{args.target}: a folder of {'diffusers' if own else 'minilib'}, from "
-        f"{args.source}"
-    )
+        pipe = AudioLDM2.from_pretrained(source, **as_stored)
+    with replacing_folder(target) as new:
+        write = pipe.to_diffusers if own else pipe.save_pretrained
+        write(new)
+    kind = "diffusers" if own else "minilib"
+    print(f"{target}: a folder of {kind}, from {args.source}")
 
 
 def info(args: argparse.Namespace) -> None:
-    """Print what the parts of a pipeline hold, and the operations that a sound takes."""
-    output = output_files(args.json, 1, (".json",))[0] if args.json else None
+    """Print what the parts of a pipeline hold, and what a sound takes."""
+    output = json_file(args)
     from dataclasses import asdict
 
     from minilib import costs
-    from minilib.audioldm2 import (
-        EVERYWHERE,
-        MAX_STEPS,
-        STEPS,
-        AudioLDM2,
-        check_numbers,
-        check_seconds,
-    )
+    from minilib.audioldm2 import AudioLDM2, check_seconds
     from minilib.convert import released
-    from minilib.diffusion import time_steps
+    from minilib.guidance import Sampling
     from minilib.unet import UNet
 
-    check_numbers(args.steps, 1.0, 1)
+    changes = sampling_changes(args)
+    if args.seconds is not None:
+        check_seconds(args.seconds)
     if args.pipeline in UNet.presets:
-        folder, parts, steps, interval = (
-            None,
-            costs.preset_parts(args.pipeline),
-            STEPS,
-            EVERYWHERE,
-        )
+        folder, how, parts = None, Sampling(), costs.preset_parts(args.pipeline)
         seconds = 2.56 if args.pipeline == "tiny" else 10.24
     else:
         folder = released.fetch(args.pipeline or shipped_weights())
         pipe = AudioLDM2.from_pretrained(folder, device="cpu", dtype=None)
-        parts, seconds, steps = costs.pipeline_parts(pipe), pipe.seconds, pipe.steps
-        interval = pipe.guidance_interval if pipe.guidance != 1.0 else (0, 0)
-    seconds = check_seconds(seconds if args.seconds is None else args.seconds)
-    steps = steps if args.steps is None else args.steps
+        how, parts, seconds = pipe.sampling, pipe.models, pipe.seconds
+    how, seconds = how.changed(**changes), args.seconds or seconds
     rows = costs.sizes(parts, folder)
-    guided = sum(interval[0] < t <= interval[1] for t in time_steps(MAX_STEPS, steps))
-    flops = costs.operations(parts, seconds, guided, guided=guided > 0)
-    if guided < steps:
-        flops["sample"] += costs.operations(
-            parts, seconds, steps - guided, guided=False
-        )["sample"]
-    print(costs.report(rows, flops, seconds, steps, guided))
-    if output:
-        numbers = {
-            "parts": [asdict(row) for row in rows],
-            "flops": flops,
-            "seconds": seconds,
-            "steps": steps,
-        }
-        write_numbers(output, numbers)
+    flops = costs.operations(parts, seconds, how)
+    print(costs.report(rows, flops, seconds, how))
+    numbers = {"parts": [asdict(row) for row in rows], "flops": flops}
+    write_numbers(output, {**numbers, "seconds": seconds, "steps": how.steps})
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -668,10 +580,8 @@ def doctor(args: argparse.Namespace) -> int:
     """
     from minilib.doctor import examine
 
-    sound = True
-    for name, check in examine(
-        Path(args.weights) if args.weights else DATA / "weights" / "tiny"
-    ):
+    sound, weights = True, Path(args.weights or DATA / "weights" / "tiny")
+    for name, check in examine(weights):
         # the name before the check: a broken library may end the process as it is
         # imported
         print(f"{name:13}", end="", flush=True)
@@ -689,9 +599,8 @@ def doctor(args: argparse.Namespace) -> int:
 
 def shipped_weights() -> Path:
     """The folder of the weights that come with the repository."""
-    return shipped(
-        "tiny", "give a folder with --weights, or train some with: minilib train all"
-    )
+    own = "give a folder with --weights, or train some with: minilib train all"
+    return shipped("tiny", own)
 
 
 def shipped_listener() -> Path:
@@ -702,19 +611,31 @@ def shipped_listener() -> Path:
 
 def shipped_judge() -> Path:
     """The folder of the judge that comes with the repository."""
-    return shipped(
-        "judges/judge", "train one with: minilib train judge --out data/weights/judges"
-    )
+    how = "train one with: minilib train judge --out data/weights/judges"
+    return shipped("judges/judge", how)
 
 
 def shipped(name: str, remedy: str) -> Path:
     """A folder of data/weights, or a sentence on what to do without it."""
     folder = DATA / "weights" / name
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"the weights that ship are not here ({folder} is missing): {remedy}"
-        )
+        missing = f"the weights that ship are not here ({folder} is missing)"
+        raise FileNotFoundError(f"{missing}: {remedy}")
     return folder
+
+
+def json_file(args: argparse.Namespace) -> Path | None:
+    """The file that --json names, checked; None if there is none."""
+    return output_files(args.json, 1, (".json",))[0] if args.json else None
+
+
+def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
+    """Write numbers as JSON, whole or not at all, if a file is asked for."""
+    from minilib.files import replacing
+
+    if path:
+        with replacing(path) as part:
+            part.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def output_files(path: Path, n: int, suffixes: Sequence[str]) -> list[Path]:
@@ -722,29 +643,23 @@ def output_files(path: Path, n: int, suffixes: Sequence[str]) -> list[Path]:
     several; checked beforehand.
     """
     if path.suffix.lower() not in suffixes:
-        raise ValueError(
-            f"the output must end in {' or '.join(suffixes)}, not {str(path)!r}"
-        )
+        known = " or ".join(suffixes)
+        raise ValueError(f"the output must end in {known}, not {str(path)!r}")
+    refused = f"the output {str(path)!r} can't be written"
     if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"the output {str(path)!r} can't be written: there is no folder "
-            f"{str(path.parent)!r}"
-        )
-    paths = (
-        [path.with_stem(f"{path.stem}-{i + 1}") for i in range(n)] if n > 1 else [path]
-    )
+        missing = f"there is no folder {str(path.parent)!r}"
+        raise FileNotFoundError(f"{refused}: {missing}")
+    numbered = [path.with_stem(f"{path.stem}-{i + 1}") for i in range(n)]
+    paths = numbered if n > 1 else [path]
     for file in paths:
         if file.is_dir():
-            raise ValueError(
-                f"the output {str(file)!r} can't be written: it is a folder"
-            )
+            taken = f"the output {str(file)!r} can't be written: it is a folder"
+            raise ValueError(taken)
     try:
         # asks the disk itself: permissions say too little
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise ValueError(
-            f"the output {str(path)!r} can't be written: {error.strerror}"
-        ) from error
+        raise ValueError(f"{refused}: {error.strerror}") from error
     return paths
 
 
@@ -758,10 +673,8 @@ def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:
     if unknown:
         near = " or ".join(f'"{other}"' for other in nearest_captions(pipe, caption))
         words = ", ".join(f'"{word}"' for word in unknown)
-        print(
-            f"minilib: these weights don't know {words}; near that they know: {near}",
-            file=sys.stderr,
-        )
+        said = f"these weights don't know {words}; near that they know: {near}"
+        print(f"minilib: {said}", file=sys.stderr)
 
 
 def plot(path: Path, wave: Tensor, caption: str) -> None:
@@ -786,12 +699,8 @@ def plot(path: Path, wave: Tensor, caption: str) -> None:
 def table(profile: Profile) -> str:
     """Seconds of each stage, and their sum."""
     rows = [*profile.seconds.items(), ("total", sum(profile.seconds.values()))]
-    return "\n".join(
-        [
-            "stage             seconds",
-            *(f"{stage:14}{seconds:11.3f}" for stage, seconds in rows),
-        ]
-    )
+    lines = [f"{stage:14}{seconds:11.3f}" for stage, seconds in rows]
+    return "\n".join(["stage             seconds", *lines])
 
 
 def in_columns(words: Sequence[str]) -> str:
@@ -799,8 +708,6 @@ def in_columns(words: Sequence[str]) -> str:
     width = 2 + max(map(len, words), default=0)
     n_columns = max(1, (min(shutil.get_terminal_size().columns, 100) - 2) // width)
     n_rows = -(-len(words) // n_columns)
-    rows = (
-        "".join(f"{word:{width}}" for word in words[row::n_rows])
-        for row in range(n_rows)
-    )
-    return "\n".join(f"  {row.rstrip()}" for row in rows)
+    rows = (words[row::n_rows] for row in range(n_rows))
+    lines = ("".join(f"{word:{width}}" for word in row) for row in rows)
+    return "\n".join(f"  {line.rstrip()}" for line in lines)

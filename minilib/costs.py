@@ -2,7 +2,7 @@
 without computing any of it.
 
 Models are made on the meta device, where tensors have shapes but no memory, so that the
-released sizes are counted on a laptop in seconds. Chapter 18 builds it.
+released sizes are counted on a laptop in seconds.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilib import audio
-from minilib.audioldm2 import PARTS, VOCODERS, AudioLDM2
+from minilib.audioldm2 import AudioLDM2
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
+from minilib.conditions import Context
 from minilib.convert import released
+from minilib.diffusion import time_steps
+from minilib.folders import OPTIONAL, Parts, part_folder
 from minilib.gpt import LOARegressor
+from minilib.guidance import MAX_STEPS, Sampling
 from minilib.phonemes import PhonemeEncoder
 from minilib.text import T5Encoder
 from minilib.unet import UNet
 from minilib.vae import VAE
-from minilib.vocoder import HiFiGAN, Vocos
+from minilib.vocoder import VOCODERS, HiFiGAN
 
 WORDS = 16  # tokens of the caption that is counted
 FOLDERS = {  # of a released pipeline: which modules make a part
@@ -58,9 +62,8 @@ def preset_parts(preset: str) -> dict[str, nn.Module]:
         ValueError: there is no such preset.
     """
     if preset not in UNet.presets:
-        raise ValueError(
-            f"preset must be one of {', '.join(UNet.presets)}, not {preset!r}"
-        )
+        known = ", ".join(UNet.presets)
+        raise ValueError(f"preset must be one of {known}, not {preset!r}")
     classes = {
         "text": PhonemeEncoder if preset == "speech" else T5Encoder,
         "clap": CLAP,
@@ -70,16 +73,9 @@ def preset_parts(preset: str) -> dict[str, nn.Module]:
         "vocoder": VOCODERS.get(preset, HiFiGAN),
         "audiomae": AudioMAE,
     }
+    config = lambda model: model.presets.get(preset, model.presets["full"])
     with torch.device("meta"):
-        return {
-            name: model(model.presets.get(preset, model.presets["full"]))
-            for name, model in classes.items()
-        }
-
-
-def pipeline_parts(pipe: AudioLDM2) -> dict[str, nn.Module]:
-    """The parts of a pipeline by name."""
-    return {name: part for name in PARTS if (part := getattr(pipe, name)) is not None}
+        return {name: model(config(model)) for name, model in classes.items()}
 
 
 def sizes(parts: Mapping[str, nn.Module], folder: Path | None = None) -> list[PartCost]:
@@ -88,82 +84,88 @@ def sizes(parts: Mapping[str, nn.Module], folder: Path | None = None) -> list[Pa
     """
     rows = []
     for name, part in parts.items():
-        if not isinstance(part, LOARegressor):
-            rows.append(size(name, part, folder))
-            continue
-        disk = bytes_on_disk(name, folder)
-        rows += [
-            size(f"{name}.{child}", module) for child, module in part.named_children()
-        ]
-        rows[-1] = PartCost(**{**vars(rows[-1]), "disk": disk})
+        disk = None if folder is None else bytes_on_disk(name, folder)
+        if name == "gpt":
+            children = [(f"gpt.{x}", child) for x, child in part.named_children()]
+            rows += [size(*child) for child in children[:-1]]
+            name, part = children[-1]
+        rows.append(size(name, part, disk))
     return rows
 
 
-def size(name: str, part: nn.Module, folder: Path | None = None) -> PartCost:
+def size(name: str, part: nn.Module, disk: int | None = None) -> PartCost:
     """What one module holds."""
+    parameters = sum(p.numel() for p in part.parameters())
     tensors = [*part.parameters(), *part.buffers()]
-    return PartCost(
-        name,
-        type(part).__name__,
-        sum(p.numel() for p in part.parameters()),
-        sum(x.numel() * x.element_size() for x in tensors),
-        bytes_on_disk(name, folder),
-    )
+    memory = sum(x.numel() * x.element_size() for x in tensors)
+    return PartCost(name, type(part).__name__, parameters, memory, disk)
 
 
-def bytes_on_disk(name: str, folder: Path | None) -> int | None:
-    """Bytes of a part's files in a pipeline's folder of either layout; None without a
-    folder.
-    """
-    if folder is None:
-        return None
-    names = FOLDERS.get(name, ()) if released.is_released(folder) else (name,)
-    return sum(
-        file.stat().st_size
-        for name in names
-        for file in (folder / name).rglob("*")
-        if file.is_file()
-    )
+def bytes_on_disk(name: str, folder: Path) -> int:
+    """Bytes of a part's files in a pipeline's folder of either layout."""
+    if released.is_released(folder):
+        places = [folder / module for module in FOLDERS.get(name, ())]
+    else:
+        places = [part_folder(folder, name)]
+    files = (file for place in places for file in place.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files)
 
 
 def operations(
-    parts: Mapping[str, nn.Module], seconds: float, steps: int = 25, guided: bool = True
+    parts: Mapping[str, nn.Module], seconds: float, sampling: Sampling | None = None
 ) -> dict[str, int]:
     """Floating-point operations of each stage for one sound, products and sums counted
     apart.
 
+    A guided step asks the U-Net twice, and guidance in any step the encoders and GPT-2.
     Fourier transforms and what goes element by element are left out: they are few.
     """
-    meta = {
-        name: without_memory(part) for name, part in parts.items() if name != "audiomae"
-    }
-    gpt, unet, vae = meta["gpt"], meta["unet"], meta["vae"]
-    B, config = 2 if guided else 1, gpt.config
-    n_words = config.learned_positions or WORDS
-    ids = torch.zeros(B, n_words, dtype=torch.long, device="meta")
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    clap_ids = torch.zeros(B, WORDS, dtype=torch.long, device="meta")
+    how = sampling or Sampling()
+    needed = {name: part for name, part in parts.items() if name not in OPTIONAL}
+    meta = {name: without_memory(part) for name, part in needed.items()}
+    pipe = AudioLDM2(Parts(**meta))
+    for encoder in pipe.encoders.values():
+        spoken = encoder.reads == "transcription"
+        n = (spoken and pipe.gpt.config.learned_positions) or WORDS
+        encoder.tokenizer = Counted(n)
+    conditions: dict[str, Context] = {}
+    encode = lambda: conditions.update(pipe.encode(["a caption"], ["what is said"]))
+    encoded, config = count(encode), pipe.gpt.config
     empty = lambda *shape: torch.zeros(shape, device="meta")
-    text, loa = (
-        empty(B, n_words, config.condition_dims[1]),
-        empty(B, config.n_tokens, config.n_embd),
-    )
-    r, multiple = vae.config.reduction, 2 ** (len(unet.config.block_out_channels) - 1)
-    T = -(-round(seconds * audio.SAMPLE_RATE / audio.HOP) // (r * multiple)) * multiple
-    z = empty(B, vae.config.z_channels, T, audio.N_MELS // r)
-    vocoder = meta["vocoder"]
-    # what is counted of it
-    speak = vocoder.spectrum if isinstance(vocoder, Vocos) else vocoder
-    given = [(empty(B, 1, config.condition_dims[0]), None), (text, mask)]
-    t = torch.ones(B, dtype=torch.long, device="meta")
+    for name, dim in zip(config.conditions, config.condition_dims):
+        sequence, mask = conditions[name]  # the presets' CLAP may have another width
+        conditions[name] = Context(empty(*sequence.shape[:2], dim), mask)
+    n_loa = config.n_tokens
+    loa = in_all(n_loa, lambda n: count(lambda: pipe.gpt.generate(conditions, n)))
+    z = empty(*pipe.latent_shape(1, round(seconds * audio.SAMPLE_RATE)))
+    given = {**conditions, "loa": Context(empty(1, n_loa, config.n_embd))}
+    # an inverse STFT can't be done without memory
+    speak = getattr(pipe.vocoder, "spectrum", pipe.vocoder)
+    guided = n_guided(how)
+    twice = 2 if guided else 1
     return {
-        "encode": count(
-            lambda: (meta["text"](ids, mask), meta["clap"].embed_text(clap_ids, None))
-        ),
-        "loa": in_all(config.n_tokens, lambda n: count(lambda: gpt.generate(given, n))),
-        "sample": steps * count(lambda: unet(z, t, (loa, None), (text, None))),
-        "decode": count(lambda: speak(vae.decode(z[:1]))),
+        "encode": twice * encoded,
+        "loa": twice * loa,
+        "sample": (how.steps + guided) * count(lambda: pipe.unet(z, empty(1), given)),
+        "decode": count(lambda: speak(pipe.vae.decode(z))),
     }
+
+
+def n_guided(how: Sampling) -> int:
+    """In how many of its steps the sampler is guided."""
+    return sum(how.guides(t) for t in time_steps(MAX_STEPS, how.steps))
+
+
+class Counted:
+    """A tokenizer that finds as many tokens in any words."""
+
+    def __init__(self, n_tokens: int):
+        self.pad_to = n_tokens
+
+    def encode(self, captions: list[str], pad_to: int) -> tuple[Tensor, Tensor]:
+        """Ids (B, S) and mask (B, S), as `Tokenizer.encode`."""
+        ids = torch.zeros(len(captions), pad_to, dtype=torch.long, device="meta")
+        return ids, torch.ones_like(ids, dtype=torch.bool)
 
 
 def count(function: Callable[[], object]) -> int:
@@ -186,50 +188,39 @@ def in_all(n: int, upto: Callable[[int], int]) -> int:
 
 def without_memory(part: nn.Module) -> nn.Module:
     """A copy of a model whose tensors have shapes only."""
-    bare = lambda x: x.detach().to(
-        "meta", torch.float32 if x.is_floating_point() else x.dtype
-    )
+
+    def bare(x: Tensor) -> Tensor:
+        return x.detach().to(
+            "meta", torch.float32 if x.is_floating_point() else x.dtype
+        )
+
     made = {id(x): bare(x) for x in part.buffers()}
-    made |= {
-        id(p): nn.Parameter(bare(p), requires_grad=False) for p in part.parameters()
-    }
+    for p in part.parameters():
+        made[id(p)] = nn.Parameter(bare(p), requires_grad=False)
     return copy.deepcopy(part, made)  # what it has copied before, it takes as it is
 
 
 def report(
-    rows: list[PartCost],
-    flops: Mapping[str, int],
-    seconds: float,
-    steps: int,
-    guided: int,
+    rows: list[PartCost], flops: Mapping[str, int], seconds: float, how: Sampling
 ) -> str:
     """Both tables as text."""
     on_disk = any(row.disk is not None for row in rows)
-    lines = [
-        f"{'part':18}{'class':22}{'parameters':>14}{'in memory':>12}"
-        + f"{'on disk':>12}" * on_disk
-    ]
-    for row in rows:
-        disk = "" if not on_disk else f"{megabytes(row.disk):>12}"
-        lines.append(
-            f"{row.name:18}{row.model:22}{row.parameters:14,}{megabytes(row.memory):>12}{disk}"
-        )
-    total = [
-        sum(getattr(row, key) or 0 for row in rows)
-        for key in ("parameters", "memory", "disk")
-    ]
-    disk = f"{megabytes(total[2]):>12}" if on_disk else ""
-    lines += [f"{'total':40}{total[0]:14,}{megabytes(total[1]):>12}{disk}", ""]
-    where = (
-        "guided"
-        if guided == steps
-        else f"{guided} of them guided"
-        if guided
-        else "not guided"
-    )
-    lines.append(f"{f'{seconds:g} s of sound, {steps} steps, {where}':40}{'GFLOP':>14}")
-    lines += [f"{stage:40}{count / 1e9:14,.1f}" for stage, count in flops.items()]
-    lines.append(f"{'total':40}{sum(flops.values()) / 1e9:14,.1f}")
+    line = "{:18}{:22}{:>14}{:>12}".format
+    disk = lambda text: f"{text:>12}" if on_disk else ""
+    lines = [line("part", "class", "parameters", "in memory") + disk("on disk")]
+    totals = {"name": "total", "model": ""}
+    for key in ("parameters", "memory", "disk"):
+        totals[key] = sum(getattr(row, key) or 0 for row in rows)
+    for row in [*rows, PartCost(**totals)]:
+        told = line(row.name, row.model, f"{row.parameters:,}", megabytes(row.memory))
+        lines.append(told + disk(megabytes(row.disk)))
+    guided = n_guided(how)
+    where = f"{guided} of them guided" if guided else "not guided"
+    where = "guided" if guided == how.steps else where
+    asked = f"{seconds:g} s of sound, {how.steps} steps, {where}"
+    lines += ["", f"{asked:40}{'GFLOP':>14}"]
+    for stage, n in {**flops, "total": sum(flops.values())}.items():
+        lines.append(f"{stage:40}{n / 1e9:14,.1f}")
     return "\n".join(lines)
 
 

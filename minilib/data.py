@@ -1,5 +1,5 @@
 """Data sets: a folder of recordings with captions, and a set of equal clips to train on
-(Chapter 01).
+(chapter 01).
 
 `AudioFolder` reads the Hugging Face audiofolder convention: sound files and a table
 beside them. `Corpus` holds clips of one length in memory (or mapped from disk), from
@@ -41,7 +41,7 @@ class AudioFolder:
 
     The table is `metadata.csv` (column file_name) or `manifest.csv` (column file); its
     column of captions is `caption` or `text`. `folder[i]` is (wave (N,), caption, row),
-    the row a dict of all columns. Chapter 01.
+    the row a dict of all columns.
 
     Args:
         folder: where the table lies; file names in it are relative to the folder.
@@ -148,7 +148,7 @@ class AudioFolder:
 
 def of_part(folder: str | os.PathLike, part: str) -> AudioFolder:
     """The captioned recordings of one part ("train", "test") where the table tells
-    parts, or else all (Chapter 01).
+    parts, or else all.
     """
     every = AudioFolder(folder)
     return AudioFolder(folder, part=part) if "part" in every.rows[0] else every
@@ -193,8 +193,6 @@ def _licence_name(licence: str) -> str:
 class Corpus:
     """Clips of one length to train on: `waves` int16 (N, n_samples), in memory or
     mapped, and N `captions`.
-
-    Chapter 01.
     """
 
     def __init__(self, waves: np.ndarray, captions: Sequence[str]) -> None:

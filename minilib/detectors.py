@@ -173,7 +173,7 @@ def nearest(value: float, levels: Sequence[float]) -> int:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The mean spectrum of a class at each of its levels, slid up and down from there."""
+    """The mean spectrum of a class at each of its levels, slid up and down."""
 
     levels: tuple[float, ...]  # Hz
     slid: np.ndarray  # (L, S, N): levels, steps of one band, bands

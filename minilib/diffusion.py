@@ -105,12 +105,8 @@ def cosine_schedule(T: int = 1000, s: float = 0.008, most: float = 0.999) -> Sch
 
     Chapter 03.
     """
-    f = (
-        torch.cos(
-            (torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2
-        )
-        ** 2
-    )
+    share = torch.arange(T + 1, dtype=torch.float64) / T  # of the way
+    f = torch.cos((share + s) / (1 + s) * math.pi / 2) ** 2
     beta = (1 - f[1:] / f[:-1]).clamp_max(most).float()
     return Schedule(torch.cat([torch.zeros(1), beta]))
 
@@ -147,10 +143,8 @@ def q_step(
 
     Chapter 03.
     """
-    return (
-        at(schedule.alpha.sqrt(), t, x_before) * x_before
-        + at(schedule.beta.sqrt(), t, eps) * eps
-    )
+    signal, noise = schedule.alpha.sqrt(), schedule.beta.sqrt()
+    return at(signal, t, x_before) * x_before + at(noise, t, eps) * eps
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
@@ -191,9 +185,8 @@ def posterior(
     share_of_x0 = alpha_bar_before.sqrt() * (1 - alpha) / (1 - alpha_bar)
     share_of_xt = alpha.sqrt() * (1 - alpha_bar_before) / (1 - alpha_bar)
     beta_tilde = (1 - alpha) * (1 - alpha_bar_before) / (1 - alpha_bar)
-    return at(share_of_x0, t, x0) * x0 + at(share_of_xt, t, xt) * xt, at(
-        beta_tilde, t, xt
-    )
+    mean = at(share_of_x0, t, x0) * x0 + at(share_of_xt, t, xt) * xt
+    return mean, at(beta_tilde, t, xt)
 
 
 def gaussian_kl(mean_p: Tensor, var_p: Tensor, mean_q: Tensor, var_q: Tensor) -> Tensor:
@@ -322,8 +315,7 @@ def mean_loss(
     eps: Tensor,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted mean of x_{t-1} (Ho et al., Eq. 8). Chapter
-    05.
+    """Mean squared error of the predicted mean of x_{t-1} (Ho et al., Eq. 8).
 
     The four losses take the same arguments and differ in what `model` predicts: here
     the mean of the posterior.
@@ -334,6 +326,8 @@ def mean_loss(
         weight: (B,) one for each item; None for 1.
     Returns:
         the loss, a scalar.
+
+    Chapter 05.
     """
     xt = q_sample(schedule, x0, t, eps)
     return weighted_mse(model(xt, t), posterior(schedule, x0, xt, t)[0], weight)
@@ -382,9 +376,8 @@ def v_loss(
 
     As `mean_loss` otherwise. Chapter 05.
     """
-    return weighted_mse(
-        model(q_sample(schedule, x0, t, eps), t), velocity(schedule, x0, t, eps), weight
-    )
+    v = velocity(schedule, x0, t, eps)
+    return weighted_mse(model(q_sample(schedule, x0, t, eps), t), v, weight)
 
 
 def x0_error(schedule: Schedule, t: Tensor, target: str) -> Tensor:
@@ -684,11 +677,8 @@ def dpm_solver_step(
 
     Chapter 06.
     """
-    signal, noise, lam = (
-        schedule.alpha_bar.sqrt(),
-        (1 - schedule.alpha_bar).sqrt(),
-        0.5 * schedule.snr.log(),
-    )
+    signal, noise = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+    lam = 0.5 * schedule.snr.log()
     h = lam[s] - lam[t]
     if before is not None and s > 0:
         level, x0_before = before

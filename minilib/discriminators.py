@@ -1,5 +1,5 @@
-"""Discriminators that tell a vocoder's waveform from a recording, and the losses of
-their game: HiFi-GAN's.
+"""Discriminators that tell a vocoder's waveform from a recording, and their game with
+it: HiFi-GAN's.
 
 Kong et al. (2010.05646 §2.3): voiced sound is a sum of periodic signals, so some of
 them fold the wave at a period and look at what stands below each other; others look at
@@ -16,20 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from minilib import audio
 from minilib.model import Model
+from minilib.vocoder import Vocoder
 
 SLOPE = 0.1  # of the leaky ReLU
+# weights of HiFi-GAN's losses beside the adversarial one (2010.05646 §2.4)
+FEATURES, MEL = 2.0, 45.0
 # of each discriminator: its scores and the features of its layers
 Judgements = list[tuple[Tensor, list[Tensor]]]
 
 
 @dataclass(frozen=True)
 class DiscriminatorsConfig:
-    """Sizes of the multi-period and the multi-scale discriminator; the defaults are
-    HiFi-GAN's.
-
-    Chapter 08.
-    """
+    """Sizes of both kinds of discriminators; the defaults are HiFi-GAN's."""
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples at which the wave is folded
     period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
@@ -38,11 +38,23 @@ class DiscriminatorsConfig:
     scale_groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
 
 
+def convolve(
+    convs: nn.ModuleList, last: nn.Module, x: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Scores (B, S), and what every layer makes of x: features are compared, not only
+    scores. Chapter 08.
+    """
+    features = []
+    for conv in convs:
+        x = F.leaky_relu(conv(x), SLOPE)
+        features.append(x)
+    score = last(x)
+    return score.flatten(1), [*features, score]
+
+
 class PeriodDiscriminator(nn.Module):
     """Folds the wave at a period, and convolves down its columns only (2010.05646
-    §2.3).
-
-    Chapter 08.
+    §2.3). Chapter 08.
     """
 
     def __init__(self, period: int, channels: tuple[int, ...]):
@@ -56,12 +68,9 @@ class PeriodDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Scores (B, S) of a wave (B, N), and the features of every layer, each (B, C,
-        rows, period).
-        """
         wave = F.pad(wave[:, None], (0, -wave.shape[1] % self.period), mode="reflect")
-        # (B, 1, N / period, period)
-        return convolve(self, wave.unflatten(2, (-1, self.period)))
+        x = wave.unflatten(2, (-1, self.period))  # (B, 1, N / period, period)
+        return convolve(self.convs, self.conv_post, x)
 
 
 class ScaleDiscriminator(nn.Module):
@@ -76,62 +85,35 @@ class ScaleDiscriminator(nn.Module):
         super().__init__()
         kernels = (15, *(41,) * (len(channels) - 2), 5)
         strides = (1, 2, 2, 4, 4, *(1,) * (len(channels) - 5))
+        sizes = zip((1, *channels), channels, kernels, strides, groups)
         self.convs = nn.ModuleList(
-            weight_norm(
-                nn.Conv1d(n_in, n_out, kernel, stride, kernel // 2, groups=n_groups)
-            )
-            for n_in, n_out, kernel, stride, n_groups in zip(
-                (1, *channels), channels, kernels, strides, groups
-            )
+            weight_norm(nn.Conv1d(n_in, n_out, k, stride, k // 2, groups=n_groups))
+            for n_in, n_out, k, stride, n_groups in sizes
         )
         self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 3, padding=1))
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Scores (B, S) of a wave (B, N), and the features of every layer, each (B, C,
-        S).
-        """
-        return convolve(self, wave[:, None])
-
-
-def convolve(
-    discriminator: PeriodDiscriminator | ScaleDiscriminator, x: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Through all layers, keeping what each makes of it: features are compared, not
-    only scores.
-
-    Chapter 08.
-    """
-    features = []
-    for conv in discriminator.convs:
-        x = F.leaky_relu(conv(x), SLOPE)
-        features.append(x)
-    x = discriminator.conv_post(x)
-    return x.flatten(1), [*features, x]
+        return convolve(self.convs, self.conv_post, wave[:, None])
 
 
 class Discriminators(Model):
     """The multi-period and the multi-scale discriminator, eight networks in all
-    (2010.05646 §2.3).
-
-    Chapter 08.
+    (2010.05646 §2.3). Chapter 08.
     """
 
     config_class = DiscriminatorsConfig
 
     def __init__(self, config: DiscriminatorsConfig):
         super().__init__(config)
-        self.by_period = nn.ModuleList(
-            PeriodDiscriminator(period, config.period_channels)
-            for period in config.periods
-        )
-        self.by_scale = nn.ModuleList(
-            ScaleDiscriminator(config.scale_channels, config.scale_groups)
-            for _ in range(config.n_scales)
-        )
+        folds = (PeriodDiscriminator(p, config.period_channels) for p in config.periods)
+        self.by_period = nn.ModuleList(folds)
+        sizes = config.scale_channels, config.scale_groups
+        scales = (ScaleDiscriminator(*sizes) for _ in range(config.n_scales))
+        self.by_scale = nn.ModuleList(scales)
 
     def forward(self, wave: Tensor) -> Judgements:
-        """What each discriminator makes of a wave (B, N): its scores, near 1 for a
-        recording, and its features.
+        """What each makes of a wave (B, N): its scores, near 1 for a recording, and its
+        features.
         """
         judgements = [discriminator(wave) for discriminator in self.by_period]
         for discriminator in self.by_scale:
@@ -145,34 +127,54 @@ def discriminator_loss(real: Judgements, generated: Judgements) -> Tensor:
 
     Chapter 08.
     """
-    return torch.stack(
-        [
-            (1 - a).square().mean() + b.square().mean()
-            for (a, _), (b, _) in zip(real, generated)
-        ]
-    ).sum()
+    pairs = zip(real, generated)
+    return sum((1 - a).square().mean() + b.square().mean() for (a, _), (b, _) in pairs)
 
 
 def adversarial_loss(generated: Judgements) -> Tensor:
-    """What is generated should score 1, says the vocoder (2010.05646 §2.4).
-
-    Chapter 08.
-    """
-    return torch.stack([(1 - score).square().mean() for score, _ in generated]).sum()
+    """Generator loss: the generated should score 1 (2010.05646 §2.4). Chapter 08."""
+    return sum((1 - score).square().mean() for score, _ in generated)
 
 
 def feature_loss(real: Judgements, generated: Judgements) -> Tensor:
-    """L1 between the features of recording and generated wave, layer by layer
-    (2010.05646 §2.4).
-
-    Chapter 08.
+    """L1 between the features of recording, which stay, and generated wave, layer by
+    layer (2010.05646 §2.4). Chapter 08.
     """
-    layers = [
-        pair
-        for (_, a), (_, b) in zip(real, generated)
-        for pair in zip(a, b, strict=True)
-    ]
-    return torch.stack([(a - b).abs().mean() for a, b in layers]).sum()
+    layers = [pair for (_, a), (_, b) in zip(real, generated) for pair in zip(a, b)]
+    return sum((a.detach() - b).abs().mean() for a, b in layers)
+
+
+class Adversarial(nn.Module):
+    """A vocoder against discriminators, as one model: each side's loss reaches its own
+    weights only. Chapter 08.
+    """
+
+    def __init__(self, vocoder: Vocoder, discriminators: Discriminators):
+        super().__init__()
+        self.vocoder, self.discriminators = vocoder, discriminators
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What both sides lose (2010.05646 §2.4) on `wave` (B, N) and its `mel` (B, 1,
+        T, F).
+
+        Both take their steps at the same time. AdamW scales the step of each weight by
+        its own gradients, so one optimizer serves both sides; only the norm at which
+        gradients are clipped is that of both.
+        """
+        wave, mel = batch["wave"], batch["mel"]
+        generated = self.vocoder.unlimited(mel)[:, : wave.shape[1]]
+        real, told = self.discriminators(wave), self.discriminators(generated.detach())
+        still = {k: x.detach() for k, x in self.discriminators.named_parameters()}
+        judged = torch.func.functional_call(self.discriminators, still, (generated,))
+        losses = {
+            "adversarial": adversarial_loss(judged),
+            "features": feature_loss(real, judged),
+            "mel_l1": (audio.log_mel(generated) - mel).abs().mean(),
+            "discriminator": discriminator_loss(real, told),
+        }
+        weights = {"features": FEATURES, "mel_l1": MEL}
+        loss = sum(weights.get(name, 1.0) * x for name, x in losses.items())
+        return {"loss": loss, **{name: x.detach() for name, x in losses.items()}}
 
 
 Discriminators.presets = {

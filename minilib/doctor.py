@@ -35,11 +35,9 @@ MEMORY_LIMITS = (  # of the container, if this is one: control groups 2 and 1
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 MAKES_A_SOUND = 0.5e9  # bytes of memory: 0.43 GB were measured
-TRAINS = (
-    # bytes of memory: 2.9 GB were measured over 500 clips, and a run keeps LOA and
-    # latents of 8000
-    3.5e9
-)
+# bytes of memory: 2.9 GB were measured over 500 clips, and a run keeps LOA and latents
+# of 8000
+TRAINS = 3.5e9
 PIP = f"{sys.executable} -m pip"
 
 
@@ -76,8 +74,9 @@ def finished(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except Exception as error:  # an import may fail in any way
-        reason = f"this could not be checked ({in_short(error)}): first mend what else is wrong"
-        return Finding("not checked", reason, works=False)
+        reason = f"this could not be checked ({in_short(error)})"
+        mend = "first mend what else is wrong"
+        return Finding("not checked", f"{reason}: {mend}", works=False)
 
 
 def in_short(error: Exception) -> str:
@@ -102,10 +101,8 @@ def declared() -> tuple[str, list[Requirement]]:
 
     try:
         metadata = importlib.metadata.metadata("minilib")
-        versions, lines = (
-            metadata["Requires-Python"],
-            metadata.get_all("Requires-Dist") or [],
-        )
+        versions = metadata["Requires-Python"]
+        lines = metadata.get_all("Requires-Dist") or []
     except importlib.metadata.PackageNotFoundError:
         toml = importlib.import_module(
             "tomllib" if sys.version_info >= (3, 11) else "tomli"
@@ -241,14 +238,16 @@ def gpu() -> Finding:
     """
     import torch
 
-    found = f"{torch.cuda.get_device_name()}, {gigabytes(torch.cuda.get_device_properties(0).total_memory)}"
+    memory = torch.cuda.get_device_properties(0).total_memory
+    found = f"{torch.cuda.get_device_name()}, {gigabytes(memory)}"
     try:
         problem = "" if multiplies("cuda") else "it multiplies two matrices wrongly"
     except Exception as error:  # no kernels for this GPU, no memory left, ...
         problem = in_short(error)
     if not problem:
         return Finding(found)
-    mend = "install a torch that is built for it, or leave it alone with: export CUDA_VISIBLE_DEVICES="
+    alone = "leave it alone with: export CUDA_VISIBLE_DEVICES="
+    mend = f"install a torch that is built for it, or {alone}"
     return Finding(found, f"the GPU does not work ({problem}): {mend}", works=False)
 
 
@@ -262,7 +261,8 @@ def torchaudio() -> Finding:
         return Finding(importlib.import_module("torchaudio").__version__)
     except Exception as error:
         mend = "pip uninstall torchaudio, or install the one of your torch's release"
-        reason = f"transformers and diffusers, which the released models need, trip over it ({in_short(error)})"
+        who = "transformers and diffusers, which the released models need,"
+        reason = f"{who} trip over it ({in_short(error)})"
         return Finding("can't be imported beside this torch", f"{reason}: {mend}")
 
 
@@ -279,14 +279,14 @@ def room_for_a_run() -> int:
     parts.
     """
     from minilib.audio import SAMPLE_RATE
-    from minilib.audioldm2 import PARTS
+    from minilib.folders import CLASSES
     from minilib.training.runs import RUNS
 
     run = RUNS["tiny"]
     clips = 2 * run.n_clips * round(run.seconds * SAMPLE_RATE)  # int16
-    n_parameters = sum(
-        classes[0].preset("tiny").n_parameters() for classes in PARTS.values()
-    )
+    first = [classes[0] for classes in CLASSES.values()]
+    models = [model.preset("tiny") for model in first if "tiny" in model.presets]
+    n_parameters = sum(model.n_parameters() for model in models)
     # weights are kept in float16
     return clips + 2 * n_parameters + 2 * (4 * 4 * n_parameters)
 
@@ -380,30 +380,25 @@ def pipeline(folder: Path) -> Finding:
     if not folder.is_dir():
         mend = "give a folder with --weights, or train some with: minilib train all"
         return Finding("none", f"there are no weights in {folder}: {mend}", works=False)
-    from minilib.audioldm2 import PARTS, AudioLDM2, load_part
+    from minilib.audioldm2 import AudioLDM2
     from minilib.convert import released
+    from minilib.folders import CLASSES, OPTIONAL, load_part
 
-    names = (
-        []
-        if released.is_released(folder)
-        else [n for n in PARTS if n != "audiomae" or (folder / n).is_dir()]
-    )
-    problems = [
-        problem for name in names if (problem := refused(load_part, folder, name))
-    ]
-    problems = problems or list(
-        filter(None, [refused(AudioLDM2.from_pretrained, folder, "cpu")])
-    )
+    names = [n for n in CLASSES if n not in OPTIONAL or (folder / n).is_dir()]
+    names = [] if released.is_released(folder) else names
+    problems = [refused(load_part, folder, name) for name in names]
+    if not any(problems):
+        problems = [refused(AudioLDM2.from_pretrained, folder, "cpu")]
+    problems = list(dict.fromkeys(filter(None, problems)))
     if problems:
-        mend = "fetch them anew (in a checkout: git checkout data/weights) or train them (minilib train all)"
-        return Finding(
-            f"damaged, in {folder}", f"{'; '.join(problems)}: {mend}", works=False
-        )
+        anew = "fetch them anew (in a checkout: git checkout data/weights)"
+        mend = f"{'; '.join(problems)}: {anew} or train them (minilib train all)"
+        return Finding(f"damaged, in {folder}", mend, works=False)
     return Finding(f"{', '.join(names) or 'a released pipeline'} in {folder}")
 
 
 def refused(load: Callable, *arguments: object) -> str:
-    """With which sentence a loading function refuses its arguments; "" if it does not."""
+    """With which sentence a loading function refuses its arguments; "" for none."""
     try:
         load(*arguments)
     except (ValueError, TypeError, OSError) as error:
@@ -425,9 +420,8 @@ def recordings() -> Finding:
             AudioFolder(folder, part="train", licences=OPEN_LICENCES, captions=False)
         )
     except (ValueError, OSError) as error:
-        mend = "name a folder of recordings with a manifest.csv, or: unset MINILIB_REALAUDIO"
-        return Finding(
-            f"MINILIB_REALAUDIO is {folder}",
-            f"training can't read it ({error}): {mend}",
-        )
+        named = "name a folder of recordings with a manifest.csv"
+        reason = f"training can't read it ({error})"
+        mend = f"{reason}: {named}, or: unset MINILIB_REALAUDIO"
+        return Finding(f"MINILIB_REALAUDIO is {folder}", mend)
     return Finding(f"{n} to train on in {folder}")

@@ -42,9 +42,7 @@ class Projection(nn.Module):
         super().__init__()
         self.names, dims = config.conditions, config.condition_dims
         if len(self.names) != len(dims):
-            raise ValueError(
-                f"conditions {self.names} and condition_dims {dims} must pair up"
-            )
+            raise ValueError(f"conditions {self.names} and widths {dims} must pair up")
         for i, dim in enumerate(dims):
             suffix = f"_{i}" if i else ""  # the released names: the first has none
             setattr(self, f"projection{suffix}", nn.Linear(dim, config.n_embd))
@@ -71,7 +69,7 @@ class Projection(nn.Module):
 
     def forward(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         """Conditions by name -> sequence (B, S, n_embd) and mask (B, S) bool."""
-        self.check(conditions)
+        check_conditions(self, conditions)
         sequences, masks = [], []
         for i, name in enumerate(self.names):
             x, mask = conditions[name]
@@ -81,30 +79,30 @@ class Projection(nn.Module):
             ends = (self.of(end, i) for end in ("sos_embed", "eos_embed"))
             sos, eos = (end.expand(len(x), 1, -1) for end in ends)
             sequences += [sos, self.of("projection", i)(x), eos]  # (B, S_i, n_embd)
-            everywhere = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            mask = everywhere if mask is None else mask.bool()
-            masks += [F.pad(mask, (1, 1), value=True)]
+            mask = x.new_ones(x.shape[:2]) if mask is None else mask
+            masks += [F.pad(mask.bool(), (1, 1), value=True)]
         return torch.cat(sequences, dim=1), torch.cat(masks, dim=1)
 
-    def check(self, conditions: Conditions) -> None:
-        """Raise ValueError where a condition is missing, or has another shape."""
-        if set(conditions) != set(self.names):
-            given = ", ".join(conditions) or "none"
-            raise ValueError(f"conditions must be {', '.join(self.names)}, not {given}")
-        B = len(conditions[self.names[0]].sequence)
-        for i, name in enumerate(self.names):
-            x, mask = conditions[name]
-            dim = self.of("projection", i).in_features
-            if x.ndim != 3 or x.shape[0] != B or x.shape[2] != dim:
-                shapes = f"({B}, S, {dim}), not {tuple(x.shape)}"
-                raise ValueError(f"condition {name} must have shape {shapes}")
-            if mask is not None and mask.shape != x.shape[:2]:
-                shapes = f"{tuple(x.shape[:2])}, not {tuple(mask.shape)}"
-                raise ValueError(f"the mask of condition {name} must be {shapes}")
-        last, S = self.names[-1], conditions[self.names[-1]].sequence.shape[1]
-        if self.n_positions and S > self.n_positions:
-            most = f"at most {self.n_positions} positions, not {S}"
-            raise ValueError(f"condition {last} must have {most}")
+
+def check_conditions(projection: Projection, conditions: Conditions) -> None:
+    """Raise ValueError where a condition is missing, or has another shape."""
+    names, most = projection.names, projection.n_positions
+    if set(conditions) != set(names):
+        given = ", ".join(conditions) or "none"
+        raise ValueError(f"conditions must be {', '.join(names)}, not {given}")
+    B = len(conditions[names[0]].sequence)
+    for i, name in enumerate(names):
+        x, mask = conditions[name]
+        dim = projection.of("projection", i).in_features
+        if x.ndim != 3 or x.shape[0] != B or x.shape[2] != dim:
+            shapes = f"({B}, S, {dim}), not {tuple(x.shape)}"
+            raise ValueError(f"condition {name} must have shape {shapes}")
+        if mask is not None and mask.shape != x.shape[:2]:
+            shapes = f"{tuple(x.shape[:2])}, not {tuple(mask.shape)}"
+            raise ValueError(f"the mask of condition {name} must be {shapes}")
+    if 0 < most < x.shape[1]:  # of the last one
+        span = f"at most {most} positions, not {x.shape[1]}"
+        raise ValueError(f"condition {name} must have {span}")
 
 
 class LOARegressor(Model):
@@ -152,9 +150,8 @@ class LOARegressor(Model):
         (B, S, D), shape = x.shape, tuple(loa.shape)
         if loa.ndim != 3 or shape[0] != B or shape[2] != D:
             raise ValueError(f"loa must have shape ({B}, L, {D}), not {shape}")
-        L = shape[1]
-        x = torch.cat([x, loa[:, :-1]], dim=1)
-        hidden = self.gpt2(x, F.pad(mask, (0, L - 1), value=True))
+        mask = F.pad(mask, (0, shape[1] - 1), value=True)
+        hidden = self.gpt2(torch.cat([x, loa[:, :-1]], dim=1), mask)
         return hidden[:, S - 1 :]  # (B, L, n_embd)
 
     def generate(self, conditions: Conditions, n_tokens: int | None = None) -> Tensor:
@@ -285,7 +282,7 @@ class Loudness(Model):
         """
         x, y = loa.flatten(1).cpu().double(), decibels.cpu().double()
         centre, mean = x.mean(dim=0), y.mean()
-        x -= centre
+        x = x - centre  # not in place: in float64 x is the caller's own
         gram = x.T @ x
         gram.diagonal().add_(RIDGE * len(x))
         weight = torch.linalg.solve(gram, x.T @ (y - mean))

@@ -1,22 +1,125 @@
 """Classifier-free guidance: away from the unconditional prediction, past the
-conditional one.
+conditional one (Ho and Salimans, 2207.12598).
 
-Ho and Salimans (arXiv 2207.12598). Conditions are contexts `(sequence (B, S, D), mask
-(B, S) or None)`; in training some are emptied, so that one network learns both
-predictions. A prediction may be of the noise, of the velocity or of x0: each is a line
-in the others, so that guidance is the same in all three. Chapter 15 builds this module.
+In training some conditions are emptied, so that one network learns both predictions. A
+prediction may be of the noise, of the velocity or of x0: each is a line in the others,
+so that guidance is the same in all three. Chapter 15 builds this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# sequence (B, S, D); mask (B, S), true where it counts, None for everywhere
-Context = tuple[Tensor, Tensor | None]
+from minilib.conditions import Conditions, join
+
+MAX_STEPS = 1000
+SAMPLERS = ("ddim", "dpm")
+UNCONDITIONAL = ("gpt", "zeros")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a pipeline samples. Weights bring their own; `changed` makes another.
+
+    Raises:
+        ValueError, TypeError: a field is not as described; the sentence names it.
+    """
+
+    steps: int = 25  # of the sampler, 1 to 1000; more are finer and slower
+    guidance: float = 3.5  # strength w of guidance, 0 or more (2308.05734); 1: none
+    # guide at noise levels above the first, up to the second (2404.07724)
+    guidance_interval: tuple[int, int] = (0, MAX_STEPS)
+    # deviation of the noise that sampling starts from, above 0 to 1: less gives sounds
+    # that vary less and are cleaner (as in Grad-TTS, 2105.06337)
+    temperature: float = 1.0
+    sampler: str = "ddim"  # or "dpm" for DPM-Solver++, which needs fewer steps
+    eta: float = 0.0  # share of new noise in each step of DDIM, 0 to 1
+    # the LOA to be guided away from: GPT-2's for the negative caption, or "zeros"
+    unconditional_loa: str = "gpt"
+
+    def __post_init__(self) -> None:
+        vars(self).update(  # plain numbers, whatever was given
+            steps=check_whole("steps", self.steps, 1, MAX_STEPS),
+            guidance=check_number("guidance", self.guidance, 0.0),
+            guidance_interval=check_interval(self.guidance_interval),
+            temperature=check_number("temperature", self.temperature, 0.0, 1.0),
+            eta=check_number("eta", self.eta, 0.0, 1.0),
+        )
+        if self.temperature == 0:
+            raise ValueError(f"temperature must lie above 0, not {self.temperature}")
+        check_word("sampler", self.sampler, SAMPLERS)
+        check_word("unconditional_loa", self.unconditional_loa, UNCONDITIONAL)
+        if self.sampler == "dpm" and self.eta:
+            still = 'eta must be 0 with the sampler "dpm", which adds no noise'
+            raise ValueError(f"{still}, not {self.eta}")
+
+    def changed(self, **changes: Any) -> Sampling:
+        """This one with other values for some fields; None leaves a field as it is."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise TypeError(f"{name} is unknown; sampling has {', '.join(known)}")
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(self, **given)
+
+    def guides(self, t: Tensor | int) -> bool:
+        """Whether there is guidance at a noise level."""
+        low, high = self.guidance_interval
+        # asking a GPU for its level takes time
+        everywhere = (low, high) == (0, MAX_STEPS)
+        return self.guidance != 1 and (everywhere or bool(low < t <= high))
+
+
+def check_whole(name: str, value: Any, low: int, high: int) -> int:
+    """The value as an int; an error unless it is a whole number from low to high."""
+    wanted = f"{name} must be a whole number from {low} to {high}, not {value!r}"
+    try:
+        value = operator.index(value)  # NumPy's and PyTorch's are welcome
+    except TypeError:
+        raise TypeError(wanted) from None
+    if not low <= value <= high:
+        raise ValueError(wanted)
+    return value
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """The value as a float; an error unless it is a finite number from low to high."""
+    span = f"lie between {low:g} and {high:g}"
+    span = span if high < math.inf else f"be {low:g} or more"
+    try:
+        fits = math.isfinite(value) and low <= value <= high
+    except TypeError:
+        raise TypeError(f"{name} must be a number, not {value!r}") from None
+    if not fits:  # as for NaN
+        raise ValueError(f"{name} must be a finite number and {span}, not {value}")
+    return float(value)
+
+
+def check_word(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raise ValueError unless the value is one of the known words."""
+    if value not in known:
+        words = " or ".join(f'"{word}"' for word in known)
+        raise ValueError(f"{name} must be {words}, not {value!r}")
+
+
+def check_interval(interval: Any) -> tuple[int, int]:
+    """The two ends as ints; an error unless they are noise levels, lower first."""
+    name = "guidance_interval"
+    try:
+        low, high = (check_whole(name, level, 0, MAX_STEPS) for level in interval)
+    except (TypeError, ValueError):
+        low, high = 0, 0
+    if low >= high:
+        wanted = f"two noise levels from 0 to {MAX_STEPS}, the lower first"
+        raise ValueError(f"{name} must be {wanted}, not {interval}")
+    return low, high
 
 
 def guide(uncond: Tensor, cond: Tensor, guidance: float) -> Tensor:
@@ -24,8 +127,7 @@ def guide(uncond: Tensor, cond: Tensor, guidance: float) -> Tensor:
     6).
 
     `guidance` 0 forgets the condition, 1 is the conditional prediction, more goes past
-    it. Ho and Salimans count from the conditional prediction: their w is `guidance -
-    1`.
+    it. Ho and Salimans count from the conditional one: their w is `guidance - 1`.
 
     Args:
         uncond, cond: (B, ...) predictions without and with the condition.
@@ -37,82 +139,23 @@ def guide(uncond: Tensor, cond: Tensor, guidance: float) -> Tensor:
     return uncond + guidance * (cond - uncond)
 
 
-def rescale_guided(prediction: Tensor, cond: Tensor, rescale: float) -> Tensor:
-    """Take a guided prediction back to the spread that the conditional one has (Lin et
-    al., 2305.08891, Eqs. 15, 16).
-
-    What goes past the conditional prediction also grows: a guided sound comes out too
-    loud, its contrasts too strong. Only where the network predicts the velocity does
-    this tell of x0 at the high noise levels; a predicted noise is of the same spread
-    with guidance and without, and its rescaling does little.
-
-    Args:
-        prediction, cond: (B, ...) guided, conditional; rescale: the share of it that is
-            rescaled, 0 to 1.
-    Returns:
-        (B, ...).
-
-    Chapter 15.
-    """
-    # (B, 1, ...)
-    spread = (cond.flatten(1).std(dim=1) / prediction.flatten(1).std(dim=1)).view(
-        -1, *[1] * (cond.ndim - 1)
-    )
-    return (rescale * spread + 1 - rescale) * prediction
-
-
-def join(first: Context, second: Context) -> Context:
-    """Two contexts as one batch: the shorter one is padded with zeros, and its padding
-    masked.
-
-    Args:
-        first, second: contexts (B1, S1, D) and (B2, S2, D), each with its mask or None.
-    Returns:
-        the context (B1 + B2, max(S1, S2), D); its mask is None where both were and
-        nothing is padded.
-
-    Chapter 15.
-    """
-    sequences = [first[0], second[0]]
-    masks = [
-        x.new_ones(x.shape[:2]) if mask is None else mask for x, mask in (first, second)
-    ]
-    S = max(x.shape[1] for x in sequences)
-    if (
-        first[1] is None
-        and second[1] is None
-        and all(x.shape[1] == S for x in sequences)
-    ):
-        return torch.cat(sequences), None
-    return (
-        # (B1 + B2, S, D)
-        torch.cat([F.pad(x, (0, 0, 0, S - x.shape[1])) for x in sequences]),
-        # (B1 + B2, S)
-        torch.cat([F.pad(mask.bool(), (0, S - mask.shape[1])) for mask in masks]),
-    )
-
-
 def guided(
-    model: Callable[..., Tensor],
-    conditional: Sequence[Context],
-    unconditional: Sequence[Context] | None,
-    guidance: float,
-    rescale: float = 0.0,
-    interval: tuple[int, int] | None = None,
+    model: Callable[[Tensor, Tensor, Conditions], Tensor],
+    conditional: Conditions,
+    unconditional: Conditions | None,
+    sampling: Sampling,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The model, guided: both predictions in one call of it, and `guide` between them.
 
+    Outside the interval of guidance the conditional prediction stands alone, and costs
+    half: where little noise is left guidance exaggerates details, where all is noise it
+    takes variety (Kynkäänniemi et al., 2404.07724).
+
     Args:
-        model: called as `model(xt, t, *contexts)`.
-        conditional, unconditional: contexts of B items, in the model's order;
-            unconditional ones may be shorter.
-        guidance: the scale; at 1 the unconditional prediction is not made, and its
-            contexts may be None.
-        rescale: for `rescale_guided`; 0 leaves the guided prediction as it is.
-        interval: guide at noise levels above the first number, up to the second; None
-            for all. Outside, the conditional prediction stands alone, and costs half:
-            where little noise is left guidance exaggerates details, where all is noise
-            it takes variety (Kynkäänniemi et al., 2404.07724).
+        model: called as `model(xt, t, conditions)`.
+        conditional, unconditional: of B items each; unconditional ones may be shorter,
+            or None where `sampling.guidance` is 1.
+        sampling: how strong guidance is, and at which noise levels.
     Returns:
         a callable (xt (B, ...), t (B,)) -> the guided prediction (B, ...), of what the
         model predicts; t is one level, B times, as the samplers ask.
@@ -121,49 +164,17 @@ def guided(
 
     Chapter 15.
     """
-    if guidance == 1:
-        return lambda xt, t: model(xt, t, *conditional)
+    if sampling.guidance == 1:
+        return lambda xt, t: model(xt, t, conditional)
     if unconditional is None:
-        raise ValueError(
-            f"unconditional must hold contexts when guidance is not 1; given None and "
-            f"{guidance}"
-        )
-    # (2 B, S, D) each
-    both = [join(*pair) for pair in zip(unconditional, conditional, strict=True)]
+        needed = "unconditional must hold conditions when guidance is not 1"
+        raise ValueError(f"{needed}; given None and {sampling.guidance}")
+    both = {name: join(unconditional[name], conditional[name]) for name in conditional}
 
     def predict(xt: Tensor, t: Tensor) -> Tensor:
-        if interval is not None and not interval[0] < t[0] <= interval[1]:
-            return model(xt, t, *conditional)
-        uncond, cond = model(torch.cat([xt, xt]), torch.cat([t, t]), *both).chunk(2)
-        prediction = guide(uncond, cond, guidance)
-        return rescale_guided(prediction, cond, rescale) if rescale else prediction
+        if not sampling.guides(t[0]):
+            return model(xt, t, conditional)
+        twice = model(torch.cat([xt, xt]), torch.cat([t, t]), both)  # (2 B, ...)
+        return guide(*twice.chunk(2), sampling.guidance)
 
     return predict
-
-
-def drop(
-    contexts: Sequence[Context], empty: Sequence[Context], dropped: Tensor
-) -> list[Context]:
-    """Contexts for training, those of some items emptied: what the unconditional
-    prediction learns from.
-
-    All conditions of an item go together, as in AudioLDM 2's training (probability 0.1;
-    2308.05734).
-
-    Args:
-        contexts: of B items; empty: of one item, what stands for no condition; dropped:
-            (B,) bool.
-    Returns:
-        the contexts of B items, padded to the longer of both.
-
-    Chapter 15.
-    """
-    B = len(dropped)
-    # row B will be the empty one
-    rows = torch.arange(B, device=dropped.device).masked_fill(dropped, B)
-    # (B + 1, S, D) each
-    joined = [join(*pair) for pair in zip(contexts, empty, strict=True)]
-    return [
-        (sequence[rows], None if mask is None else mask[rows])
-        for sequence, mask in joined
-    ]

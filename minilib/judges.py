@@ -57,7 +57,7 @@ class Reference:
     None.
     """
 
-    level: dict[tuple, float]  # decibels at a peak of 1, by pitch and speed
+    loudness: dict[tuple, float]  # decibels at a peak of 1, by pitch and speed
     spectrum: Pattern  # slid from each level of pitch
     strokes: Strokes | None
     speeds: tuple[float, ...] | None  # Hz, slow to fast
@@ -98,14 +98,13 @@ def examples(name: str) -> list[Event]:
     return events
 
 
-def level_by_kind(mels: Tensor, events: Sequence[Event]) -> dict[tuple, float]:
-    """The median level at a peak of 1, in decibels, of each pitch and speed."""
-    levels: dict[tuple, list[float]] = {}
+def loudness_by_kind(mels: Tensor, events: Sequence[Event]) -> dict[tuple, float]:
+    """The median loudness at a peak of 1, in decibels, of each pitch and speed."""
+    found: dict[tuple, list[float]] = {}
     for event, decibels in zip(events, audio.loudness(mels).tolist()):
-        levels.setdefault((event.pitch, event.speed), []).append(
-            decibels - 20 * math.log10(event.peak)
-        )
-    return {kind: float(np.median(values)) for kind, values in levels.items()}
+        at_peak_1 = decibels - 20 * math.log10(event.peak)
+        found.setdefault((event.pitch, event.speed), []).append(at_peak_1)
+    return {kind: float(np.median(values)) for kind, values in found.items()}
 
 
 @lru_cache
@@ -123,7 +122,8 @@ def reference(name: str) -> Reference:
     sound, speeds, events = CLASSES.get(name), speed_levels(name), examples(name)
     scenes = [Scene((event,), DEFAULT_SECONDS, event.seed) for event in events]
     waves = torch.stack([SoundWorld().render(scene) for scene in scenes])
-    mels = audio.log_mel(waves)[:, 0]  # (n, T, F)
+    # (n, T, F); a few at a time stay in the processor's cache
+    mels = torch.cat([audio.log_mel(some)[:, 0] for some in waves.split(4)])
     strokes = modulated = bursts = None
     if sound is None or sound.counts:
         interval = sound.interval if sound else 1 / speeds[-1]
@@ -141,9 +141,8 @@ def reference(name: str) -> Reference:
     pitches = sound.pitch if sound and sound.pitch else (1.0,)
     hz = [event.f0 if len(pitches) > 1 else 1.0 for event in events]
     heard_at = Pattern.of(spectrum(waves), hz, pitches)
-    return Reference(
-        level_by_kind(mels, events), heard_at, strokes, speeds, modulated, bursts
-    )
+    loudness = loudness_by_kind(mels, events)
+    return Reference(loudness, heard_at, strokes, speeds, modulated, bursts)
 
 
 # --------------------------------------------------------------------------------------
@@ -187,10 +186,8 @@ def heard(wave: Tensor, event: Event) -> dict[str, float]:
             "wave must hold finite numbers; given one with NaN or infinity"
         )
     known, mel = reference(event.name), audio.log_mel(wave[None])[0, 0]  # (T, F)
-    found = {
-        "peak": 10
-        ** ((float(audio.loudness(mel)) - known.level[event.pitch, event.speed]) / 20)
-    }
+    louder = float(audio.loudness(mel)) - known.loudness[event.pitch, event.speed]
+    found = {"peak": 10 ** (louder / 20)}
     if event.name in CLASSES and event.pitch:
         found["f0"] = known.spectrum.find(spectrum(wave[None])[0])
     if event.count:

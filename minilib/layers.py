@@ -39,7 +39,7 @@ def attention(
 
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a skip connection (He et al., 1512.03385),
-    told the time or not.
+    optionally conditioned on time.
 
     Args:
         n_in, n_out: channels.

@@ -3,7 +3,7 @@ tables that say chance < value < ceiling.
 
 A number means little alone. Beside each stands what guessing would score (chance), what
 the same judge says of clean renders of the same scenes (ceiling), and what it says when
-the captions are shuffled (control). Chapter 17 builds this module.
+the captions are shuffled (control). Chapter 17 builds what is asked and compared here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -24,21 +23,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minilib import audio, judges
-from minilib.audioldm2 import (
-    EVERYWHERE,
-    AnyTokenizer,
-    AudioLDM2,
-    check_numbers,
-    clap_condition,
-    load_part,
-)
+from minilib.audioldm2 import MAX_CANDIDATES, AudioLDM2
 from minilib.clap import CLAP
 from minilib.classifier import Classifier
 from minilib.convert.released import ReleasedCLAP
 from minilib.data import AudioFolder
 from minilib.frechet import frechet_distance
+from minilib.guidance import MAX_STEPS, Sampling, check_whole
 from minilib.soundworld import INSTRUMENTS, Event, SoundWorld
-from minilib.tokenizer import Tokenizer, split_words
+from minilib.tokenizer import split_words
 
 BATCH = 16  # sounds that are made or scored together
 # frames, 30.72 s: longer recordings are reconstructed in pieces of this length ...
@@ -48,52 +41,7 @@ CONTEXT = 128
 SHORTEST = 8  # frames: shorter recordings are padded, the STFT needs 513 samples
 # of one event, answered in closed form
 QUESTIONS = ("pitch", "count", "speed", "loudness")
-
-
-@dataclass(frozen=True)
-class Listener:
-    """A CLAP that compares sounds with captions.
-
-    One that was trained apart from the pipeline has not taught its GPT-2 what a caption
-    means, and so flatters nobody.
-    """
-
-    clap: CLAP | ReleasedCLAP
-    tokenizer: AnyTokenizer
-
-    @classmethod
-    def of(cls, pipe: AudioLDM2) -> Listener:
-        """The pipeline's own CLAP."""
-        return cls(pipe.clap, pipe.clap_tokenizer)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Listener:
-        """Load `clap` and `tokenizer.json` from a folder; errors as of
-        `AudioLDM2.from_pretrained`.
-        """
-        folder = Path(folder)
-        return cls(
-            load_part(folder, "clap", torch.float32),
-            Tokenizer.load(folder / "tokenizer.json"),
-        )
-
-    @torch.no_grad()
-    def embed(self, waves: Tensor) -> Tensor:
-        """Embeddings (n, D), of unit length, of sounds (n, N)."""
-        device = next(self.clap.parameters()).device
-        return torch.cat(
-            [
-                self.clap.embed_waves(batch.to(device)).cpu()
-                for batch in waves.split(BATCH)
-            ]
-        )
-
-    @torch.no_grad()
-    def scores(self, waves: Tensor, captions: list[str]) -> Tensor:
-        """Cosine (n,) of each sound (n, N) with its caption."""
-        told = clap_condition(captions, self.tokenizer, self.clap)[0][:, 0]
-        return (self.embed(waves) * told.cpu()).sum(dim=1)
-
+Listener = CLAP | ReleasedCLAP  # compares sounds with captions
 
 # --------------------------------------------------------------------------------------
 # Spectral errors
@@ -105,27 +53,27 @@ def spectral_error(
     """Mean |difference| of two log-mels in decibels, digital silence scored apart.
 
     Where every sample under a frame is exactly 0, the log-mel is at its floor of -100
-    dB, which no model reaches and no ear hears: such frames say nothing of how well a
+    dB, which no model reaches and no ear hears: such frames do not tell how well a
     sound is kept.
 
     Args:
         mel_a, mel_b: (B, 1, T, F) as from `audio.log_mel`.
-        wave: (B, N) of which one of them is the log-mel; None counts no frame as
-            silent.
+        wave: (B, N) whose log-mel one of them is; None counts no frame as silent.
     Returns:
         `db` of all other frames, `silent_db` of the silent ones (each 0 where there are
         none), and `silent_share`, how many frames are silent, 0 to 1.
     Raises:
         ValueError: the shapes differ, or `wave` is too short for the frames.
+
+    Chapter 17.
     """
     if mel_a.shape != mel_b.shape or mel_a.ndim != 4:
-        raise ValueError(
-            f"mel_a and mel_b must both be (B, 1, T, F); given {tuple(mel_a.shape)} "
-            f"and {tuple(mel_b.shape)}"
-        )
+        given = f"given {tuple(mel_a.shape)} and {tuple(mel_b.shape)}"
+        raise ValueError(f"mel_a and mel_b must both be (B, 1, T, F); {given}")
     error = audio.decibels((mel_a - mel_b).abs()).mean(dim=(1, 3))  # (B, T)
-    nowhere = torch.zeros_like(error, dtype=torch.bool)
-    silent = nowhere if wave is None else silent_frames(wave, error.shape[1])
+    silent = torch.zeros_like(error, dtype=torch.bool)
+    if wave is not None:
+        silent = silent_frames(wave, error.shape[1])
     return {
         "db": float(error[~silent].mean()) if not silent.all() else 0.0,
         "silent_db": float(error[silent].mean()) if silent.any() else 0.0,
@@ -138,10 +86,8 @@ def silent_frames(wave: Tensor, T: int) -> Tensor:
     T) bool.
     """
     if wave.ndim != 2 or wave.shape[1] // audio.HOP < T:
-        raise ValueError(
-            f"wave must be (B, N) with N >= {T * audio.HOP} samples; given "
-            f"{tuple(wave.shape)}"
-        )
+        wanted = f"(B, N) with N >= {T * audio.HOP} samples"
+        raise ValueError(f"wave must be {wanted}; given {tuple(wave.shape)}")
     sounding = (wave != 0).float()  # (B, N)
     # (B, N // HOP + 1)
     heard = F.max_pool1d(sounding, audio.N_FFT, audio.HOP, padding=audio.N_FFT // 2)
@@ -157,11 +103,11 @@ def reconstruction(
 
     Recordings above 30 s go in pieces, each with 1.28 s of its surroundings: the memory
     stays small, and the result differs a little from that of one pass, for the VAE
-    attends to the whole of what it is given.
+    attends to everything that it is given.
 
     Args:
         pipe: whose VAE and vocoder are measured.
-        wave: (N,) or (1, N) at 16 kHz, N from 1 sample on.
+        wave: (N,) or (1, N) at 16 kHz, N at least 1.
         progress: show a bar over the pieces of a long recording.
     Returns:
         `wave` (N,), the reconstruction; the L1 distance from the recording's log-mel in
@@ -172,37 +118,26 @@ def reconstruction(
         ValueError: `wave` is not one waveform.
     """
     if wave.numel() == 0 or wave.ndim > 2 or wave.shape[:-1].numel() != 1:
-        raise ValueError(
-            f"wave must be (N,) or (1, N) with at least one sample; given "
-            f"{tuple(wave.shape)}"
-        )
+        wanted = "(N,) or (1, N) with at least one sample"
+        raise ValueError(f"wave must be {wanted}; given {tuple(wave.shape)}")
     n_samples, n_scored = wave.shape[-1], -(-wave.shape[-1] // audio.HOP)
     n_padded = max(SHORTEST, n_scored) * audio.HOP
-    frames = F.pad(wave.reshape(1, -1), (0, n_padded - n_samples)).unflatten(
-        1, (-1, audio.HOP)
-    )
+    padded = F.pad(wave.reshape(1, -1), (0, n_padded - n_samples))  # (1, T * HOP)
+    framed = lambda x: x.unflatten(1, (-1, audio.HOP))  # (1, T * HOP) -> (1, T, HOP)
     step = partial(in_chunks, device=pipe.device, progress=progress)
-    # (1, T, HOP) -> (1, T, F)
-    hear = lambda frames: audio.log_mel(frames.flatten(1))[:, 0]
-
-    def speak(mel: Tensor) -> Tensor:  # (1, T, F) -> (1, T, HOP)
-        return pipe.vocoder(mel[:, None])[:, : mel.shape[1] * audio.HOP].unflatten(
-            1, (-1, audio.HOP)
-        )
-
-    mel = step(hear, frames)
-    vae_mel = step(lambda mel: pipe.reconstruct(mel[:, None])[:, 0], mel)
-    result = step(speak, vae_mel)
-    mels = {
-        "vae": vae_mel,
-        "vocoder": step(hear, step(speak, mel)),
-        "total": step(hear, result),
-    }
+    hear = lambda frames: audio.log_mel(frames.flatten(1))[:, 0]  # -> (1, T, F)
+    keep = lambda mel: pipe.reconstruct(mel[:, None])[:, 0]  # -> (1, T, F)
+    N = lambda mel: mel.shape[1] * audio.HOP
+    speak = lambda mel: framed(pipe.vocoder(mel[:, None])[:, : N(mel)])
+    mel = step(hear, framed(padded))
+    kept = step(keep, mel)
+    result = step(speak, kept)  # (1, T, HOP)
+    after = {"vae": kept, "vocoder": step(hear, step(speak, mel))}
+    after["total"] = step(hear, result)
     found: dict[str, Any] = {"wave": result.flatten()[:n_samples]}
-    for name, other in mels.items():
-        error = spectral_error(
-            mel[:, None, :n_scored], other[:, None, :n_scored], frames.flatten(1)
-        )
+    for name, other in after.items():
+        pair = (x[:, None, :n_scored] for x in (mel, other))
+        error = spectral_error(*pair, padded)
         found |= {f"{name}_db": error["db"], f"{name}_silent_db": error["silent_db"]}
         found["silent_share"] = error["silent_share"]
     return found
@@ -221,11 +156,9 @@ def in_chunks(
         function: gives one frame for each; x: (1, T, C); device: where it runs;
             progress: show a bar.
     """
-    T, pieces = x.shape[1], []
-    starts = range(0, T, CHUNK)
-    for start in tqdm(
-        starts, unit="piece", leave=False, disable=not progress or len(starts) == 1
-    ):
+    T, pieces, starts = x.shape[1], [], range(0, x.shape[1], CHUNK)
+    quiet = not progress or len(starts) == 1
+    for start in tqdm(starts, unit="piece", leave=False, disable=quiet):
         before = min(start, CONTEXT)
         y = function(x[:, start - before : start + CHUNK + CONTEXT].to(device)).cpu()
         pieces.append(y[:, before : before + min(CHUNK, T - start)])
@@ -233,7 +166,7 @@ def in_chunks(
 
 
 # --------------------------------------------------------------------------------------
-# Are captions followed?
+# What is asked: scenes that training never had
 
 
 @dataclass(frozen=True)
@@ -245,24 +178,19 @@ class Scenes:
     captions: list[str]
     waves: Tensor
     labels: Tensor
-    # of scenes with one: what their captions tell of it
+    # of scenes with one event: what their captions tell of it
     events: list[Event] = field(default_factory=list)
 
     def shuffled(self, seed: int) -> Scenes:
         """The same scenes in an order that leaves none at its place."""
-        order = torch.randperm(
-            len(self.captions), generator=torch.Generator().manual_seed(seed)
-        )
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.captions), generator=generator)
         other = torch.empty_like(order)
         # a ring through all scenes: each is followed by another one
         other[order] = order.roll(1)
         events = [self.events[i] for i in other] if self.events else []
-        return Scenes(
-            [self.captions[i] for i in other],
-            self.waves[other],
-            self.labels[other],
-            events,
-        )
+        captions = [self.captions[i] for i in other]
+        return Scenes(captions, self.waves[other], self.labels[other], events)
 
 
 def held_out_scenes(
@@ -276,26 +204,15 @@ def held_out_scenes(
     """Draw scenes that training never had: combinations of attributes, or ordered pairs
     of classes.
     """
-    world = SoundWorld(
-        "test",
-        seed=seed,
-        seconds=seconds,
-        pairs=float(n_events - 1),
-        music=float(music),
-    )
+    shares = {"pairs": float(n_events - 1), "music": float(music)}
+    world = SoundWorld("test", seed=seed, seconds=seconds, **shares)
     clips = [world[i] for i in range(n)]
+    names = [[event.name for event in clip.scene.events] for clip in clips]
     number = {name: i for i, name in enumerate(judge.config.classes)}
-    unknown = {event.name for clip in clips for event in clip.scene.events} - set(
-        number
-    )
-    if unknown:
-        raise ValueError(
-            f"judge does not know {', '.join(sorted(unknown))}: train it on the same "
-            f"SoundWorld"
-        )
-    labels = torch.tensor(
-        [[number[event.name] for event in clip.scene.events] for clip in clips]
-    )
+    if unknown := {name for some in names for name in some} - set(number):
+        said = f"judge does not know {', '.join(sorted(unknown))}"
+        raise ValueError(f"{said}: train it on the same SoundWorld")
+    labels = torch.tensor([[number[name] for name in some] for some in names])
     events = [clip.scene.events[0] for clip in clips] if n_events == 1 else []
     waves = torch.stack([clip.wave for clip in clips])
     return Scenes([clip.caption for clip in clips], waves, labels, events)
@@ -304,38 +221,24 @@ def held_out_scenes(
 def recorded_scenes(
     judge: Classifier, folder: AudioFolder, n: int, seed: int, seconds: float
 ) -> Scenes:
-    """Draw n recordings of a folder, of the classes that the judge knows, all as
-    likely.
+    """Draw n recordings from a folder, from the classes that the judge knows, all
+    equally likely.
 
     The table has a column `class`; of each recording the first `seconds` are kept.
     """
-    kinds = {
-        name: kind
-        for name, kind in folder.by("class").items()
-        if name in judge.config.classes
-    }
+    known, kinds = judge.config.classes, folder.by("class")
+    kinds = {name: kind for name, kind in kinds.items() if name in known}
     if len(kinds) < 2:
-        known = ", ".join(judge.config.classes)
-        raise ValueError(
-            f"{folder.folder} holds too few of the classes that the judge knows: "
-            f"{known}"
-        )
+        said = "holds too few of the classes that the judge knows"
+        raise ValueError(f"{folder.folder} {said}: {', '.join(known)}")
     rng = np.random.default_rng(seed)
-    names, n_samples = (
-        rng.choice(list(kinds), size=n),
-        round(seconds * audio.SAMPLE_RATE),
-    )
-    places = [int(rng.integers(len(kinds[name]))) for name in names]
-    waves = [
-        kinds[name].wave(i)[:n_samples] for name, i in zip(names, places, strict=True)
-    ]
+    names = rng.choice(list(kinds), size=n)
+    drawn = [(kinds[name], int(rng.integers(len(kinds[name])))) for name in names]
+    n_samples = round(seconds * audio.SAMPLE_RATE)
+    waves = [kind.wave(i)[:n_samples] for kind, i in drawn]
     waves = torch.stack([F.pad(wave, (0, n_samples - len(wave))) for wave in waves])
-    captions = [kinds[name].captions[i] for name, i in zip(names, places, strict=True)]
-    return Scenes(
-        captions,
-        waves,
-        torch.tensor([[judge.config.classes.index(name)] for name in names]),
-    )
+    labels = torch.tensor([[known.index(name)] for name in names])
+    return Scenes([kind.captions[i] for kind, i in drawn], waves, labels)
 
 
 def enough_scenes(n: int, seed: int, seconds: float) -> int:
@@ -351,6 +254,10 @@ def enough_scenes(n: int, seed: int, seconds: float) -> int:
             asked[question] += 1
 
 
+# --------------------------------------------------------------------------------------
+# Who answers
+
+
 def judged(judge: Classifier, waves: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Which sounds are of the wanted classes: for each question a (n,) tensor of 0 and
     1.
@@ -362,34 +269,29 @@ def judged(judge: Classifier, waves: Tensor, labels: Tensor) -> dict[str, Tensor
     Args:
         waves: (n, N); labels: (n, 1) or (n, 2), numbers of classes in the order of the
             events.
+
+    Chapter 17.
     """
     if labels.shape[1] == 1:
         return {"class": (judge.hear(waves) == labels[:, 0]).float()}
     half = waves.shape[1] // 2
-    # (n, 2)
-    heard = torch.stack(
-        [judge.hear(waves[:, :half]), judge.hear(waves[:, half : 2 * half])], dim=1
-    )
+    halves = waves[:, :half], waves[:, half : 2 * half]
+    heard = torch.stack([judge.hear(x) for x in halves], dim=1)  # (n, 2)
     right, swapped = heard == labels, heard.flip(1) == labels
-    answers = {
-        "first": right[:, 0],
-        "second": right[:, 1],
-        "both": right.all(dim=1),
-        "any": right.all(dim=1) | swapped.all(dim=1),
-    }
+    both = right.all(dim=1)
+    answers = {"first": right[:, 0], "second": right[:, 1], "both": both}
+    answers["any"] = both | swapped.all(dim=1)
     return {name: answer.float() for name, answer in answers.items()}
 
 
 def chance(n_classes: int) -> dict[str, float]:
-    """What guessing each class at random would score, question by question."""
+    """What guessing each class at random would score, question by question.
+
+    Chapter 17.
+    """
     one = 1 / n_classes
-    return {
-        "class": one,
-        "first": one,
-        "second": one,
-        "both": one**2,
-        "any": 2 * one**2,
-    }
+    guesses = dict.fromkeys(("class", "first", "second"), one)
+    return {**guesses, "both": one**2, "any": 2 * one**2}
 
 
 def attributes(waves: Tensor, events: list[Event]) -> dict[str, Tensor]:
@@ -397,57 +299,120 @@ def attributes(waves: Tensor, events: list[Event]) -> dict[str, Tensor]:
     form.
 
     For each question a tensor (n,) of 0 and 1, NaN for the events that it is not asked
-    of.
+    of. Chapter 17.
     """
-    found = [
-        judges.answers(wave, event) for wave, event in zip(waves, events, strict=True)
-    ]
+    found = [judges.answers(wave, event) for wave, event in zip(waves, events)]
     asked = sorted({question for answer in found for question in answer} - {"cents"})
-    return {
-        q: torch.tensor([answer.get(q, math.nan) for answer in found]) for q in asked
-    }
+    column = lambda q: torch.tensor([answer.get(q, math.nan) for answer in found])
+    return {question: column(question) for question in asked}
 
 
 @torch.no_grad()
+def embeddings(listener: Listener, waves: Tensor) -> Tensor:
+    """CLAP's embeddings (n, D), of unit length, of sounds (n, N)."""
+    device = next(listener.parameters()).device
+    batches = (batch.to(device) for batch in waves.split(BATCH))
+    return torch.cat([listener.embed_waves(batch).cpu() for batch in batches])
+
+
+@torch.no_grad()
+def cosines(listener: Listener, waves: Tensor, captions: list[str]) -> Tensor:
+    """How alike CLAP finds each sound (n, N) and its caption: (n,), -1 to 1.
+
+    Chapter 17.
+    """
+    told = listener.encode(captions).sequence[:, 0].cpu()  # (n, D)
+    return (embeddings(listener, waves) * told).sum(dim=1)
+
+
 def scores(
-    listener: Listener, judge: Classifier, waves: Tensor, scenes: Scenes, n: int
+    judge: Classifier, listener: Listener, n: int, waves: Tensor, scenes: Scenes
 ) -> dict[str, Tensor]:
     """All that is asked of sounds (m, N) that should be these scenes, question by
     question.
 
     Class and CLAP are asked of the first n; what else the captions tell, of all.
+    Chapter 17.
     """
     return {
         **judged(judge, waves[:n], scenes.labels[:n]),
-        "clap": listener.scores(waves[:n], scenes.captions[:n]),
+        "clap": cosines(listener, waves[:n], scenes.captions[:n]),
         **(attributes(waves, scenes.events) if scenes.events else {}),
     }
+
+
+def compared(
+    judge: Classifier,
+    listener: Listener,
+    n: int,
+    scenes: Scenes,
+    sounds: dict[str, Tensor],
+    kind: str = "single",
+    seed: int = 0,
+) -> dict[str, float]:
+    """The answers for one kind of scenes, and what stands beside them, as `evaluate`
+    names them.
+
+    Args:
+        judge, listener, n: as for `scores`.
+        sounds: `sounds_of` these scenes, each (m, N).
+        kind: of scenes: `single`, `pair` or `music`; seed: of the shuffled captions.
+
+    Chapter 17.
+    """
+    ask = partial(scores, judge, listener, n)
+    rounds = {prefix: ask(waves, scenes) for prefix, waves in sounds.items()}
+    rounds["control."] = ask(sounds[""], scenes.shuffled(seed))
+    guesses = chance(len(judge.config.classes))
+    asked = [judges.chance(event) for event in scenes.events]
+    for question in {question for guess in asked for question in guess}:
+        guesses[question] = fmean(g[question] for g in asked if question in g)
+    found = {}
+    for question, own in rounds[""].items():
+        name = question_name(kind, question)
+        answers = {prefix: rounds[prefix][question] for prefix in rounds}
+        found |= {f"{k}{name}": float(x.nanmean()) for k, x in answers.items()}
+        found[f"se.{name}"] = standard_error(own)
+        if question in guesses:
+            found[f"chance.{name}"] = guesses[question]
+    return found
+
+
+def standard_error(x: Tensor) -> float:
+    """Standard error of the mean of answers (n,), NaN aside; for a share p it is the
+    binomial one, sqrt(p (1 - p) / n). Chapter 17.
+    """
+    x = x[~x.isnan()]
+    return float(x.std(correction=0)) / len(x) ** 0.5
+
+
+# --------------------------------------------------------------------------------------
+# Are captions followed?
 
 
 def evaluate(
     pipe: AudioLDM2,
     judge: Classifier,
+    sampling: Sampling | None = None,
     n: int = 200,
     seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    progress: bool = True,
-    sampler: str = "ddim",
     candidates: int = 1,
     listener: Listener | None = None,
+    progress: bool = True,
 ) -> dict[str, float]:
     """Generate held-out scenes of one and of two events, and tunes, and judge whether
     captions are followed.
 
     Args:
         pipe, judge: what is measured, and who measures.
+        sampling: how the pipeline samples; None for what its weights want.
         n: how often each question is asked, 2 or more; seed: of the scenes and of the
             noise.
-        steps, guidance, sampler, candidates: as for the pipeline; the paper's results
-            are of 3 candidates.
-        progress: show a bar over the sounds.
+        candidates: as for the pipeline; the paper's results are of 3.
         listener: whose cosine of sound and caption is asked for; the pipeline's own
-            CLAP if None.
+            CLAP if None. One that was trained apart has not taught the pipeline's GPT-2
+            what a caption means, and so flatters nobody.
+        progress: show a bar over the sounds.
     Returns:
         a flat dictionary: for every question its mean over the scenes, and under the
             same name after a prefix `chance.` (guessing), `control.` (the same sounds,
@@ -461,32 +426,27 @@ def evaluate(
             renders in the judge's features, `ceiling.frechet` that of renders, and
             `frechet.clap` the same in the listener's embeddings.
     Raises:
-        ValueError: `n` is below 2, or another number is not as the pipeline takes it.
+        ValueError, TypeError: `n` or `candidates` is not as described.
     """
-    how = sampling(pipe, n, steps, guidance, sampler, candidates)
-    listener = listener or Listener.of(pipe)
+    check_asked(n, candidates)
+    how, listener = sampling or pipe.sampling, listener or pipe.clap
     draw = partial(held_out_scenes, judge, seed=seed, seconds=pipe.seconds)
-    kinds = {
-        "single": draw(enough_scenes(n, seed, pipe.seconds), n_events=1),
-        "pair": draw(n, n_events=2),
-    }
+    enough = enough_scenes(n, seed, pipe.seconds)
+    kinds = {"single": draw(enough, n_events=1), "pair": draw(n, n_events=2)}
     if plays(pipe):
         kinds["music"] = draw(n, n_events=1, music=True)
-    results = settings(n, seed, how)
+    results = settings(n, seed, how, candidates)
     total = sum(len(scenes.captions) for scenes in kinds.values())
     with tqdm(total=total, desc="evaluate", unit="sound", disable=not progress) as bar:
         for kind, scenes in kinds.items():
-            generated = generate(pipe, scenes.captions, seed, bar, **how)
-            back = round_trip(pipe, scenes.waves)
-            results |= compared(
-                listener, judge, kind, n, scenes, scenes.shuffled(seed), generated, back
-            )
+            sounds = sounds_of(pipe, scenes, how, seed, candidates, bar)
+            results |= compared(judge, listener, n, scenes, sounds, kind, seed)
             if kind == "single":
+                sounds = {prefix: waves[:n] for prefix, waves in sounds.items()}
                 others = held_out_scenes(judge, n, seed + 1, pipe.seconds, 1).waves
-                sounds = {"": generated, "roundtrip.": back, "ceiling.": scenes.waves}
-                sounds = {prefix: x[:n] for prefix, x in sounds.items()}
                 results |= distances("frechet", sounds, others, judge.embed)
-                results |= distances("frechet.clap", sounds, others, listener.embed)
+                embed = partial(embeddings, listener)
+                results |= distances("frechet.clap", sounds, others, embed)
     return results
 
 
@@ -494,80 +454,49 @@ def evaluate_recordings(
     pipe: AudioLDM2,
     judge: Classifier,
     folder: AudioFolder,
+    sampling: Sampling | None = None,
     n: int = 200,
     seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    progress: bool = True,
-    sampler: str = "ddim",
     candidates: int = 1,
+    progress: bool = True,
 ) -> dict[str, float]:
     """Generate from the captions of recordings that training never heard, and ask for
     their classes.
 
     Args:
         pipe, judge: what is measured, and who measures, trained on other recordings.
-        folder: recordings with captions and a column `class`; n: how many are drawn, of
-            all classes as likely.
-        seed, steps, guidance, progress, sampler, candidates: as for `evaluate`.
+        folder: recordings with captions and a column `class`; n: how many are drawn,
+            all classes equally likely.
+        sampling, seed, candidates, progress: as for `evaluate`.
     Returns:
         as `evaluate`, of the questions `single.class` and `single.clap` (by the
         pipeline's own CLAP); the ceiling is that of the recordings.
     Raises:
-        ValueError: numbers are not as described, or the judge knows less than two of
-            the classes.
+        ValueError, TypeError: numbers are not as described, or the judge knows fewer
+            than two of the classes.
     """
-    how = sampling(pipe, n, steps, guidance, sampler, candidates)
+    check_asked(n, candidates)
+    how = sampling or pipe.sampling
     scenes = recorded_scenes(judge, folder, n, seed, pipe.seconds)
     with tqdm(total=n, desc="evaluate", unit="sound", disable=not progress) as bar:
-        generated = generate(pipe, scenes.captions, seed, bar, **how)
-    back = round_trip(pipe, scenes.waves)
-    found = compared(
-        Listener.of(pipe),
-        judge,
-        "single",
-        n,
-        scenes,
-        scenes.shuffled(seed),
-        generated,
-        back,
-    )
-    return {**settings(n, seed, how), **found}
+        sounds = sounds_of(pipe, scenes, how, seed, candidates, bar)
+    found = compared(judge, pipe.clap, n, scenes, sounds, seed=seed)
+    return {**settings(n, seed, how, candidates), **found}
 
 
-def sampling(
-    pipe: AudioLDM2,
-    n: int,
-    steps: int | None,
-    guidance: float | None,
-    sampler: str,
-    candidates: int,
-) -> dict[str, Any]:
-    """How the pipeline is to sample; ValueError for numbers that no evaluation can use."""
+def check_asked(n: int, candidates: int = 1) -> None:
+    """Raise a sentence for numbers that no evaluation can use."""
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number, 2 or more, not {n}")
-    steps = pipe.steps if steps is None else steps
-    guidance = pipe.guidance if guidance is None else guidance
-    check_numbers(steps, guidance, candidates)
-    own = {name: getattr(pipe, name) for name in ("guidance_interval", "temperature")}
-    return {
-        "steps": steps,
-        "guidance": guidance,
-        **own,
-        "sampler": sampler,
-        "candidates": candidates,
-    }
+    check_whole("candidates", candidates, 1, MAX_CANDIDATES)
 
 
-def settings(n: int, seed: int, how: dict[str, Any]) -> dict[str, float]:
+def settings(n: int, seed: int, how: Sampling, candidates: int = 1) -> dict[str, float]:
     """The numbers of an evaluation that its results begin with."""
-    numbers = {
-        name: x
-        for name, x in how.items()
-        if name not in ("sampler", "guidance_interval")
-    }
-    low, high = how["guidance_interval"]
-    return {"n": n, "seed": seed, **numbers, "guidance.low": low, "guidance.high": high}
+    numbers = {"n": n, "seed": seed, "candidates": candidates}
+    numbers |= {x: getattr(how, x) for x in ("steps", "guidance", "temperature")}
+    low, high = how.guidance_interval
+    return {**numbers, "guidance.low": low, "guidance.high": high}
 
 
 def guided_where(results: dict[str, float]) -> str:
@@ -575,49 +504,7 @@ def guided_where(results: dict[str, float]) -> str:
     them.
     """
     low, high = results["guidance.low"], results["guidance.high"]
-    return "" if (low, high) == EVERYWHERE else f" at levels {low} to {high}"
-
-
-def compared(
-    listener: Listener,
-    judge: Classifier,
-    kind: str,
-    n: int,
-    scenes: Scenes,
-    shuffled: Scenes,
-    generated: Tensor,
-    back: Tensor,
-) -> dict[str, float]:
-    """The answers for one kind of scenes, and what stands beside them, as `evaluate`
-    names them.
-    """
-    rounds = {
-        "": scores(listener, judge, generated, scenes, n),
-        "control.": scores(listener, judge, generated, shuffled, n),
-        "roundtrip.": scores(listener, judge, back, scenes, n),
-        "ceiling.": scores(listener, judge, scenes.waves, scenes, n),
-    }
-    name = partial(question_name, kind)
-    found = {
-        f"{k}{name(q)}": float(x.nanmean())
-        for k, answers in rounds.items()
-        for q, x in answers.items()
-    }
-    guesses = chance(len(judge.config.classes))
-    asked = [judges.chance(event) for event in scenes.events]
-    guesses |= {
-        q: fmean(g[q] for g in asked if q in g) for q in {q for g in asked for q in g}
-    }
-    found |= {f"chance.{name(q)}": guesses[q] for q in rounds[""] if q in guesses}
-    return found | {f"se.{name(q)}": standard_error(x) for q, x in rounds[""].items()}
-
-
-def standard_error(x: Tensor) -> float:
-    """Of the mean of answers (n,), NaN aside; of a share p the binomial one, sqrt(p (1
-    - p) / n).
-    """
-    x = x[~x.isnan()]
-    return float(x.std(correction=0)) / len(x) ** 0.5
+    return "" if (low, high) == (0, MAX_STEPS) else f" at levels {low} to {high}"
 
 
 def plays(pipe: AudioLDM2) -> bool:
@@ -629,7 +516,8 @@ def question_name(kind: str, question: str) -> str:
     """What `evaluate` calls the answer to a question about scenes of a kind."""
     if kind == "single" and question in QUESTIONS:
         return question
-    return f"{kind}.{'instrument' if kind == 'music' and question == 'class' else question}"
+    asked = "instrument" if (kind, question) == ("music", "class") else question
+    return f"{kind}.{asked}"
 
 
 def distances(
@@ -642,29 +530,37 @@ def distances(
     prefix and name.
     """
     other = embed(renders)
-    return {
-        f"{prefix}{name}": frechet_distance(embed(x), other)
-        for prefix, x in sounds.items()
-    }
+    distance = lambda waves: frechet_distance(embed(waves), other)
+    return {f"{prefix}{name}": distance(waves) for prefix, waves in sounds.items()}
+
+
+def sounds_of(
+    pipe: AudioLDM2, scenes: Scenes, how: Sampling, seed: int, candidates: int, bar: Any
+) -> dict[str, Tensor]:
+    """Sounds that should be these scenes, (n, N) each, by the prefix of their results:
+    generated ones, and the renders with and without the way through VAE and vocoder.
+    """
+    made = generate(pipe, scenes.captions, how, seed, candidates, bar)
+    back = round_trip(pipe, scenes.waves)
+    return {"": made, "roundtrip.": back, "ceiling.": scenes.waves}
 
 
 def generate(
     pipe: AudioLDM2,
     captions: list[str],
+    how: Sampling,
     seed: int,
+    candidates: int,
     bar: Any,
-    candidates: int = 1,
-    **how: Any,
 ) -> Tensor:
     """Generate one sound for each caption, batch by batch: (n, N)."""
     generator, waves = torch.Generator().manual_seed(seed), []
+    options = {"candidates": candidates, "progress": False}
     for start in range(0, len(captions), BATCH):
         some = captions[start : start + BATCH]
-        shape = pipe.latent_shape(len(some) * candidates, pipe.n_samples(None))
-        latents = torch.randn(shape, generator=generator)
-        waves.append(
-            pipe(some, latents=latents, candidates=candidates, progress=False, **how)
-        )
+        n = len(some) * candidates
+        latents = pipe.noise(n, pipe.n_samples(), generator=generator)
+        waves.append(pipe(some, how, latents=latents, **options))
         bar.update(len(some))
     return torch.cat(waves)
 
@@ -675,43 +571,43 @@ def round_trip(pipe: AudioLDM2, waves: Tensor) -> Tensor:
     give.
     """
     mels = (audio.log_mel(batch.to(pipe.device)) for batch in waves.split(BATCH))
-    return torch.cat(
-        [pipe.vocoder(pipe.reconstruct(mel))[:, : waves.shape[1]].cpu() for mel in mels]
-    )
+    back = (pipe.vocoder(pipe.reconstruct(mel)) for mel in mels)
+    return torch.cat([x[:, : waves.shape[1]].cpu() for x in back])
 
 
 def report(results: dict[str, float], recorded: bool = False) -> str:
     """What `evaluate` or `evaluate_recordings` found, as a table to read: chance <
     value < ceiling.
     """
-    asked = (
-        "{n} recordings held out"
-        if recorded
-        else "{n} times each question of held-out scenes"
-    )
-    about = asked + "; {steps} steps, guidance {guidance:g}" + guided_where(results)
+    held_out = "times each question of held-out scenes"
+    about = "{n} " + ("recordings held out" if recorded else held_out)
+    about += "; {steps} steps, guidance {guidance:g}" + guided_where(results)
     about += ", temperature {temperature:g}, seed {seed}"
     if results["candidates"] > 1:
         about += ", the best of {candidates} candidates each"
-    wanted = "recordings" if recorded else "renders"
-    table = f"{'':17}{'chance':>9}{'control':>10}{'value':>17}{'round trip':>13}{'ceiling':>10}\n"
     shown = lambda key: f"{results[key]:.3f}" if key in results else "-"
-    for question in (
-        key.removeprefix("ceiling.") for key in results if key.startswith("ceiling.")
-    ):
-        chance, control, error, back, ceiling = (
-            shown(f"{prefix}.{question}")
-            for prefix in ("chance", "control", "se", "roundtrip", "ceiling")
+    row = "{:17}{:>9}{:>10}{:>17}{:>13}{:>10}".format
+    beside = "chance", "control", "value", "round trip", "ceiling"
+    rows = [row("", *beside)]
+    asked = (k for k in results if k.startswith("ceiling."))
+    for question in (key.removeprefix("ceiling.") for key in asked):
+        keys = (
+            f"{x}.{question}" for x in ("chance", "control", "roundtrip", "ceiling")
         )
-        value = shown(question) + (f" ± {error}" if error != "-" else "")
-        table += (
-            f"{question:17}{chance:>9}{control:>10}{value:>17}{back:>13}{ceiling:>10}\n"
-        )
-    legend = f"""chance: guessing. control: the same sounds, captions shuffled. value: the sounds, ± standard error.
-round trip: clean {wanted} through VAE and vocoder. ceiling: clean {wanted}. clap: cosine of sound and caption."""
+        chance, control, back, ceiling = map(shown, keys)
+        value, error = shown(question), shown(f"se.{question}")
+        value += f" ± {error}" if error != "-" else ""
+        rows.append(row(question, chance, control, value, back, ceiling))
+    wanted = "recordings" if recorded else "renders"
+    legend = f"""\
+chance: guessing. control: the same sounds, captions shuffled. value: the sounds, \
+± standard error.
+round trip: clean {wanted} through VAE and vocoder. ceiling: clean {wanted}. \
+clap: cosine of sound and caption."""
     if not recorded:
-        legend += "\nfrechet: distance from other renders, the less the better; its ceiling is that of clean renders."
-    return f"{about.format(**results)}\n\n{table}\n{legend}"
+        legend += "\nfrechet: distance from other renders, the less the better; "
+        legend += "its ceiling is that of clean renders."
+    return "\n".join([about.format(**results), "", *rows, "", legend])
 
 
 # --------------------------------------------------------------------------------------
@@ -732,13 +628,9 @@ def nearest_captions(pipe: AudioLDM2, caption: str, n: int = 3) -> list[str]:
     known = list(dict.fromkeys(pipe.vocabulary.get("captions", ())))
     if not known:
         return []
-    spoken, others = (
-        set(split_words(caption)),
-        [set(split_words(other)) for other in known],
-    )
-    # Jaccard index
-    shared = [len(spoken & other) / len(spoken | other) for other in others]
-    embedded = pipe.encode([caption, *known]).clap[0][:, 0].cpu()  # (1 + n_known, D)
+    spoken, *others = (set(split_words(text)) for text in (caption, *known))
+    shared = [len(spoken & other) / len(spoken | other) for other in others]  # Jaccard
+    embedded = pipe.clap.encode([caption, *known]).sequence[:, 0].cpu()  # (1 + K, D)
     cosine = embedded[1:] @ embedded[0]
     order = sorted(range(len(known)), key=lambda i: (-shared[i], -float(cosine[i])))
     return [known[i] for i in order[:n]]

@@ -41,10 +41,8 @@ class Model(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: Any):
         super().__init__()
         if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"config must be a {self.config_class.__name__}, not "
-                f"{type(config).__name__}"
-            )
+            wanted, given = self.config_class.__name__, type(config).__name__
+            raise TypeError(f"config must be a {wanted}, not {given}")
         self.config = config
 
     @classmethod
@@ -55,16 +53,19 @@ class Model(nn.Module, PyTorchModelHubMixin):
         What else is named is changed in the preset's config.
         """
         if name not in cls.presets:
-            raise ValueError(
-                f"preset must be one of {', '.join(cls.presets)} for {cls.__name__}, "
-                f"not {name!r}"
-            )
+            known = f"{', '.join(cls.presets)} for {cls.__name__}"
+            raise ValueError(f"preset must be one of {known}, not {name!r}")
         return cls(dataclasses.replace(cls.presets[name], **changes))
 
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters."""
+        return next(self.parameters()).dtype
 
     def n_parameters(self) -> int:
         """Count the parameters (buffers are not counted)."""
@@ -82,18 +83,16 @@ class Model(nn.Module, PyTorchModelHubMixin):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            name: to_dtype(tensor, dtype).contiguous()
-            for name, tensor in self.state_dict().items()
+        state = {
+            k: to_dtype(x, dtype).contiguous() for k, x in self.state_dict().items()
         }
+        sizes = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
         with (
             replacing(folder / WEIGHTS_FILE) as weights,
             replacing(folder / CONFIG_FILE) as config,
         ):
-            save_file(tensors, weights)
-            config.write_text(
-                json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
-            )
+            save_file(state, weights)
+            config.write_text(sizes)
             weights.chmod(config.stat().st_mode)  # safetensors shuts everyone else out
         if hub.pop("push_to_hub", False):
             self.push_to_hub(hub.pop("repo_id", None) or folder.name, **hub)
@@ -124,9 +123,8 @@ class Model(nn.Module, PyTorchModelHubMixin):
 
 def to_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Cast a floating-point tensor; leave integer and boolean ones as they are."""
-    return (
-        tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    )
+    cast = dtype is not None and tensor.is_floating_point()
+    return tensor.to(dtype) if cast else tensor
 
 
 def local_folder(folder: str | Path, **hub: Any) -> Path:
@@ -148,10 +146,8 @@ def local_folder(folder: str | Path, **hub: Any) -> Path:
     # the hub raises many kinds: offline, unknown, private, rate-limited
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise FileNotFoundError(
-            f"{folder} is neither a folder here nor to be had from the Hugging Face "
-            f"hub ({reason})"
-        ) from error
+        where = "neither a folder here nor to be had from the Hugging Face hub"
+        raise FileNotFoundError(f"{folder} is {where} ({reason})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -182,12 +178,9 @@ def as_dataclass(config_class: type, values: dict[str, Any]) -> Any:
     become tuples.
     """
     types = typing.get_type_hints(config_class)
-    unknown = set(values) - {field.name for field in dataclasses.fields(config_class)}
-    if unknown:
-        raise TypeError(f"unknown field {sorted(unknown)[0]!r}")
-    return config_class(
-        **{name: from_json(types[name], value) for name, value in values.items()}
-    )
+    if unknown := values.keys() - {f.name for f in dataclasses.fields(config_class)}:
+        raise TypeError(f"unknown field {min(unknown)!r}")
+    return config_class(**{k: from_json(types[k], x) for k, x in values.items()})
 
 
 def from_json(expected: Any, value: Any) -> Any:
@@ -206,19 +199,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     sentence.
     """
     if not path.is_file():
-        others = sorted(
-            p.name
-            for p in path.parent.glob("*")
-            if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-        )
-        hint = (
-            f"; {others[0]} beside it is a pickle, which is never loaded"
-            if others
-            else ""
-        )
-        raise FileNotFoundError(
-            f"{path} is missing: the weights folder is not complete{hint}"
-        )
+        kinds = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+        pickles = sorted(p.name for p in path.parent.glob("*") if p.suffix in kinds)
+        message = f"{path} is missing: the weights folder is not complete"
+        if pickles:
+            message += f"; {pickles[0]} beside it is a pickle, which is never loaded"
+        raise FileNotFoundError(message)
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
@@ -228,15 +214,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    """Raise ValueError unless names and shapes of `state` are exactly those of `model`."""
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is not in this config" for name in state if name not in own]
+    """Raise ValueError unless names and shapes of `state` are exactly the model's."""
+    own = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    given = {name: tuple(x.shape) for name, x in state.items()}
+    problems = [f"{name} is missing" for name in own if name not in given]
+    problems += [f"{name} is not in this config" for name in given if name not in own]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)} where the config asks for "
-        f"{tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"{name} has shape {given[name]} where the config asks for {shape}"
+        for name, shape in own.items()
+        if given.get(name, shape) != shape
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

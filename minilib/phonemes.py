@@ -3,7 +3,7 @@
 The text encoder of VITS (Kim et al., 2106.06103 §2.5) as AudioLDM 2 uses it (2308.05734
 §3.2), without the rest of VITS: no durations, no flow. Its attention knows neighbours
 by their distance (Shaw et al., 1803.02155). Names and layout are those of transformers'
-VitsTextEncoder, which holds the released weights. Nothing drops out. Chapter 11 builds
+VitsTextEncoder, which holds the released weights. Nothing drops out. Chapter 11b builds
 it.
 """
 
@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minilib.conditions import Context
 from minilib.model import Model
-
-PAD = 0  # id of the padding, which closes every sequence
+from minilib.tokenizer import PAD, Reader, check_ids
 
 
 @dataclass(frozen=True)
 class PhonemeConfig:
     """Sizes of the phoneme encoder; the defaults are the released speech model's.
 
-    Chapter 11.
+    Chapter 11b.
     """
 
     vocab_size: int = 183  # symbols of espeak, punctuation, and the sign of the end
@@ -34,18 +34,16 @@ class PhonemeConfig:
     num_heads: int = 2
     ffn_dim: int = 768
     ffn_kernel_size: int = 3
-    # neighbours whose distance the attention knows, to either side
-    window_size: int = 4
-    # of a projection that the released file holds and nothing reads
-    flow_size: int = 192
+    window_size: int = 4  # neighbours to either side whose distance is known
+    flow_size: int = 192  # of a projection that the released file holds, not read
     layer_norm_eps: float = 1e-5
 
 
 class RelativeAttention(nn.Module):
     """Self-attention with a key and a value for each distance up to `window_size`
-    (1803.02155 §3).
+    (1803.02155 Eqs. 3 and 4).
 
-    Chapter 11.
+    Chapter 11b.
     """
 
     def __init__(self, config: PhonemeConfig):
@@ -61,48 +59,34 @@ class RelativeAttention(nn.Module):
         """x (B, S, D) and keep (B, 1, 1, S), True for positions to be read -> (B, S,
         D).
         """
-        q, k, v = (
-            # (B, n_head, S, d)
-            projection(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        heads = (h.unflatten(-1, (self.n_head, -1)) for h in projected)
+        q, k, v = (h.transpose(1, 2) for h in heads)  # (B, n_head, S, d)
         q = q * q.shape[-1] ** -0.5
-        # (B, n_head, S, S)
-        slot = self.slots(x.shape[1], x.device).expand(*q.shape[:3], -1)
-        scores = q @ k.transpose(2, 3) + (q @ self.table(self.emb_rel_k).T).gather(
-            3, slot
+        # a row for each distance, and one of zeros beyond the window: (2 window + 2, d)
+        near_k, near_v = (
+            F.pad(table[0], (0, 0, 0, 1)) for table in (self.emb_rel_k, self.emb_rel_v)
         )
-        # (B, n_head, S, S)
-        weights = scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(
-            dim=3
-        )
-        by_slot = weights.new_zeros(*q.shape[:3], 2 * self.window + 2).scatter_add(
-            3, slot, weights
-        )
-        h = weights @ v + by_slot @ self.table(self.emb_rel_v)
+        # (B, n_head, S, S): the row of each pair of positions
+        row = self.rows(x.shape[1], x.device).expand(*q.shape[:3], -1)
+        scores = q @ k.transpose(2, 3) + (q @ near_k.T).gather(3, row)
+        scores = scores.masked_fill(~keep, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(dim=3)  # (B, n_head, S, S)
+        by_row = weights.new_zeros(*q.shape[:3], len(near_v))
+        h = weights @ v + by_row.scatter_add(3, row, weights) @ near_v
         return self.out_proj(h.transpose(1, 2).flatten(2))
 
-    def slots(self, S: int, device: torch.device) -> Tensor:
-        """Which row of the table stands for the distance from i to j: (S, S), the last
-        one beyond the window.
-        """
+    def rows(self, S: int, device: torch.device) -> Tensor:
+        """Which row of the tables stands for the distance from i to j: (S, S)."""
         position = torch.arange(S, device=device)
-        distance = position - position[:, None]
-        return torch.where(
-            distance.abs() <= self.window, distance + self.window, 2 * self.window + 1
-        )
-
-    def table(self, embedding: Tensor) -> Tensor:
-        """The vectors (2 window + 2, d) of the distances, that of the far ones being
-        zero.
-        """
-        return F.pad(embedding[0], (0, 0, 0, 1))
+        distance, w = position - position[:, None], self.window
+        return torch.where(distance.abs() <= w, distance + w, 2 * w + 1)
 
 
 class PhonemeFeedForward(nn.Module):
     """Two convolutions along the phonemes, padding silenced before each and after.
 
-    Chapter 11.
+    Chapter 11b.
     """
 
     def __init__(self, config: PhonemeConfig):
@@ -122,17 +106,16 @@ class PhonemeFeedForward(nn.Module):
 class PhonemeLayer(nn.Module):
     """Attention and convolutions, each normalised after its skip connection.
 
-    Chapter 11.
+    Chapter 11b.
     """
 
     def __init__(self, config: PhonemeConfig):
         super().__init__()
+        D, eps = config.hidden_size, config.layer_norm_eps
         self.attention = RelativeAttention(config)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = nn.LayerNorm(D, eps)
         self.feed_forward = PhonemeFeedForward(config)
-        self.final_layer_norm = nn.LayerNorm(
-            config.hidden_size, eps=config.layer_norm_eps
-        )
+        self.final_layer_norm = nn.LayerNorm(D, eps)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, S, D) and mask (B, S, 1), True for phonemes -> (B, S, D)."""
@@ -140,71 +123,42 @@ class PhonemeLayer(nn.Module):
         return self.final_layer_norm(x + self.feed_forward(x, mask))
 
 
-class PhonemeEncoder(Model):
+class PhonemeEncoder(Reader, Model):
     """Phonemes to states that GPT-2 can read (2106.06103 §2.5; 2308.05734 §3.2).
 
-    Chapter 11.
+    Chapter 11b.
     """
 
     config_class = PhonemeConfig
+    reads = "transcription"
 
     def __init__(self, config: PhonemeConfig):
         super().__init__(config)
-        if config.hidden_size % config.num_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_heads, not "
-                f"{config.hidden_size} of {config.num_heads}"
-            )
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, PAD)
-        self.encoder = nn.ModuleDict(
-            {
-                "layers": nn.ModuleList(
-                    PhonemeLayer(config) for _ in range(config.num_layers)
-                )
-            }
-        )
-        # kept, never read
-        self.project = nn.Conv1d(config.hidden_size, 2 * config.flow_size, 1)
+        self.dim = D = config.hidden_size
+        if D % config.num_heads:
+            said = f"a multiple of num_heads, not {D} of {config.num_heads}"
+            raise ValueError(f"hidden_size must be {said}")
+        # id 0, the padding, closes every sequence
+        self.embed_tokens = nn.Embedding(config.vocab_size, D, PAD)
+        layers = nn.ModuleList(PhonemeLayer(config) for _ in range(config.num_layers))
+        self.encoder = nn.ModuleDict({"layers": layers})
+        self.project = nn.Conv1d(D, 2 * config.flow_size, 1)  # kept, never read
 
-    @property
-    def dim(self) -> int:
-        """Width of the states."""
-        return self.config.hidden_size
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Encode phonemes.
-
-        Args:
-            ids: (B, S) long; mask: (B, S), True for phonemes, False for padding.
-
-        Returns:
-            states (B, S, D), zero where padding is.
-
-        Raises:
-            ValueError: ids or mask of another shape, or an id that is not in the
-                vocabulary.
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode phonemes: ids (B, S) long, mask (B, S), True for phonemes (None: all)
+        -> states (B, S, D), zero where padding is.
         """
-        if ids.ndim != 2 or mask.shape != ids.shape:
-            raise ValueError(
-                f"ids and mask must both be (B, S), not {tuple(ids.shape)} and "
-                f"{tuple(mask.shape)}"
-            )
-        on_cpu = ids.device.type == "cpu"  # a GPU would have to wait
-        if (
-            on_cpu
-            and ids.numel()
-            and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size
-        ):
-            raise ValueError(
-                f"ids must lie between 0 and {self.config.vocab_size - 1}, not "
-                f"{ids.min()} and {ids.max()}"
-            )
-        x = self.embed_tokens(ids) * math.sqrt(self.config.hidden_size)  # (B, S, D)
-        mask = mask.bool()[:, :, None]  # (B, S, 1)
-        x = x * mask
+        mask = check_ids(ids, mask, self.config.vocab_size)[:, :, None]  # (B, S, 1)
+        x = self.embed_tokens(ids) * math.sqrt(self.dim) * mask  # (B, S, D)
         for layer in self.encoder["layers"]:
             x = layer(x, mask)
         return x * mask
+
+    def empty(self, n: int, pad_to: int = 0) -> Context:
+        """What stands for no condition, n times: nothing is spoken, nothing is read."""
+        S = pad_to or self.padded_to()
+        states = self.embed_tokens.weight.new_zeros(n, S, self.dim)
+        return Context(states, states.new_zeros(n, S, dtype=torch.bool))
 
 
 PhonemeEncoder.presets = {

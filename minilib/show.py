@@ -67,9 +67,21 @@ LINE_COLOURS = (
 
 
 def style() -> None:
-    """Give matplotlib the look of the book: once, at the top of a chapter."""
+    """Give matplotlib the look of the book: once, at the top of a chapter.
+
+    In a notebook plots then come as PNG with 256 colours: they look the same, and take
+    up less than half of the room.
+    """
     import matplotlib
 
+    shell = _shell()
+    if shell is not None and hasattr(shell, "display_formatter"):
+        from matplotlib import pyplot
+        from matplotlib.figure import Figure
+
+        # loaded now, for when the backend is loaded it asks for its own pictures
+        pyplot.switch_backend(matplotlib.get_backend())
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _printed)
     matplotlib.rcParams.update(look())
 
 
@@ -325,18 +337,12 @@ def slider(
         _text(label, "labels")
         for label in labels or [f"{i + 1} of {len(frames)}" for i in range(len(frames))]
     ]
-    parts = [
-        _img(frame, f"{alt}: {labels[i]}", _at(i, labels[i]))
-        for i, frame in enumerate(_scaled(frames))
-    ]
-    parts += [_range(labels, name)]
-    for i, sound in enumerate(sounds or ()):
+    words = [f"{alt}: {label}" for label in labels]
+    places = [_at(i, label) for i, label in enumerate(labels)]
+    parts = [*map(_img, _scaled(frames), words, places), _range(labels, name)]
+    for sound, word, place in zip(sounds or (), words, places):
         if sound is not None:
-            parts += [
-                _audio(
-                    sound, f"{alt}: {labels[i]}", audio.SAMPLE_RATE, _at(i, labels[i])
-                )
-            ]
+            parts += [_audio(sound, word, audio.SAMPLE_RATE, place)]
     page = _figure("slider", "".join(parts))
     if len(page) > MAX_BYTES:
         raise ValueError(
@@ -351,7 +357,8 @@ def _at(i: int, label: str) -> str:
     """The attributes of a slider's part: its position, its label, and whether it is
     shown at first.
     """
-    return f'data-position="{i}" data-label="{label}" style="display:{"none" if i else "block"};'
+    display = "none" if i else "block"
+    return f'data-position="{i}" data-label="{label}" style="display:{display};'
 
 
 def _range(labels: Sequence[str], name: str) -> str:
@@ -414,8 +421,12 @@ def _somebody_is_there() -> bool:
     """
     if "google.colab" in sys.modules:
         return True
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return getattr(getattr(shell, "kernel", None), "_allow_stdin", False)
+    return getattr(getattr(_shell(), "kernel", None), "_allow_stdin", False)
+
+
+def _shell() -> Any:
+    """The IPython that runs this, or None."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
 # --------------------------------------------------------------------------------------
@@ -458,7 +469,10 @@ def _audio(
     attributes: str = 'style="display:block;',
 ) -> str:
     sound = _uri("audio/mpeg", _mp3(wave, sample_rate))
-    return f'<audio controls preload="metadata" aria-label="{label}" {attributes}width:100%" src="{sound}"></audio>'
+    return (
+        f'<audio controls preload="metadata" aria-label="{label}" '
+        f'{attributes}width:100%" src="{sound}"></audio>'
+    )
 
 
 def _mp3(wave: Tensor, sample_rate: int) -> bytes:
@@ -533,15 +547,26 @@ def _render(picture: Any) -> Image:
     return Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1))
 
 
+def _printed(figure: Figure) -> bytes:
+    """A figure as a notebook prints it, without empty margins: PNG with 256 colours."""
+    from IPython.core.pylabtools import print_figure
+    from PIL import Image
+
+    with Image.open(io.BytesIO(print_figure(figure, "png"))) as image:
+        return _png(image.convert("RGB"), 256)
+
+
+def _png(image: Image, n_colours: int) -> bytes:
+    file = io.BytesIO()
+    image.quantize(n_colours, dither=0).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
 def _compress(image: Image) -> tuple[str, bytes]:
     """The smaller of PNG with 128 colours (lines, letters) and WebP (spectrograms),
     with its type.
     """
-    png, webp = io.BytesIO(), io.BytesIO()
-    image.quantize(128, dither=0).save(png, "PNG", optimize=True)
+    webp = io.BytesIO()
     image.save(webp, "WEBP", quality=80, method=6)
-    return min(
-        ("image/png", png.getvalue()),
-        ("image/webp", webp.getvalue()),
-        key=lambda kind: len(kind[1]),
-    )
+    kinds = ("image/png", _png(image, 128)), ("image/webp", webp.getvalue())
+    return min(kinds, key=lambda kind: len(kind[1]))

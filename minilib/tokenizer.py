@@ -14,87 +14,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minilib.conditions import Context
 from minilib.files import replacing
 
 PAD, EOS, CLS = 0, 1, 2  # ids of <pad>, </s>, <cls>
 SENTINEL = 3  # id of <extra_id_0>; the other sentinels follow it
 N_SENTINELS = 16
-SPECIAL_TOKENS = (
-    "<pad>",
-    "</s>",
-    "<cls>",
-    *(f"<extra_id_{i}>" for i in range(N_SENTINELS)),
-)
+SENTINELS = [f"<extra_id_{i}>" for i in range(N_SENTINELS)]
+SPECIAL_TOKENS = ("<pad>", "</s>", "<cls>", *SENTINELS)
 # every byte has a token, so no word is unknown
 MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 
-class Tokenizer:
-    """Byte-pair encoding over bytes (Sennrich et al., 1508.07909; Radford et al.,
-    2019): open to any word.
-
-    Letters are lower-cased, runs of spaces become one, and marks at the end of the
-    sentence are dropped. The ids 0 to 18 are special (`SPECIAL_TOKENS`) and never come
-    from a caption, even one that spells them. Chapter 11.
-    """
-
-    max_tokens = 64  # of a caption that the encoders read, </s> included
-    # GPT-2 counts padding, so that a caption's LOA would depend on the longest beside
-    # it
-    pad_to = 24
+class TokenizerFile:
+    """What a tokenizer is kept in: the `tokenizers` library's own, and a file of it."""
 
     def __init__(self, backend: Any):
         self.backend = backend  # a tokenizers.Tokenizer
         # "<pad>" in a caption is five letters, not padding
         self.backend.encode_special_tokens = True
 
-    @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int = 1000) -> Tokenizer:
-        """Merge the most frequent pairs of tokens until there are `vocab_size` (or none
-        repeats). Chapter 11.
-
-        Raises:
-            ValueError: `vocab_size` has no room for the special tokens and all bytes,
-                or there is no caption.
-        """
-        if vocab_size < MIN_VOCABULARY:
-            raise ValueError(
-                f"vocab_size must be at least {MIN_VOCABULARY}, not {vocab_size}"
-            )
-        captions = list(captions)
-        if not captions:
-            raise ValueError(
-                "captions is empty: a tokenizer needs at least one caption to be "
-                "trained on"
-            )
-        from tokenizers import pre_tokenizers, trainers
-
-        backend = untrained_backend()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        backend.train_from_iterator(captions, trainer)
-        return cls(backend)
+    def __deepcopy__(self, memo: dict) -> TokenizerFile:
+        return self  # nothing changes it, and the library's copy would read "<pad>"
 
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer as one JSON file, whole or not at all. Chapter 11."""
+        """Write the tokenizer as one JSON file, whole or not at all."""
         with replacing(Path(path)) as temporary:
             temporary.write_text(self.backend.to_str(), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer that `save` wrote. Chapter 11.
+    def load(cls, path: str | Path) -> TokenizerFile:
+        """Read a tokenizer that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no file at `path`.
             ValueError: the file is damaged, or holds a tokenizer with other special
                 tokens.
         """
-        return cls(read_backend(Path(path)))
+        if not (path := Path(path)).is_file():
+            raise FileNotFoundError(f"tokenizer file {path} does not exist")
+        from tokenizers import Tokenizer
+
+        try:
+            backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises plain Exception
+            said = f"tokenizer file {path} is damaged: it holds no tokenizer"
+            raise ValueError(said) from error
+        for i, token in enumerate(SPECIAL_TOKENS):
+            if backend.id_to_token(i) != token:
+                said = f"is not one of minilib's: id {i} is not {token}"
+                raise ValueError(f"tokenizer file {path} {said}")
+        return cls(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -103,6 +73,25 @@ class Tokenizer:
         """
         return self.backend.get_vocab_size()
 
+
+class Tokenizer(TokenizerFile):
+    """Byte-pair encoding over bytes, open to any word (Sennrich et al., 1508.07909).
+
+    Letters are lower-cased, runs of spaces become one, marks at the end are dropped.
+    The ids of `SPECIAL_TOKENS` never come from a caption that spells them. Chapter 11.
+    """
+
+    max_tokens = 64  # of a caption that the encoders read, </s> included
+    # GPT-2 counts padding: a caption's LOA would depend on the longest beside it
+    pad_to = 24
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int = 1000) -> Tokenizer:
+        """Merge the most frequent pairs up to `vocab_size`, or until none repeats."""
+        backend, trainer = untrained_backend(vocab_size)
+        backend.train_from_iterator(check_captions(captions), trainer)
+        return cls(backend)
+
     def encode(
         self,
         captions: list[str],
@@ -110,141 +99,141 @@ class Tokenizer:
         truncate: bool = False,
         pad_to: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Turn captions into ids, each closed by </s>, the shorter ones padded. Chapter
-        11.
+        """B captions -> ids (B, S) long, each closed by </s>, and mask (B, S), True for
+        tokens, padded to the longest, at least to `pad_to`.
 
-        Args:
-            captions: B sentences; an empty one becomes </s> alone.
-            max_length: how many tokens are read, </s> included; None for `max_tokens`.
-            truncate: cut a longer caption instead of refusing it.
-            pad_to: tokens to pad to, where the longest caption has fewer.
-
-        Returns:
-            ids (B, S) long and mask (B, S) bool, True for tokens, False for padding.
-
-        Raises:
-            TypeError: `captions` is not a list of str.
-            ValueError: `captions` is empty, or a caption is longer than `max_length`
-                tokens.
+        A caption of more than `max_length` tokens (None: `max_tokens`), </s> included,
+        is cut if `truncate` says so; otherwise it raises ValueError.
         """
-        rows = [
-            row.ids + [EOS]
-            for row in self.backend.encode_batch(check_captions(captions))
-        ]
-        max_length = self.max_tokens if max_length is None else max_length
-        if max_length < 1:
-            raise ValueError(f"max_length must be at least 1, not {max_length}")
-        if not truncate:
-            check_lengths(captions, rows, max_length)
-        rows = [
-            row if len(row) <= max_length else row[: max_length - 1] + [EOS]
-            for row in rows
-        ]
-        S = max(pad_to, *(len(row) for row in rows))
+        most = self.max_tokens if max_length is None else max_length
+        kept = slice(most - 1 if truncate else None)
+        captions = check_captions(captions)
+        rows = [row.ids[kept] + [EOS] for row in self.backend.encode_batch(captions)]
+        check_lengths(captions, rows, most)
+        S = max(pad_to, *map(len, rows))
         ids = torch.tensor([row + [PAD] * (S - len(row)) for row in rows])  # (B, S)
         return ids, ids != PAD
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Turn ids (B, S) back into text; padding and </s> are left out, sentinels are
-        shown.
-
-        Chapter 11.
-        """
-        rows = [[i for i in row if i not in (PAD, EOS, CLS)] for row in ids.tolist()]
-        return [
-            self.backend.decode(row, skip_special_tokens=False).strip() for row in rows
-        ]
+        """Turn ids (B, S) back into text, without padding and </s>, with sentinels."""
+        rows = ([i for i in row if i not in (PAD, EOS, CLS)] for row in ids.tolist())
+        text = (self.backend.decode(row, skip_special_tokens=False) for row in rows)
+        return [caption.strip() for caption in text]
 
 
-def check_lengths(captions: list[str], rows: list[list[int]], max_length: int) -> None:
-    """Raise ValueError for a caption of more tokens than are read. Chapter 11."""
-    for caption, row in zip(captions, rows, strict=True):
-        if len(row) > max_length:
-            text = caption if len(caption) <= 40 else caption[:37] + "..."
-            raise ValueError(
-                f"the caption {text!r} has {len(row)} tokens, but at most "
-                f"{max_length} are read"
-            )
+class Reader:
+    """What encoders of words have in common: `encode` and `empty`, and a tokenizer.
 
-
-def untrained_backend() -> Any:
-    """Build what a tokenizer does (normalise, split into words, merge bytes), no merges
-    yet.
-
-    Chapter 11.
+    It is set when the encoder is loaded, and stands beside it on disk. A subclass is a
+    network that maps ids and mask, both (B, S), to states (B, S, dim).
     """
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-    )
 
+    tokenizer: Any = None
+    reads = "caption"  # which of a pipeline's inputs
+
+    def padded_to(self, pad_to: int = 0) -> int:
+        """As many tokens as `pad_to` says, and at least the tokenizer's own number."""
+        if self.tokenizer is None:
+            name = type(self).__name__
+            raise ValueError(f"this {name} has no tokenizer: set its `tokenizer` first")
+        return max(pad_to, self.tokenizer.pad_to)
+
+    def read(self, inputs: list[str], pad_to: int = 0) -> tuple[Tensor, Tensor]:
+        """Tokenise B sentences for this encoder: ids and mask (B, S), on its device."""
+        pad_to, device = self.padded_to(pad_to), next(self.parameters()).device
+        ids, mask = self.tokenizer.encode(inputs, pad_to=pad_to)
+        return ids.to(device), mask.to(device)
+
+    def encode(self, inputs: list[str], pad_to: int = 0) -> Context:
+        """Encode B sentences, each padded to at least `pad_to` tokens: (B, S, dim)."""
+        ids, mask = self.read(inputs, pad_to)
+        return Context(self(ids, mask), mask)
+
+    def empty(self, n: int, pad_to: int = 0) -> Context:
+        """What stands for no condition, n times: the empty sentence."""
+        return self.encode([""] * n, pad_to)
+
+
+def untrained_backend(vocab_size: int) -> tuple[Any, Any]:
+    """What a tokenizer does (normalise, split into words, merge bytes), no merges yet,
+    and the trainer that finds them; ValueError where `vocab_size` has no room for the
+    special tokens and all bytes.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, trainers
+    from tokenizers.normalizers import NFKC, Lowercase, Replace, Sequence, Strip
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    if vocab_size < MIN_VOCABULARY:
+        least = f"at least {MIN_VOCABULARY}"
+        raise ValueError(f"vocab_size must be {least}, not {vocab_size}")
     backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Lowercase(),
-            normalizers.Replace("\u2019", "'"),  # the typographic apostrophe
-            normalizers.Replace(Regex(r"\s+"), " "),
-            # "a dog barks." is "a dog barks"
-            normalizers.Replace(Regex(r"[\s.!?\u2026]+$"), ""),
-            normalizers.Strip(),
-        ]
+    apostrophe = Replace("\u2019", "'")  # the typographic one
+    spaces = Replace(Regex(r"\s+"), " ")
+    closing = Replace(Regex(r"[\s.!?\u2026]+$"), "")  # "a dog barks." is "a dog barks"
+    backend.normalizer = Sequence(
+        [NFKC(), Lowercase(), apostrophe, spaces, closing, Strip()]
     )
     # "dog" is one word wherever it stands
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def read_backend(path: Path) -> Any:
-    """Read a `tokenizers.Tokenizer`; raise a sentence where it is missing, damaged or
-    foreign.
-
-    Chapter 11.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"tokenizer file {path} does not exist")
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(
-            f"tokenizer file {path} is damaged: it holds no tokenizer"
-        ) from error
-    for i, token in enumerate(SPECIAL_TOKENS):
-        if backend.id_to_token(i) != token:
-            raise ValueError(
-                f"tokenizer file {path} is not one of minilib's: id {i} is not {token}"
-            )
-    return backend
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    return backend, trainer
 
 
 def split_words(caption: str) -> list[str]:
-    """The words of a caption, in small letters and without punctuation. Chapter 11."""
+    """The words of a caption, in small letters and without punctuation."""
     return [word.strip(".,;:!?\"'()").lower() for word in caption.split()]
 
 
-def check_captions(captions: list[str]) -> list[str]:
-    """Return `captions` as a list; raise a sentence unless it is a non-empty list of
-    str.
-
-    Chapter 11.
-    """
+def check_captions(captions: Iterable[str]) -> list[str]:
+    """Return `captions` as a list; raise a sentence unless they are some str."""
     if isinstance(captions, str):
-        raise TypeError(
-            f"captions must be a list of str, not one str: write [{captions[:40]!r}]"
-        )
+        said = f"not one str: write [{captions[:40]!r}]"
+        raise TypeError(f"captions must be a list of str, {said}")
     captions = list(captions)
-    wrong = next((c for c in captions if not isinstance(c, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"captions must be a list of str, but one of them is {type(wrong).__name__}"
-        )
+    for caption in captions:
+        if not isinstance(caption, str):
+            said = f"but one of them is {type(caption).__name__}"
+            raise TypeError(f"captions must be a list of str, {said}")
     if not captions:
         raise ValueError("captions is empty: at least one caption is needed")
     return captions
+
+
+def check_lengths(captions: list[str], rows: list[list[int]], most: int) -> None:
+    """Raise ValueError for a caption of more tokens than `most`, or where none fits."""
+    if most < 1:
+        raise ValueError(f"max_length must be at least 1, not {most}")
+    for caption, row in zip(captions, rows):
+        if len(row) > most:
+            text = caption if len(caption) <= 40 else caption[:37] + "..."
+            said = f"has {len(row)} tokens, but at most {most} are read"
+            raise ValueError(f"the caption {text!r} {said}")
+
+
+def check_ids(
+    ids: Tensor, mask: Tensor | None, vocab_size: int, most: int | None = None
+) -> Tensor:
+    """Return the mask (all True for None); raise a sentence where ids or mask do not
+    fit: another shape, an id that is not in the vocabulary, or more than `most` tokens.
+    """
+    shape = tuple(ids.shape)
+    if ids.ndim != 2 or ids.is_floating_point() or ids.numel() == 0:
+        said = f"not {ids.dtype} of shape {shape}"
+        raise ValueError(f"ids must be long of shape (B, S), {said}")
+    if most is not None and shape[1] > most:
+        raise ValueError(f"ids must have at most {most} tokens, not {shape[1]}")
+    if mask is not None and mask.shape != shape:
+        said = f"{shape}, not {tuple(mask.shape)}"
+        raise ValueError(f"mask must have the shape of ids, {said}")
+    # a GPU would have to wait
+    if ids.device.type == "cpu" and not 0 <= ids.min() <= ids.max() < vocab_size:
+        said = f"the model's vocabulary, not in {int(ids.min())} ... {int(ids.max())}"
+        raise ValueError(f"ids must lie in 0 ... {vocab_size - 1}, {said}")
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()

@@ -10,16 +10,14 @@ released weights. Chapter 07 builds it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minilib.layers import Downsample, ResBlock, Upsample
+from minilib.layers import Downsample, ResBlock, Upsample, attention
 from minilib.model import Model
-
-# of a log-mel: some 70 dB below a loud sound, where little is heard beside it
-FAINT = -7.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class VAEConfig:
     """Sizes of the autoencoder; the defaults are the released model's. Chapter 07."""
 
     in_channels: int = 1  # a log-mel is a picture of one channel
-    latent_channels: int = 8
+    latent_channels: int = 8  # C
     # each level after the first halves time and frequency
     block_out_channels: tuple[int, ...] = (128, 256, 512)
     layers_per_block: int = 2
@@ -36,46 +34,38 @@ class VAEConfig:
     scaling_factor: float = 0.4110932946205139
     # nats of KL per latent value against nats of reconstruction per mel value
     kl_weight: float = 1e-6
-    faint_weight: float = 1.0  # what errors count where both mels lie far below FAINT
-    # pack x pack neighbours of the latent are handed to the diffusion as one vector
-    pack: int = 1
     # of encoder and decoder, before the last convolution: it forgets how loud
     final_norm: bool = True
 
     @property
     def reduction(self) -> int:
-        """How many mel frames (and mel bands) one step of z0 covers: r."""
-        return 2 ** (len(self.block_out_channels) - 1) * self.pack
+        """How many mel frames (and mel bands) one step of the latent covers: r."""
+        return 2 ** (len(self.block_out_channels) - 1)
 
-    @property
-    def z_channels(self) -> int:
-        """Channels of z0 as the diffusion sees it: C."""
-        return self.latent_channels * self.pack**2
+
+def res_blocks(n_in: int, n_out: int, n: int, groups: int) -> nn.ModuleList:
+    """Residual blocks in a row, the first from n_in to n_out channels. Chapter 07."""
+    widths = pairwise([n_in] + n * [n_out])
+    return nn.ModuleList(ResBlock(a, b, groups) for a, b in widths)
 
 
 class SpatialAttention(nn.Module):
     """Single-head self-attention over all positions of a feature map, beside a skip
-    connection.
-
-    Chapter 07.
+    connection. Chapter 07.
     """
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(channels, channels) for _ in range(3)
+        )
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        B, C, T, F_ = x.shape
         h = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, T*F, C)
-        # (B, 1, T*F, C)
-        h = F.scaled_dot_product_attention(
-            self.to_q(h)[:, None], self.to_k(h)[:, None], self.to_v(h)[:, None]
-        )
-        return x + self.to_out[0](h[:, 0]).transpose(1, 2).reshape(B, C, T, F_)
+        h = attention(self.to_q(h), self.to_k(h), self.to_v(h), n_head=1)
+        return x + self.to_out[0](h).transpose(1, 2).reshape(x.shape)
 
 
 class MidBlock(nn.Module):
@@ -87,9 +77,7 @@ class MidBlock(nn.Module):
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.attentions = nn.ModuleList([SpatialAttention(channels, groups)])
-        self.resnets = nn.ModuleList(
-            [ResBlock(channels, channels, groups) for _ in range(2)]
-        )
+        self.resnets = res_blocks(channels, channels, 2, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
@@ -97,22 +85,14 @@ class MidBlock(nn.Module):
 
 class DownBlock(nn.Module):
     """One level of the encoder: residual blocks, then half the resolution (not at the
-    last level).
-
-    Chapter 07.
+    last level). Chapter 07.
     """
 
     def __init__(self, n_in: int, n_out: int, n_layers: int, groups: int, last: bool):
         super().__init__()
-        self.resnets = nn.ModuleList(
-            [
-                ResBlock(n_in if i == 0 else n_out, n_out, groups)
-                for i in range(n_layers)
-            ]
-        )
-        self.downsamplers = nn.ModuleList(
-            [] if last else [Downsample(n_out, padding=0)]
-        )
+        self.resnets = res_blocks(n_in, n_out, n_layers, groups)
+        halve = [] if last else [Downsample(n_out, padding=0)]
+        self.downsamplers = nn.ModuleList(halve)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in (*self.resnets, *self.downsamplers):
@@ -122,19 +102,12 @@ class DownBlock(nn.Module):
 
 class UpBlock(nn.Module):
     """One level of the decoder: residual blocks, then twice the resolution (not at the
-    last level).
-
-    Chapter 07.
+    last level). Chapter 07.
     """
 
     def __init__(self, n_in: int, n_out: int, n_layers: int, groups: int, last: bool):
         super().__init__()
-        self.resnets = nn.ModuleList(
-            [
-                ResBlock(n_in if i == 0 else n_out, n_out, groups)
-                for i in range(n_layers)
-            ]
-        )
+        self.resnets = res_blocks(n_in, n_out, n_layers, groups)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(n_out)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,11 +121,8 @@ def final_norm(config: VAEConfig, channels: int) -> nn.Module:
 
     Chapter 07.
     """
-    return (
-        nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
-        if config.final_norm
-        else nn.Identity()
-    )
+    norm = nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
+    return norm if config.final_norm else nn.Identity()
 
 
 class Encoder(nn.Module):
@@ -164,16 +134,11 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
+        n, last = config.layers_per_block, len(widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            DownBlock(
-                widths[max(i - 1, 0)],
-                width,
-                config.layers_per_block,
-                groups,
-                last=i == len(widths) - 1,
-            )
-            for i, width in enumerate(widths)
+            DownBlock(n_in, n_out, n, groups, last=i == last)
+            for i, (n_in, n_out) in enumerate(pairwise(widths[:1] + widths))
         )
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = final_norm(config, widths[-1])
@@ -192,17 +157,12 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        n, last = config.layers_per_block + 1, len(widths) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList(
-            UpBlock(
-                widths[max(i - 1, 0)],
-                width,
-                config.layers_per_block + 1,
-                groups,
-                last=i == len(widths) - 1,
-            )
-            for i, width in enumerate(widths)
+            UpBlock(n_in, n_out, n, groups, last=i == last)
+            for i, (n_in, n_out) in enumerate(pairwise(widths[:1] + widths))
         )
         self.conv_norm_out = final_norm(config, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
@@ -215,8 +175,7 @@ class Decoder(nn.Module):
 
 
 class VAE(Model):
-    """The KL-regularised autoencoder of the mel spectrogram (AudioLDM 2, 2308.05734
-    §3.3).
+    """The KL-regularised autoencoder of the log-mel (AudioLDM 2, 2308.05734 §3.3).
 
     Chapter 07.
     """
@@ -234,32 +193,22 @@ class VAE(Model):
     def moments(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | mel), each (B, C, T/r, F/r); log-variance in
         [-30, 20].
-
-        Where `pack` is above 1, neighbours in time and frequency become channels (the
-        inverse of the pixel shuffle of Shi et al., 1609.05158): the same numbers on a
-        smaller grid, which the diffusion crosses at less cost. Chapter 07.
         """
         mean, log_variance = self.quant_conv(self.encoder(mel)).chunk(2, dim=1)
-        pack = self.config.pack
-        return F.pixel_unshuffle(mean, pack), F.pixel_unshuffle(
-            log_variance.clamp(-30.0, 20.0), pack
-        )
+        return mean, log_variance.clamp(-30.0, 20.0)
 
     def restore(self, z: Tensor) -> Tensor:
         """The log-mel (B, 1, T, F) from a latent z (B, C, T/r, F/r) of the posterior's
         own scale.
-
-        Chapter 07.
         """
-        return self.decoder(self.post_quant_conv(F.pixel_shuffle(z, self.config.pack)))
+        return self.decoder(self.post_quant_conv(z))
 
     def encode(self, mel: Tensor, eps: Tensor | None = None) -> Tensor:
         """Compress a log-mel (B, 1, T, F) to the scaled latent z0 (B, C, T/r, F/r) that
         the diffusion sees.
 
         The posterior's mean, or a draw from it where `eps` (standard normal, the
-        latent's shape) is given. Raises ValueError if T or F is no multiple of r.
-        Chapter 07.
+        latent's shape) is given. Raises ValueError unless T and F are multiples of r.
         """
         r = self.config.reduction
         if mel.dim() != 4 or mel.shape[2] % r or mel.shape[3] % r:
@@ -272,10 +221,7 @@ class VAE(Model):
         return z * self.config.scaling_factor
 
     def decode(self, z0: Tensor) -> Tensor:
-        """Restore the log-mel (B, 1, T, F) from the scaled latent z0 (B, C, T/r, F/r).
-
-        Chapter 07.
-        """
+        """The log-mel (B, 1, T, F) from the scaled latent z0 (B, C, T/r, F/r)."""
         return self.restore(z0 / self.config.scaling_factor)
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -285,28 +231,19 @@ class VAE(Model):
         """Negative evidence lower bound with a small KL weight (2112.10752 §3.1): L1 +
         kl_weight * KL.
 
-        Where `faint_weight` is below 1, errors count that much where the mel and what
-        is made of it are both far below FAINT, and more the louder one of them is: what
-        nobody hears need not be kept.
-
         Args:
             batch: `mel` (B, 1, T, F) and `eps` (B, C, T/r, F/r), standard normal.
 
         Returns:
             `loss`, and its parts `l1` and `kl` (nats, mean per mel value and per latent
             value).
-
-        Chapter 07.
         """
         mean, log_variance = self.moments(batch["mel"])
         z = mean + (0.5 * log_variance).exp() * batch["eps"]
-        mel = self.restore(z)
-        error = (mel - batch["mel"]).abs()
-        heard = torch.sigmoid(torch.maximum(mel.detach(), batch["mel"]) - FAINT)
-        weight = self.config.faint_weight + (1.0 - self.config.faint_weight) * heard
+        l1 = (self.restore(z) - batch["mel"]).abs().mean()
         kl = 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).mean()
-        loss = (weight * error).mean() + self.config.kl_weight * kl
-        return {"loss": loss, "l1": error.mean().detach(), "kl": kl.detach()}
+        loss = l1 + self.config.kl_weight * kl
+        return {"loss": loss, "l1": l1.detach(), "kl": kl.detach()}
 
 
 @torch.no_grad()
@@ -316,7 +253,7 @@ def centre(vae: VAE, mean: float, std: float) -> None:
 
     Log-mels lie around -7 with a deviation near 3; the released weights take them as
     they are. Starting from convolutions that undo and redo the scale spares the
-    training from learning two constants. Chapter 07.
+    training from learning two constants.
     """
     conv_in, conv_out = vae.encoder.conv_in, vae.decoder.conv_out
     conv_in.weight /= std
@@ -332,7 +269,7 @@ def standardise(vae: VAE, mean: Tensor, std: Tensor) -> None:
 
     One scaling factor leaves some channels wide and others narrow; the diffusion wants
     every channel at mean 0 and variance 1. What is decoded does not change. Args: mean
-    and std of each latent channel before packing, (latent_channels,). Chapter 07.
+    and std of each latent channel, (latent_channels,).
     """
     C = vae.config.latent_channels
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -344,24 +281,15 @@ def standardise(vae: VAE, mean: Tensor, std: Tensor) -> None:
 
 
 VAE.presets = {
+    # its KL term makes latents that forgive the diffusion its errors, for half a
+    # decibel of the mel; with a final norm, minutes of training leave a quiet sound
+    # 2 dB too loud
     "tiny": VAEConfig(
-        latent_channels=4,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=1.0,
-        # latents that forgive the diffusion its errors, for half a decibel of the mel
-        kl_weight=1e-1,
-        faint_weight=0.2,
-        pack=2,
-        # with it, minutes of training leave a quiet sound 2 dB too loud
-        final_norm=False,
+        latent_channels=4, block_out_channels=(16, 32, 64), layers_per_block=1,
+        norm_num_groups=4, scaling_factor=1.0, kl_weight=1e-1, final_norm=False,
     ),
     "colab": VAEConfig(
-        block_out_channels=(64, 128, 256),
-        layers_per_block=2,
-        norm_num_groups=16,
-        scaling_factor=1.0,
+        block_out_channels=(64, 128, 256), norm_num_groups=16, scaling_factor=1.0
     ),
     "full": VAEConfig(),
-}
+}  # fmt: skip

@@ -23,146 +23,122 @@ from minilib.model import Model
 LOUDEST = 2.0
 
 
+class Vocoder(Model):
+    """What every vocoder makes of a log-mel (B, 1, T, F): waves (B, N). Chapter 08."""
+
+    def wave(self, log_mel: Tensor) -> Tensor:
+        """What a mel that a network wrote should sound like."""
+        return self(log_mel)
+
+    def unlimited(self, log_mel: Tensor) -> Tensor:
+        """What the losses hear: the waveform before anything limits it."""
+        return self(log_mel)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`spectral_loss` of `wave` (B, N) from its `mel` (B, 1, T, F)."""
+        wave, mel = batch["wave"], batch["mel"]
+        return spectral_loss(self.unlimited(mel)[:, : wave.shape[1]], wave, mel)
+
+
 @dataclass(frozen=True)
 class HiFiGANConfig:
-    """Sizes of the HiFi-GAN generator; the defaults are the released model's.
-
-    Chapter 08.
-    """
+    """Sizes of the HiFi-GAN generator; the defaults are the released model's."""
 
     model_in_dim: int = 64  # mel bands
     upsample_initial_channel: int = 1024  # halved at every upsampling
-    # their product is the hop, 160 samples
-    upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)
+    upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)  # product: the hop, 160 samples
     upsample_kernel_sizes: tuple[int, ...] = (16, 16, 8, 4, 4)
     resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = (
-        (1, 3, 5),
-        (1, 3, 5),
-        (1, 3, 5),
-    )
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
     leaky_relu_slope: float = 0.1
+
+    @property
+    def upsampling(self) -> list[tuple[int, int]]:
+        """Rate and kernel of every upsampling."""
+        pairs = zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True)
+        return list(pairs)
+
+    @property
+    def receptive_fields(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Kernel and dilations of each receptive field, side by side at every rate."""
+        kernels, dilations = self.resblock_kernel_sizes, self.resblock_dilation_sizes
+        return list(zip(kernels, dilations, strict=True))
+
+    @property
+    def context(self) -> int:
+        """Frames to either side that a sample depends on."""
+        reach, rate = 3.0, 1  # of conv_pre, in frames
+        sizes = self.receptive_fields
+        widest = max(sum(d + 1 for d in D) * (size - 1) / 2 for size, D in sizes)
+        for step, kernel in self.upsampling:
+            reach += kernel / step / rate + widest / (rate * step)
+            rate *= step
+        return math.ceil(reach + 3 / rate)
 
 
 class ResidualStack(nn.Module):
     """One receptive field of HiFi-GAN: pairs of a dilated and a plain convolution
-    (2010.05646 §2.2).
-
-    Chapter 08.
+    (2010.05646 §2.2). Chapter 08.
     """
 
     def __init__(
         self, channels: int, kernel: int, dilations: tuple[int, ...], slope: float
     ):
         super().__init__()
-        self.slope = slope
-        self.convs1 = nn.ModuleList(
-            nn.Conv1d(
-                channels, channels, kernel, dilation=d, padding=d * (kernel - 1) // 2
-            )
-            for d in dilations
-        )
-        self.convs2 = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2)
-            for _ in dilations
-        )
+        self.slope, reach = slope, (kernel - 1) // 2
+        sizes = channels, channels, kernel
+        conv = lambda d: nn.Conv1d(*sizes, dilation=d, padding=d * reach)
+        self.convs1 = nn.ModuleList(conv(d) for d in dilations)
+        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
-        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            x = x + plain(
-                F.leaky_relu(dilated(F.leaky_relu(x, self.slope)), self.slope)
-            )
+        for dilated, plain in zip(self.convs1, self.convs2):
+            h = dilated(F.leaky_relu(x, self.slope))
+            x = x + plain(F.leaky_relu(h, self.slope))
         return x  # (B, C, N)
 
 
-class HiFiGAN(Model):
+class HiFiGAN(Vocoder):
     """The HiFi-GAN generator: transposed convolutions up to the sample rate (2010.05646
-    §2.2).
-
-    Chapter 08.
+    §2.2). Chapter 08.
     """
 
     config_class = HiFiGANConfig
 
     def __init__(self, config: HiFiGANConfig):
         super().__init__(config)
-        channels = config.upsample_initial_channel
-        self.conv_pre = nn.Conv1d(config.model_in_dim, channels, 7, padding=3)
+        C, slope = config.upsample_initial_channel, config.leaky_relu_slope
+        self.conv_pre = nn.Conv1d(config.model_in_dim, C, 7, padding=3)
         self.upsampler, self.resblocks = nn.ModuleList(), nn.ModuleList()
-        for rate, kernel in zip(
-            config.upsample_rates, config.upsample_kernel_sizes, strict=True
-        ):
-            up = nn.ConvTranspose1d(
-                channels, channels // 2, kernel, rate, padding=(kernel - rate) // 2
-            )
+        for rate, kernel in config.upsampling:
+            around = (kernel - rate) // 2
+            up = nn.ConvTranspose1d(C, C // 2, kernel, rate, padding=around)
             self.upsampler.append(up)
-            channels //= 2
-            for size, dilations in zip(
-                config.resblock_kernel_sizes,
-                config.resblock_dilation_sizes,
-                strict=True,
-            ):
-                self.resblocks.append(
-                    ResidualStack(channels, size, dilations, config.leaky_relu_slope)
-                )
-        self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
+            C //= 2
+            for size, dilations in config.receptive_fields:
+                self.resblocks.append(ResidualStack(C, size, dilations, slope))
+        self.conv_post = nn.Conv1d(C, 1, 7, padding=3)
         # kept by the released weights, not used
         self.register_buffer("mean", torch.zeros(config.model_in_dim))
         self.register_buffer("scale", torch.ones(config.model_in_dim))
 
-    @property
-    def context(self) -> int:
-        """Frames to either side that a sample depends on."""
-        config, rate = self.config, 1
-        reach = 3.0  # of conv_pre, in frames
-        for step, kernel in zip(
-            config.upsample_rates, config.upsample_kernel_sizes, strict=True
-        ):
-            reach += kernel / step / rate
-            rate *= step
-            pairs = zip(
-                config.resblock_kernel_sizes,
-                config.resblock_dilation_sizes,
-                strict=True,
-            )
-            reach += (
-                max(
-                    sum((d + 1) * (size - 1) / 2 for d in dilations)
-                    for size, dilations in pairs
-                )
-                / rate
-            )
-        return math.ceil(reach + 3 / rate)
-
     def forward(self, log_mel: Tensor) -> Tensor:
-        """Turn a log-mel (B, 1, T, F) into a waveform (B, N), N = 160 T (and 32 more,
-        as released).
-
-        Chapter 08.
+        """Turn a log-mel (B, 1, T, F) into a waveform (B, N) in [-1, 1], N = 160 T (and
+        32 more, as released).
         """
         x = self.conv_pre(log_mel[:, 0].transpose(1, 2))  # (B, F, T) -> (B, C, T)
-        n = len(self.config.resblock_kernel_sizes)
+        n = len(self.config.receptive_fields)
         for i, upsample in enumerate(self.upsampler):
             # (B, C, n) -> (B, C/2, n * rate)
             x = upsample(F.leaky_relu(x, self.config.leaky_relu_slope))
-            x = torch.stack(
-                [block(x) for block in self.resblocks[i * n : (i + 1) * n]]
-            ).mean(dim=0)
+            blocks = self.resblocks[i * n : (i + 1) * n]
+            x = torch.stack([block(x) for block in blocks]).mean(dim=0)
         return torch.tanh(self.conv_post(F.leaky_relu(x)))[:, 0]
-
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Spectral distance to `wave` (B, 160 T) from its `mel` (B, 1, T, F), without a
-        discriminator.
-
-        Chapter 08.
-        """
-        n = batch["wave"].shape[-1]
-        return spectral_loss(self(batch["mel"])[:, :n], batch["wave"], batch["mel"])
 
 
 @dataclass(frozen=True)
 class VocosConfig:
-    """Sizes of the inverse-STFT vocoder. Chapter 08."""
+    """Sizes of the inverse-STFT vocoder."""
 
     n_mels: int = audio.N_MELS
     dim: int = 512
@@ -170,12 +146,15 @@ class VocosConfig:
     n_layer: int = 8
     n_fft: int = audio.N_FFT
 
+    @property
+    def context(self) -> int:
+        """Frames to either side that a sample depends on."""
+        return 3 + 3 * self.n_layer + math.ceil(self.n_fft / 2 / audio.HOP)
+
 
 class ConvNeXtBlock(nn.Module):
     """Depth-wise convolution, then a network at each frame (Liu et al., 2201.03545, in
-    one dimension).
-
-    Chapter 08.
+    one dimension). Chapter 08.
     """
 
     def __init__(self, dim: int, intermediate_dim: int, n_layer: int):
@@ -192,7 +171,7 @@ class ConvNeXtBlock(nn.Module):
         return x + self.gamma * self.pwconv2(F.gelu(self.pwconv1(self.norm(h))))
 
 
-class Vocos(Model):
+class Vocos(Vocoder):
     """A vocoder that predicts magnitude and phase of every STFT bin, then inverts
     (2306.00814 §3).
 
@@ -205,92 +184,60 @@ class Vocos(Model):
 
     def __init__(self, config: VocosConfig):
         super().__init__(config)
-        K = config.n_fft // 2 + 1
-        self.embed = nn.Conv1d(config.n_mels, config.dim, 7, padding=3)
-        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
-        self.convnext = nn.ModuleList(
-            ConvNeXtBlock(config.dim, config.intermediate_dim, config.n_layer)
-            for _ in range(config.n_layer)
-        )
-        self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)
+        dim, n_layer, K = config.dim, config.n_layer, config.n_fft // 2 + 1
+        block = lambda: ConvNeXtBlock(dim, config.intermediate_dim, n_layer)
+        self.embed = nn.Conv1d(config.n_mels, dim, 7, padding=3)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.convnext = nn.ModuleList(block() for _ in range(n_layer))
+        self.final_norm = nn.LayerNorm(dim, eps=1e-6)
         # log-magnitude correction, real and imaginary part of the phase
-        self.head = nn.Linear(config.dim, 3 * K)
-
-    @property
-    def context(self) -> int:
-        """Frames to either side that a sample depends on."""
-        return 3 + 3 * len(self.convnext) + math.ceil(self.config.n_fft / 2 / audio.HOP)
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Turn a log-mel (B, 1, T, F) into a waveform (B, 160 T) in [-1, 1].
-
-        Chapter 08.
-        """
-        return soft_limit(self.unlimited(log_mel))
-
-    def unlimited(self, log_mel: Tensor) -> Tensor:
-        """The waveform (B, 160 T) before it is limited: the loss must see what is too
-        loud.
-
-        Chapter 08.
-        """
-        return audio.istft(self.spectrum(log_mel), log_mel.shape[2] * audio.HOP)
+        self.head = nn.Linear(dim, 3 * K)
 
     def spectrum(self, log_mel: Tensor) -> Tensor:
-        """The complex STFT (B, T, K) that the network gives for a log-mel (B, 1, T, F).
-
-        Chapter 08.
-        """
+        """The complex STFT (B, T, K) predicted for a log-mel (B, 1, T, F)."""
         x = (log_mel[:, 0] + 7.0) / 3.0  # (B, T, F), about unit variance
         h = self.norm(self.embed(x.transpose(1, 2)).transpose(1, 2))  # (B, T, dim)
         for block in self.convnext:
             h = block(h)
-        # each (B, T, K)
-        correction, real, imaginary = (
-            self.head(self.final_norm(h)).float().chunk(3, dim=-1)
-        )
-        magnitude = (
-            audio.mel_to_linear(log_mel).clamp(min=1e-5)
-            * correction.clamp(-7.0, 7.0).exp()
-        )
+        h = self.head(self.final_norm(h)).float()
+        correction, real, imaginary = h.chunk(3, dim=-1)  # each (B, T, K)
+        guess = audio.mel_to_linear(log_mel).clamp(min=1e-5)
+        magnitude = guess * correction.clamp(-7.0, 7.0).exp()
         # the two parts give the phase, never its length
         scale = magnitude * (real**2 + imaginary**2 + 1e-8).rsqrt()
         return torch.complex(scale * real, scale * imaginary)
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Spectral distance to `wave` (B, 160 T) from its `mel` (B, 1, T, F), without a
-        discriminator.
+    def unlimited(self, log_mel: Tensor) -> Tensor:
+        """The waveform (B, 160 T): the loss must see what is too loud."""
+        return audio.istft(self.spectrum(log_mel), log_mel.shape[2] * audio.HOP)
 
-        Chapter 08.
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Turn a log-mel (B, 1, T, F) into a waveform (B, 160 T) in [-1, 1]."""
+        return soft_limit(self.unlimited(log_mel))
+
+    def wave(self, log_mel: Tensor) -> Tensor:
+        """What a mel that a network wrote should sound like: no band louder than any
+        clip's, and nothing bent (`vocode` turns down what is too loud).
         """
-        return spectral_loss(self.unlimited(batch["mel"]), batch["wave"], batch["mel"])
+        return self.unlimited(log_mel.clamp(max=LOUDEST))
 
 
-def vocode(vocoder: HiFiGAN | Vocos, log_mel: Tensor, frames: int = 512) -> Tensor:
+def vocode(vocoder: Vocoder, log_mel: Tensor, frames: int = 512) -> Tensor:
     """What the vocoder makes of a log-mel (B, 1, T, F) that a network wrote, `frames`
     at a time: in less memory.
 
     Each piece is given the surroundings that it depends on. Guidance may ask for more
-    than a wave can hold: with Vocos, no band gets louder than any clip's, and a sound
-    that would leave [-1, 1] is turned down as a whole, where bending its peaks would be
-    heard as clicks. (HiFi-GAN ends in a tanh.) Chapter 08.
+    than a wave can hold: a sound that would leave [-1, 1] is turned down as a whole,
+    where bending its peaks would be heard as clicks.
     """
-    T, context, pieces = log_mel.shape[2], vocoder.context, []
-    bounded = isinstance(vocoder, HiFiGAN)
-    speak = vocoder if bounded else lambda x: vocoder.unlimited(x.clamp(max=LOUDEST))
+    T, context, pieces = log_mel.shape[2], vocoder.config.context, []
     for start in range(0, T, frames):
-        before = min(start, context)
-        wave = speak(log_mel[:, :, start - before : start + frames + context])
-        last = start + frames >= T
-        pieces.append(
-            wave[
-                :, before * audio.HOP : None if last else (before + frames) * audio.HOP
-            ]
-        )
+        first = max(start - context, 0)
+        wave = vocoder.wave(log_mel[:, :, first : start + frames + context])
+        end = (start + frames - first) * audio.HOP if start + frames < T else None
+        pieces.append(wave[:, (start - first) * audio.HOP : end])
     wave = torch.cat(pieces, dim=1)
-    return (
-        wave if bounded else wave / wave.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
-    )
+    return wave / wave.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
 
 
 def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:
@@ -305,36 +252,31 @@ def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:
     return torch.where(size > knee, wave.sign() * bent, wave)
 
 
+def stft_distance(generated: Tensor, wave: Tensor, n_fft: int) -> Tensor:
+    """Spectral convergence plus log-magnitude L1 of waves (B, N) at one resolution
+    (1910.11480 Eq. 7, 8). Chapter 08.
+    """
+    window = torch.hann_window(n_fft, device=wave.device)
+    stft = lambda x: torch.stft(
+        x, n_fft, n_fft // 4, window=window, return_complex=True
+    )
+    a, b = (stft(x).abs().clamp(min=1e-4) for x in (generated, wave))
+    convergence = (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
+    return convergence.mean() + (a.log() - b.log()).abs().mean()
+
+
 def spectral_loss(
     generated: Tensor, wave: Tensor, log_mel: Tensor
 ) -> dict[str, Tensor]:
-    """L1 of the log-mel plus spectral convergence and log-magnitude L1 at three
-    resolutions.
+    """L1 of the log-mel plus `stft_distance` at three resolutions; waves (B, N).
 
     The mel term is HiFi-GAN's (2010.05646 §2.4), the others Parallel WaveGAN's
-    (1910.11480 Eq. 6-8); they replace the discriminators that a few minutes on a CPU do
-    not pay for. Waves (B, N). Chapter 08.
+    (1910.11480 Eq. 6); they replace the discriminators that a few minutes on a CPU do
+    not pay for. Chapter 08.
     """
     mel_l1 = (audio.log_mel(generated) - log_mel).abs().mean()
     stft = sum(stft_distance(generated, wave, n_fft) for n_fft in (256, 512, 2048)) / 3
     return {"loss": mel_l1 + stft, "mel_l1": mel_l1.detach(), "stft": stft.detach()}
-
-
-def stft_distance(generated: Tensor, wave: Tensor, n_fft: int) -> Tensor:
-    """Spectral convergence plus log-magnitude L1 at one resolution (1910.11480 Eq. 7,
-    8). Waves (B, N).
-
-    Chapter 08.
-    """
-    window = torch.hann_window(n_fft, device=wave.device)
-    a, b = (
-        torch.stft(x, n_fft, n_fft // 4, window=window, return_complex=True)
-        .abs()
-        .clamp(min=1e-4)
-        for x in (generated, wave)
-    )
-    convergence = (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
-    return convergence.mean() + (a.log() - b.log()).abs().mean()
 
 
 HiFiGAN.presets = {
@@ -347,3 +289,4 @@ Vocos.presets = {
     "colab": VocosConfig(dim=384, intermediate_dim=1152, n_layer=8),
     "full": VocosConfig(),
 }
+VOCODERS: dict[str, type[Vocoder]] = {"tiny": Vocos, "colab": HiFiGAN, "full": HiFiGAN}

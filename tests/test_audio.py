@@ -93,7 +93,7 @@ def test_mel_filters_are_librosas(settings):
 
 
 def test_a_mel_filter_has_area_one_in_hertz():
-    wide = audio.mel_filters(n_fft=2**16).sum(dim=1) * 16000 / 2**16
+    wide = audio.mel_filters(n_fft=2**14).sum(dim=1) * 16000 / 2**14
     torch.testing.assert_close(wide, torch.ones(64), atol=1e-3, rtol=0)
 
 
@@ -148,7 +148,7 @@ def test_decibels_of_a_factor_ten_are_twenty():
     assert float(audio.decibels(torch.tensor(10.0).log())) == pytest.approx(20)
 
 
-def test_twice_the_amplitude_is_six_decibels_louder_and_what_stands_around_does_not_count():
+def test_twice_the_amplitude_is_six_decibels_louder_whatever_stands_around():
     burst = torch.nn.functional.pad(tone(n=3200)[0], (8000, N - 11200))
     twice = torch.stack([burst / 2, burst])
     quiet, loud = audio.loudness(audio.log_mel(twice))[:, 0]
@@ -203,8 +203,7 @@ def test_griffin_lim_fits_the_log_mel(name, limit):
 
 @pytest.mark.parametrize("name", ["noise", "harmonics"])
 def test_griffin_lim_beats_random_phase(name):
-    log_mel = audio.log_mel(SOUNDS[name])
-
+    log_mel = audio.log_mel(SOUNDS[name][:, : N // 4])
     for seed in range(3):
         generators = (torch.Generator().manual_seed(seed) for _ in range(2))
         random_phase, fitted = (
@@ -215,7 +214,7 @@ def test_griffin_lim_beats_random_phase(name):
 
 
 def test_griffin_lim_goes_further_with_momentum():
-    log_mel = audio.log_mel(0.3 * noise())
+    log_mel = audio.log_mel(0.3 * noise(N // 4))
     for seed in range(3):
         generators = (torch.Generator().manual_seed(seed) for _ in range(2))
         plain, fast = (
@@ -308,12 +307,11 @@ def test_one_sample_makes_a_file_that_loads(tmp_path, suffix, rate):
     assert len(audio.load(tmp_path / f"a.{suffix}")) >= 1
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_a_long_sound_makes_a_file_that_loads(tmp_path, suffix):
+def test_a_long_sound_makes_an_ogg_file_that_loads(tmp_path):
     # libsndfile crashes on a Vorbis block of this length
     wave = 0.1 * noise(180 * 16000)[0]
-    audio.save(tmp_path / f"a.{suffix}", wave)
-    assert audio.load(tmp_path / f"a.{suffix}").shape == wave.shape
+    audio.save(tmp_path / "a.ogg", wave)
+    assert audio.load(tmp_path / "a.ogg").shape == wave.shape
 
 
 @pytest.mark.parametrize("suffix", ["AIFF", "AU", "W64", "CAF"])
@@ -327,20 +325,14 @@ def test_load_reads_what_else_soundfile_reads(tmp_path, suffix):
     )
 
 
-@pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3"])
-def test_equal_sounds_are_equal_bytes(format):
-    wave = noise(200_000)[0]
+@pytest.mark.parametrize("format", ["wav", "flac", "mp3"])
+def test_equal_sounds_are_equal_bytes_of_every_block(format):
+    wave = noise(2**16 + 5000)[0]
     one = audio.encode(wave, format)
     assert one == audio.encode(wave.clone(), format)
-    assert len(soundfile.read(io.BytesIO(one))[0]) == len(wave)
-
-
-def test_an_ogg_file_still_passes_its_checksums():
-    sound = bytearray(audio.encode(tone()[0], "ogg"))
-    with soundfile.SoundFile(io.BytesIO(sound)) as file:
-        assert "serialno : 0\n" in file.extra_info and file.frames == N
-    sound[-1] ^= 1  # one bit wrong, and libogg drops the last page: so it does compare
-    assert len(soundfile.read(io.BytesIO(sound))[0]) < N
+    heard = torch.from_numpy(soundfile.read(io.BytesIO(one), dtype="float32")[0])
+    assert heard.shape == wave.shape
+    assert (heard - wave)[2**16 :].norm() < 0.6 * wave[2**16 :].norm()
 
 
 # --------------------------------------------------------------------------------------

@@ -1,17 +1,27 @@
 """CLAP: two towers, one space (chapter 10)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
 
 from minilib.clap import (
     CLAP,
-    MAX_LOGIT_SCALE,
+    AudioTower,
     CLAPConfig,
+    ConvBlock,
+    Gather,
+    ProjectionHead,
+    TextTower,
     contrastive_loss,
+    gathered,
     same_captions,
 )
+from minilib.tokenizer import CLS, MIN_VOCABULARY, Tokenizer
 
 CONFIG = CLAPConfig(
     dim=16,
@@ -59,6 +69,92 @@ def test_embeddings_have_unit_length_and_cosines_their_range(model):
     torch.testing.assert_close(
         cosine[2, 5], torch.nn.functional.cosine_similarity(text[2], audio[5], dim=0)
     )
+
+
+def as_torch_has_it(layer: nn.Module) -> nn.Module:
+    """torch's own post-norm transformer layer with the weights of a `BERTLayer`."""
+    W, names = CONFIG.n_embd, {"attn_out": "self_attn.out_proj", "mlp_in": "linear1"}
+    names |= {"mlp_out": "linear2", "norm_1": "norm1", "norm_2": "norm2"}
+    theirs = nn.TransformerEncoderLayer(
+        W, CONFIG.n_head, 4 * W, 0.0, F.gelu, 1e-12, batch_first=True
+    )
+    state = {f"{names[k]}.{kind}": p for name, p in layer.state_dict().items()
+             for k, kind in [name.split(".")] if k in names}  # fmt: skip
+    for kind in ("weight", "bias"):
+        state[f"self_attn.in_proj_{kind}"] = getattr(layer.attn_in, kind)
+    theirs.load_state_dict(state)
+    return theirs.eval()
+
+
+@torch.no_grad()
+def test_the_text_tower_is_bert_and_cls_stands_for_the_sentence():
+    torch.manual_seed(0)
+    tower = TextTower(CONFIG).eval()
+    for p in tower.parameters():  # of order one, or attention would be flat
+        p.copy_(torch.randn(p.shape) * (p.shape[1] ** -0.5 if p.ndim > 1 else 1.0))
+    ids, S = torch.randint(20, 60, (3, 7)), torch.tensor([7, 4, 1])
+    keep = torch.arange(-1, 7) < S[:, None]  # <cls> is always read
+    with_cls = torch.cat([torch.full((3, 1), CLS), ids], dim=1)
+    x = tower.token(with_cls) + tower.position.weight[:8]
+    x = F.layer_norm(x, (32,), tower.norm.weight, tower.norm.bias, eps=1e-12)
+    for layer in tower.layers:
+        x = as_torch_has_it(layer)(x, src_key_padding_mask=~keep)
+    state = tower(ids, torch.arange(7) < S[:, None])
+    assert state.std() > 0.3
+    torch.testing.assert_close(state, x[:, 0], rtol=1e-4, atol=1e-4)
+    norms = [m for m in tower.modules() if isinstance(m, nn.LayerNorm)]
+    assert len(norms) == 5 and all(norm.eps == 1e-12 for norm in norms)
+
+
+def test_the_text_tower_begins_with_berts_weights():
+    torch.manual_seed(0)
+    tower = TextTower(replace(CONFIG, n_embd=64))
+    for name, p in tower.named_parameters():
+        if p.ndim == 2:
+            assert p.std().item() == pytest.approx(0.02, rel=0.15), name
+        else:
+            assert (p == float("norm" in name and "weight" in name)).all(), name
+
+
+def test_the_audio_tower_hears_the_loudest_moment_and_the_whole():
+    tower = AudioTower(replace(CONFIG, channels=(1,), mel_mean=-2.0, mel_std=4.0))
+    tower.blocks, tower.fc = nn.ModuleList(), nn.Identity()
+    mel = torch.randn(2, 1, 9, 5) - 2.0
+    over_frequency = (mel[:, 0].mean(dim=2) + 2.0) / 4.0  # (2, 9)
+    wanted = over_frequency.max(dim=1).values + over_frequency.mean(dim=1)
+    torch.testing.assert_close(tower(mel)[:, 0], wanted.relu())
+
+
+@pytest.mark.parametrize(("stride", "pool"), [(1, 1), (2, 2), (1, 2)])
+def test_a_block_is_two_convolutions_each_normalised_then_a_mean_over_squares(
+    stride, pool
+):
+    torch.manual_seed(0)
+    block, x = ConvBlock(3, 5, pool, stride).train(), torch.randn(2, 3, 8, 12)
+    h = F.conv2d(x, block.conv1.weight, stride=stride, padding=1)
+    h = F.batch_norm(h, None, None, training=True).relu()
+    h = F.conv2d(h, block.conv2.weight, padding=1)
+    h = F.batch_norm(h, None, None, training=True).relu()
+    B, C, T, n_bands = h.shape
+    squares = h.view(B, C, T // pool, pool, n_bands // pool, pool)
+    torch.testing.assert_close(block(x), squares.mean(dim=(3, 5)))
+    assert (T, n_bands) == (8 // stride, 12 // stride)
+    assert block.conv1.bias is None and block.conv2.bias is None
+
+
+def test_all_blocks_but_the_last_halve_the_mel_and_the_first_takes_the_stride(model):
+    blocks = model.audio.blocks
+    assert [block.pool for block in blocks] == [2, 2, 1]
+    assert [block.conv1.stride for block in blocks] == [(2, 2), (1, 1), (1, 1)]
+    assert model.audio.reduction == 8
+
+
+def test_a_projection_adds_its_second_layer_to_its_first():
+    torch.manual_seed(0)
+    head, x = ProjectionHead(6, 4, dropout=0.0), torch.randn(3, 6)
+    e1 = x @ head.linear1.weight.T
+    e = F.layer_norm(e1 + F.gelu(e1) @ head.linear2.weight.T, (4,))
+    torch.testing.assert_close(head(x), e / e.norm(dim=1, keepdim=True))
 
 
 def test_the_loss_of_perfect_and_of_blind_embeddings_is_known():
@@ -150,7 +246,7 @@ def test_the_first_temperature_is_that_of_the_paper_and_the_scale_stays_below_10
     with torch.no_grad():
         model.logit_scale.fill_(7.0)
     model.loss(some_pairs()).backward()
-    assert model.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
+    assert model.logit_scale.item() == pytest.approx(math.log(100))
     assert model.logit_scale.grad.abs() > 0  # and can still come down
 
 
@@ -165,7 +261,7 @@ def test_dropout_acts_in_training_only():
     )
 
 
-def test_training_pairs_captions_with_their_sounds_and_shuffled_ones_learn_nothing_new():
+def test_training_pairs_captions_with_sounds_and_shuffled_pairs_teach_nothing():
     def accuracy_on_new_pairs(shuffled: bool) -> float:
         torch.manual_seed(0)
         model = CLAP(CONFIG).train()
@@ -190,6 +286,35 @@ def test_training_pairs_captions_with_their_sounds_and_shuffled_ones_learn_nothi
 
     assert accuracy_on_new_pairs(shuffled=False) > 0.3  # chance: 1/32
     assert accuracy_on_new_pairs(shuffled=True) < 0.15
+
+
+@torch.no_grad()
+def test_a_captions_condition_is_one_vector_whatever_the_padding():
+    torch.manual_seed(0)
+    captions = ["a dog barks", "rain falls on a tin roof"]
+    size = replace(CONFIG, vocab_size=MIN_VOCABULARY, n_positions=40)
+    model, tokenizer = CLAP(size).eval(), Tokenizer.train(captions, MIN_VOCABULARY)
+    with pytest.raises(ValueError, match="this CLAP has no tokenizer"):
+        model.encode(captions)
+    model.tokenizer = tokenizer
+    context, padded = model.encode(captions), model.encode(captions, pad_to=30)
+    assert model.reads == "caption" and context.sequence.shape == (2, 1, model.dim)
+    assert context.mask is None and torch.equal(context.sequence, padded.sequence)
+    ids, mask = tokenizer.encode(captions, pad_to=tokenizer.pad_to)
+    assert torch.equal(context.sequence[:, 0], model.embed_text(ids, mask))
+    assert torch.equal(model.empty(3).sequence, model.encode([""] * 3).sequence)
+
+
+def test_a_process_alone_has_all_rows_and_gathering_keeps_values_and_gradients():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert gathered(x) is x
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert gathered(x) is x
+        (Gather.apply(x) * torch.arange(6.0).view(3, 2)).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(x.grad, torch.arange(6.0).view(3, 2))
 
 
 def test_a_saved_clap_loads_equal_in_half_precision(model, tmp_path):
@@ -228,5 +353,6 @@ def test_bad_input_gets_one_sentence(model):
         r"1, 7, 16\)",
     ):
         model.embed_audio(torch.zeros(2, 1, 7, 16))
-    with pytest.raises(ValueError, match="log_mel must have shape"):
-        model.embed_audio(torch.zeros(2, 32, 16))
+    for shape in ((2, 32, 16), (2, 2, 32, 16)):
+        with pytest.raises(ValueError, match="log_mel must have shape"):
+            model.embed_audio(torch.zeros(shape))

@@ -7,22 +7,30 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "minilib"
 
-# From the ground up. A module may import what stands on the floors below its own. On
-# the floors in SHARED, also its neighbours; on those in ORDERED, also the neighbours
-# named before it.
+# From the ground up. A module may import what stands on the floors below its own and,
+# on its own floor, what is named before it; on the ground any neighbour.
 FLOORS = {
-    "0 ground": ["torchaudio_guard", "files", "audio", "soundworld", "data", "detectors", "judges", "frechet"],
-    "1 process and shared layers": ["diffusion", "guidance", "layers", "model"],
+    "0 ground": [
+        "torchaudio_guard", "files", "audio", "soundworld", "data", "detectors",
+        "judges", "frechet",
+    ],
+    "1 process and shared layers": [
+        "model", "layers", "conditions", "diffusion", "guidance", "quantise",
+    ],
     "2 models": [
-        "vae", "vocoder", "discriminators", "audiomae", "clap", "text", "phonemes", "bind", "gpt", "unet",
+        "vae", "vocoder", "discriminators", "audiomae", "tokenizer", "clap", "text",
+        "phonemes", "bind", "transformer", "gpt", "codec", "codec_lm", "unet",
+        "classifier",
     ],
     "3 assembly": [
-        "pretrained", "original", "released", "lean", "audioldm2", "costs", "metrics", "chain", "training", "peers",
+        "convert", "folders", "lean", "audioldm2", "training", "metrics", "chain",
+        "costs", "peers",
     ],
     "4 faces": ["show", "doctor", "cli", "__main__"],
 }  # fmt: skip
 SHARED = {"0 ground"}
-ORDERED = {"3 assembly", "4 faces"}
+PEERS_USE = {"audioldm2", "training", "peers"}  # of their own floor
+ANY_PEER_USES = "text_ldm"  # of the other peers
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -31,25 +39,29 @@ def top_module(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def package_of(path: Path) -> tuple[str, ...]:
+    """The package that a file lies in: ("minilib", "peers")."""
+    return ("minilib", *path.relative_to(PACKAGE).parts[:-1])
+
+
 def allowed(module: str) -> set[str]:
     """The modules that `module` may import, itself among them."""
     below = {module}
     for floor, modules in FLOORS.items():
         if module in modules:
-            if floor in SHARED:
-                below.update(modules)
-            if floor in ORDERED:
-                below.update(modules[: modules.index(module)])
-            return below
+            if module == "peers":
+                return below | PEERS_USE
+            before = modules if floor in SHARED else modules[: modules.index(module)]
+            return below.union(before)
         below.update(modules)
     raise AssertionError(
         f"minilib/{module} stands on no floor: give it one in {Path(__file__).name}"
     )
 
 
-def imports(tree: ast.AST, package: tuple[str, ...]) -> set[str]:
-    """The modules of minilib that a file of `package` imports anywhere, also inside
-    functions.
+def imported(tree: ast.AST, package: tuple[str, ...]) -> list[list[str]]:
+    """What a file of `package` imports from minilib anywhere, also inside functions,
+    taken apart at the dots: ["minilib", "vae", "VAE"].
     """
     names = []
     for node in ast.walk(tree):
@@ -59,12 +71,19 @@ def imports(tree: ast.AST, package: tuple[str, ...]) -> set[str]:
             above = package[: len(package) + 1 - node.level] if node.level else ()
             source = ".".join([*above, *([node.module] if node.module else [])])
             names += [f"{source}.{alias.name}" for alias in node.names]
-    parts = [name.split(".") for name in names]
-    return {
-        part[1] if len(part) > 1 else "minilib"
-        for part in parts
-        if part[0] == "minilib"
-    }
+    return [parts for name in names if (parts := name.split("."))[0] == "minilib"]
+
+
+def imports(tree: ast.AST, package: tuple[str, ...]) -> set[str]:
+    """The modules of minilib that a file of `package` imports."""
+    return {(*parts, "minilib")[1] for parts in imported(tree, package)}
+
+
+def other_peers(tree: ast.AST, peer: str) -> set[str]:
+    """The peers that the file of a peer imports and must not."""
+    found = imported(tree, ("minilib", "peers"))
+    peers = {(*parts, "")[2] for parts in found if parts[1:2] == ["peers"]}
+    return peers - {peer, ANY_PEER_USES}
 
 
 def test_floors_name_modules_that_exist():
@@ -75,11 +94,8 @@ def test_floors_name_modules_that_exist():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_below(path):
-    package = ("minilib", *path.relative_to(PACKAGE).parts[:-1])
-    module, found = (
-        top_module(path),
-        imports(ast.parse(path.read_text(encoding="utf-8")), package),
-    )
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    module, found = top_module(path), imports(tree, package_of(path))
     if module == "__init__":  # imports each module when it is first asked for
         assert found == {"torchaudio_guard"}
         return
@@ -89,6 +105,13 @@ def test_a_module_imports_only_from_below(path):
     )
 
 
+def test_peers_never_import_each_other():
+    for path in FILES:
+        if package_of(path) == ("minilib", "peers"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert not other_peers(tree, path.stem), path.name
+
+
 def test_the_check_sees_every_way_to_import():
     lines = [
         "import minilib.cli",
@@ -96,25 +119,32 @@ def test_the_check_sees_every_way_to_import():
         "import minilib",
         "from . import unet",
         "import torch",
+        "def f():",
+        "    from minilib.training import train",
+        "    from .vae import VAE",
     ]
-    code = "\n".join(
-        [
-            *lines,
-            "def f():",
-            "    from minilib.training import train",
-            "    from .vae import VAE",
-        ]
-    )
     found = {"cli", "show", "minilib", "unet", "training", "vae"}
-    assert imports(ast.parse(code), ("minilib",)) == found
+    assert imports(ast.parse("\n".join(lines)), ("minilib",)) == found
     assert imports(
         ast.parse("from .. import audio\nfrom .scene import Scene"),
         ("minilib", "peers"),
     ) == {"audio", "peers"}
-    assert not found & allowed("audio")
-    assert "metrics" in allowed("training") and "training" not in allowed("metrics")
-    assert (
-        "unet" not in allowed("vae")
-        and "layers" in allowed("vae")
-        and "layers" not in allowed("model")
-    )
+    for code, seen in (
+        ("from minilib.peers.tango import Tango", {"tango"}),
+        ("from minilib.peers import musicldm, text_ldm", {"musicldm"}),
+        ("from . import nextgpt\nfrom .tango import Tango", {"nextgpt", "tango"}),
+        ("import minilib.peers.text_ldm, minilib.unet", set()),
+        ("from .make_an_audio import pseudo_captions", set()),
+    ):
+        assert other_peers(ast.parse(code), "make_an_audio") == seen, code
+
+
+def test_each_floor_is_ordered_but_the_ground_and_peers_stand_on_models_and_the_loop():
+    assert {"audio", "data"} <= allowed("frechet") and "model" not in allowed("audio")
+    assert "layers" in allowed("conditions") and "layers" not in allowed("model")
+    assert "vae" in allowed("unet") and "unet" not in allowed("gpt")
+    assert "training" in allowed("metrics") and "metrics" not in allowed("training")
+    assert {"codec", "training", "audioldm2"} <= allowed("peers")
+    assert not {"convert", "metrics", "costs", "show"} & allowed("peers")
+    assert "doctor" in allowed("cli") and "cli" not in allowed("doctor")
+    assert not {"show", "cli"} & allowed("costs")

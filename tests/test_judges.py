@@ -12,18 +12,7 @@ from minilib import audio, judges
 from minilib.soundworld import CLASSES, INSTRUMENTS, Scene, SoundWorld
 from minilib.soundworld.scene import LOUDNESSES, PEAKS, PITCHES, SPEEDS
 
-SOME = (
-    "bell",
-    "dog",
-    "drum",
-    "siren",
-    "wind",
-    "clock",
-    "rain",
-    "knock",
-    "piano",
-    "flute",
-)
+SOME = ("bell", "dog", "drum", "siren", "wind", "clock", "rain", "knock", "piano")
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +98,13 @@ def test_a_smear_has_lost_its_strokes_and_its_tempo(clips):
 def test_each_pitch_is_heard_and_another_one_is_called_wrong(name):
     events = judges.examples(name)[-9:]
     for event in {event.pitch: event for event in events}.values():
-        wave, f0 = scene(event), CLASSES[name].pitch[PITCHES.index(event.pitch)]
+        wave, k = scene(event), PITCHES.index(event.pitch)
         answers = judges.answers(wave, event)
         assert answers["pitch"] == 1 and answers["cents"] < 250
-        heard = judges.heard(wave, event)["f0"]
-        assert answers["cents"] == pytest.approx(1200 * abs(math.log2(heard / f0)))
-        for other in set(PITCHES) - {event.pitch}:
-            assert (
-                judges.answers(wave, dataclasses.replace(event, pitch=other))["pitch"]
-                == 0
-            )
+        other = dataclasses.replace(event, pitch=PITCHES[k - 1])
+        assert judges.answers(wave, other)["pitch"] == 0
+    heard, f0 = judges.heard(wave, event)["f0"], CLASSES[name].pitch[k]
+    assert answers["cents"] == pytest.approx(1200 * abs(math.log2(heard / f0)))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +137,7 @@ def test_loudness_follows_the_gain(name):
 
 def test_the_order_of_a_pair_is_heard():
     world = SoundWorld("test", pairs=1.0)
-    for i in range(12):
+    for i in range(8):
         clip = world[i]
         first, second = (event.name for event in clip.scene.events)
         assert judges.in_order(clip.wave, first, second)
@@ -174,11 +160,15 @@ def test_guessing_is_one_of_as_many_as_the_class_can_do():
 
 
 def test_chance_and_answers_know_the_same_questions():
-    for name in (*CLASSES, *INSTRUMENTS):
-        event = judges.examples(name)[0]
-        assert set(judges.chance(event)) == set(
-            judges.answers(torch.zeros(16000), event)
-        ) - {"cents"}
+    first = {name: judges.examples(name)[0] for name in (*CLASSES, *INSTRUMENTS)}
+    for name, event in first.items():
+        asked = ["loudness", *(["count"] if event.count else [])]
+        asked += ["tempo"] if name in INSTRUMENTS else ["pitch"] if event.pitch else []
+        asked += ["speed"] if name in CLASSES and event.speed else []
+        assert set(judges.chance(event)) == set(asked), name
+    for name in SOME:
+        answers = judges.answers(torch.zeros(16000), first[name])
+        assert set(judges.chance(first[name])) == set(answers) - {"cents"}
 
 
 def test_what_cannot_be_judged_is_refused():

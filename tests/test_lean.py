@@ -1,4 +1,6 @@
-"""The decoder that works in pieces gives what the whole one gives, whatever the pieces."""
+"""The decoder that works in pieces gives what the whole one gives, whatever the
+pieces.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from minilib.vae import VAE, VAEConfig
 
 
 def made(**changes) -> VAE:
-    """A small VAE whose norms and biases are no identity, as they are in a fresh one."""
+    """A small VAE whose norms and biases differ from those of a fresh one."""
     torch.manual_seed(0)
     config = VAEConfig(
         latent_channels=4, block_out_channels=(8, 16, 16), norm_num_groups=4, **changes
@@ -25,20 +27,14 @@ def made(**changes) -> VAE:
 @pytest.mark.parametrize(
     "piece", [1, 3000, 2**19], ids=["row by row", "some pieces", "one piece"]
 )
-@pytest.mark.parametrize("pack, final_norm", [(1, True), (2, True), (2, False)])
-def test_decoding_in_pieces_is_decoding(monkeypatch, piece, pack, final_norm):
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_decoding_in_pieces_is_decoding(monkeypatch, piece, final_norm):
     monkeypatch.setattr(lean, "PIECE", piece)
-    vae, z0 = (
-        made(pack=pack, final_norm=final_norm, layers_per_block=1),
-        torch.randn(2, 4 * pack**2, 13, 4),
-    )
-    whole = vae.decode(z0)
-    torch.testing.assert_close(
-        lean.decode(vae, z0),
-        whole,
-        rtol=1e-4,
-        atol=1e-5 * float(whole.detach().abs().max()),
-    )
+    vae = made(final_norm=final_norm, layers_per_block=1, scaling_factor=0.5)
+    z0 = torch.randn(2, 4, 26, 8)
+    whole = vae.decode(z0).detach()
+    atol = 1e-5 * float(whole.abs().max())
+    torch.testing.assert_close(lean.decode(vae, z0), whole, rtol=1e-4, atol=atol)
 
 
 def test_what_is_decoded_stays_as_it_was_and_has_no_gradient():

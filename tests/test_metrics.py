@@ -1,4 +1,4 @@
-"""Judges, spectral errors and what stands beside every number (chapter 17)."""
+"""Spectral errors, questions, and what stands beside every number (chapter 17)."""
 
 import itertools
 import json
@@ -10,72 +10,15 @@ import torch
 
 from minilib import audio, metrics
 from minilib.classifier import Classifier, ClassifierConfig
+from minilib.guidance import Sampling
 from minilib.metrics import Scenes
-from minilib.soundworld import (
-    CLASSES,
-    INSTRUMENTS,
-    SoundWorld,
-    held_out_combinations,
-    held_out_pairs,
-)
+from minilib.soundworld import SoundWorld, held_out_combinations, held_out_pairs
 
 NEPER = 20 / math.log(10)  # decibels
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# --------------------------------------------------------------------------------------
-# The judge
-
-
-def test_a_judge_hears_clips_of_any_length_from_32_frames_on():
-    judge = Classifier.preset("tiny").eval()
-    assert judge.config.classes == (*CLASSES, *INSTRUMENTS)
-    for T in (32, 33, 128, 300):
-        assert judge(torch.zeros(2, 1, T, 64)).shape == (
-            2,
-            len(CLASSES) + len(INSTRUMENTS),
-        )
-    with pytest.raises(ValueError, match="T and F at least 32, not \\(2, 1, 31, 64\\)"):
-        judge(torch.zeros(2, 1, 31, 64))
-
-
-def test_every_preset_has_the_same_judge():
-    assert len({Classifier.presets[name] for name in ("tiny", "colab", "full")}) == 1
-    assert 0.3e6 < Classifier.preset("tiny").n_parameters() < 0.5e6
-
-
-def test_a_judge_learns_to_tell_low_from_high():
-    torch.manual_seed(0)
-    judge = Classifier(ClassifierConfig(classes=("low", "high"), channels=(4, 8)))
-    seconds = torch.arange(4000) / audio.SAMPLE_RATE
-    hertz = torch.cat([torch.linspace(200, 400, 8), torch.linspace(2000, 4000, 8)])
-    waves = 0.5 * torch.sin(2 * math.pi * hertz[:, None] * seconds) + 0.05 * noise(
-        16, 4000
-    )
-    batch = {"mel": audio.log_mel(waves), "label": torch.arange(16) // 8}
-    optimizer = torch.optim.Adam(judge.parameters(), lr=0.01)
-    first = judge.loss(batch).item()
-    for _ in range(15):
-        optimizer.zero_grad()
-        judge.loss(batch).backward()
-        optimizer.step()
-    assert judge.loss(batch).item() < 0.3 * first
-    assert torch.equal(judge.eval().hear(waves), batch["label"])
-
-
-def test_a_judge_comes_back_from_its_folder(tmp_path):
-    torch.manual_seed(0)
-    judge = Classifier(
-        ClassifierConfig(classes=("a", "b", "c"), channels=(4, 8))
-    ).eval()
-    judge.save_pretrained(tmp_path, dtype=torch.float16)
-    again = Classifier.from_pretrained(tmp_path, dtype=torch.float32)
-    mel = torch.randn(2, 1, 40, 64) * 2 - 7
-    assert again.config == judge.config
-    torch.testing.assert_close(again(mel), judge(mel), atol=1e-2, rtol=1e-2)
 
 
 # --------------------------------------------------------------------------------------
@@ -311,9 +254,8 @@ class Oracle(Classifier):
             scenes = metrics.held_out_scenes(self, n, seed, seconds, n_events, music)
             # halves of clips of two
             pieces = scenes.waves.unflatten(1, (n_events, -1)).flatten(0, 1)
-            self.truth |= dict(
-                zip(map(tuple, pieces.tolist()), scenes.labels.flatten().tolist())
-            )
+            known = zip(map(tuple, pieces.tolist()), scenes.labels.flatten().tolist())
+            self.truth |= dict(known)
 
     def hear(self, waves):
         return torch.tensor([self.truth.get(tuple(wave), 0) for wave in waves.tolist()])
@@ -335,62 +277,75 @@ def perfect_pipe(tiny_pipe, monkeypatch):
         for clip in map(world.__getitem__, range(n)):
             # clips may share a caption
             renders.setdefault(clip.caption, []).append(clip.wave)
-    monkeypatch.setattr(
-        type(tiny_pipe),
-        "__call__",
-        lambda self, some, **_: torch.stack([renders[c].pop(0) for c in some]),
-    )
-    monkeypatch.setattr(
-        tiny_pipe.vocoder,
-        "forward",
-        lambda mel: torch.zeros(len(mel), 160 * mel.shape[2]),
-    )
+
+    def give_back(pipe, captions, sampling, **_):
+        return torch.stack([renders[caption].pop(0) for caption in captions])
+
+    monkeypatch.setattr(type(tiny_pipe), "__call__", give_back)
+    silence = lambda mel: torch.zeros(len(mel), 160 * mel.shape[2])
+    monkeypatch.setattr(tiny_pipe.vocoder, "forward", silence)
     return tiny_pipe
+
+
+@pytest.fixture
+def classes_only(monkeypatch):
+    """Nothing is asked in closed form, which takes a second for each class of sound."""
+    monkeypatch.setattr(metrics, "attributes", lambda waves, events: {})
+    monkeypatch.setattr(metrics, "enough_scenes", lambda n, seed, seconds: n)
 
 
 def test_a_perfect_pipeline_reaches_the_ceiling_and_its_control_does_not(
     perfect_pipe, oracle
 ):
-    results = metrics.evaluate(perfect_pipe, oracle, n=8, progress=False)
-    for question in (
-        "single.class",
-        "pair.first",
-        "pair.second",
-        "pair.both",
-        "pair.any",
-    ):
+    perfect_pipe.vocabulary = {"classes": ["piano"]}
+    results = metrics.evaluate(perfect_pipe, oracle, n=3, progress=False)
+    asked = ["single.class", *(f"pair.{x}" for x in ("first", "second", "both", "any"))]
+    for question in asked:
         assert results[question] == results[f"ceiling.{question}"] == 1
         assert results[f"se.{question}"] == 0
         assert results[f"control.{question}"] <= 0.5
         assert results[f"roundtrip.{question}"] <= 0.25
         assert results[f"chance.{question}"] < 0.04
     for question in metrics.QUESTIONS:
-        assert (
-            results[question]
-            == results[f"ceiling.{question}"]
-            > results[f"control.{question}"]
-        )
+        value, ceiling = results[question], results[f"ceiling.{question}"]
+        assert value == ceiling > results[f"control.{question}"]
         assert results[f"chance.{question}"] == pytest.approx(1 / 3, abs=0.1)
     assert results["single.clap"] == results["ceiling.single.clap"]
-    assert (
-        results["frechet"] == results["ceiling.frechet"] < results["roundtrip.frechet"]
-    )
-    # these weights know no instrument
-    assert not any("music" in key for key in results)
+    distance = results["frechet"]
+    assert distance == results["ceiling.frechet"] < results["roundtrip.frechet"]
+    for question in ("music.instrument", "music.tempo", "music.loudness"):
+        value, ceiling = results[question], results[f"ceiling.{question}"]
+        assert value == ceiling > results[f"roundtrip.{question}"]
+    assert results["chance.music.tempo"] == pytest.approx(1 / 3)
+    assert "music.class" not in results and "music.pitch" not in results
     assert json.loads(json.dumps(results)) == results
 
 
-def test_tunes_are_asked_of_weights_that_know_instruments(perfect_pipe, oracle):
-    perfect_pipe.vocabulary = {"classes": ["piano"]}
-    results = metrics.evaluate(perfect_pipe, oracle, n=8, progress=False)
-    for question in ("music.instrument", "music.tempo", "music.loudness"):
-        assert (
-            results[question]
-            == results[f"ceiling.{question}"]
-            > results[f"roundtrip.{question}"]
-        )
-    assert results["chance.music.tempo"] == pytest.approx(1 / 3)
-    assert "music.class" not in results and "music.pitch" not in results
+def test_chance_is_the_mean_over_the_events_that_are_asked(
+    tiny_pipe, oracle, monkeypatch
+):
+    scenes = metrics.held_out_scenes(oracle, 3, 0, 0.64, n_events=1)
+    guesses = [{"pitch": 0.5}, {"pitch": 0.25, "speed": 0.2}, {}]
+    by_event = {id(e): guess for e, guess in zip(scenes.events, guesses, strict=True)}
+    monkeypatch.setattr(metrics.judges, "chance", lambda event: by_event[id(event)])
+    answers = {"pitch": torch.tensor([1.0, math.nan, 0.0])}
+    monkeypatch.setattr(metrics, "attributes", lambda *_: answers)
+    sounds = {"": scenes.waves, "ceiling.": scenes.waves}
+    found = metrics.compared(oracle, tiny_pipe.clap, 3, scenes, sounds)
+    assert found["chance.pitch"] == pytest.approx(0.375)
+    assert "chance.speed" not in found  # no sound was asked for it
+    assert found["pitch"] == 0.5 and found["se.pitch"] == pytest.approx(0.5 / 2**0.5)
+    assert found["chance.single.class"] == 1 / len(oracle.config.classes)
+
+
+def test_class_and_clap_are_asked_of_the_first_and_the_rest_of_all(
+    tiny_pipe, oracle, monkeypatch
+):
+    scenes = metrics.held_out_scenes(oracle, 4, 0, 0.64, n_events=1)
+    monkeypatch.setattr(metrics, "attributes", lambda x, _: {"pitch": x[:, 0]})
+    found = metrics.scores(oracle, tiny_pipe.clap, 2, scenes.waves, scenes)
+    sizes = {name: len(answer) for name, answer in found.items()}
+    assert sizes == {"class": 2, "clap": 2, "pitch": 4}
 
 
 def test_every_question_is_asked_often_enough():
@@ -398,79 +353,117 @@ def test_every_question_is_asked_often_enough():
     world = SoundWorld("test", seed=3, pairs=0.0)
     events = [world.scene(i).events[0] for i in range(m)]
     asked = {
-        "pitch": "pitch",
-        "count": "count",
-        "speed": "speed",
-        "loudness": "loudness",
+        question: sum(getattr(event, question) is not None for event in events)
+        for question in ("pitch", "count", "speed", "loudness")
     }
-    n_asked = {
-        q: sum(getattr(event, name) is not None for event in events)
-        for q, name in asked.items()
-    }
-    assert min(n_asked.values()) == 5 and max(n_asked.values()) == m
+    assert min(asked.values()) == 5 and max(asked.values()) == m
 
 
-def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle):
-    first = metrics.evaluate(tiny_pipe, oracle, n=3, steps=1, progress=False)
-    assert metrics.evaluate(tiny_pipe, oracle, n=3, steps=1, progress=False) == first
-    assert (
-        first["n"] == 3
-        and first["steps"] == 1
-        and all(math.isfinite(x) for x in first.values())
-    )
-    for bad in (1, 0, 2.5):
-        with pytest.raises(ValueError, match="n must be a whole number, 2 or more"):
-            metrics.evaluate(tiny_pipe, oracle, n=bad, progress=False)
+def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle, classes_only):
+    how = tiny_pipe.sampling.changed(steps=1)
+    first = metrics.evaluate(tiny_pipe, oracle, how, n=2, progress=False)
+    assert metrics.evaluate(tiny_pipe, oracle, how, n=2, progress=False) == first
+    assert first["n"] == 2 and first["steps"] == 1
+    assert all(math.isfinite(x) for x in first.values())
+    # these weights know no instrument
+    assert not any("music" in key for key in first)
+    other = metrics.evaluate(tiny_pipe, oracle, how, n=2, seed=1, progress=False)
+    assert other["seed"] == 1 and other["single.clap"] != first["single.clap"]
 
 
-def test_the_best_of_several_candidates_is_more_like_its_caption(tiny_pipe, oracle):
-    one, eight = (
-        metrics.evaluate(tiny_pipe, oracle, n=4, steps=1, progress=False, candidates=k)
-        for k in (1, 8)
-    )
-    assert (one["candidates"], eight["candidates"]) == (1, 8)
-    assert (
-        eight["single.clap"] > one["single.clap"]
-        and eight["pair.clap"] > one["pair.clap"]
-    )
-    with pytest.raises(
-        ValueError, match="candidates must be a whole number from 1 to 64, not 0"
+def test_bad_numbers_are_refused_before_anything_is_drawn(tiny_pipe, monkeypatch):
+    drawn = lambda *args, **kwargs: pytest.fail("scenes were drawn")
+    monkeypatch.setattr(metrics, "enough_scenes", drawn)
+    monkeypatch.setattr(metrics, "recorded_scenes", drawn)
+    for ask in (
+        lambda **given: metrics.evaluate(tiny_pipe, None, **given),
+        lambda **given: metrics.evaluate_recordings(tiny_pipe, None, None, **given),
     ):
-        metrics.evaluate(tiny_pipe, oracle, n=4, progress=False, candidates=0)
+        for bad in (1, 0, 2.5):
+            with pytest.raises(ValueError, match="n must be a whole number, 2 or more"):
+                ask(n=bad)
+        for bad, error in ((0, ValueError), (65, ValueError), (1.5, TypeError)):
+            said = f"candidates must be a whole number from 1 to 64, not {bad}"
+            with pytest.raises(error, match=said):
+                ask(n=2, candidates=bad)
+    metrics.check_asked(2, 64)
+
+
+def test_the_best_of_several_candidates_is_more_like_its_caption(
+    tiny_pipe, oracle, classes_only
+):
+    how = tiny_pipe.sampling.changed(steps=1)
+    one, four = (
+        metrics.evaluate(tiny_pipe, oracle, how, n=3, candidates=k, progress=False)
+        for k in (1, 4)
+    )
+    assert (one["candidates"], four["candidates"]) == (1, 4)
+    for question in ("single.clap", "pair.clap"):
+        assert four[question] > one[question]
 
 
 def test_evaluation_samples_as_the_pipeline_wants_where_it_is_not_told(
-    tiny_pipe, oracle, monkeypatch
+    tiny_pipe, oracle, classes_only
 ):
     own = {"steps": 2, "guidance": 1.5, "temperature": 0.5}
-    for name, value in own.items():
-        monkeypatch.setattr(tiny_pipe, name, value)
+    tiny_pipe.sampling = tiny_pipe.sampling.changed(
+        **own, guidance_interval=(300, 1000)
+    )
     found = metrics.evaluate(tiny_pipe, oracle, n=2, progress=False)
     assert {name: found[name] for name in own} == own
-    told = metrics.evaluate(
-        tiny_pipe, oracle, n=2, steps=1, guidance=1.0, progress=False
-    )
-    assert (told["steps"], told["guidance"]) == (1, 1.0)
+    assert (found["guidance.low"], found["guidance.high"]) == (300, 1000)
+    how = Sampling(steps=1, guidance=1.0)
+    told = metrics.evaluate(tiny_pipe, oracle, how, n=2, progress=False)
+    assert (told["steps"], told["guidance"], told["temperature"]) == (1, 1.0, 1.0)
+
+
+def test_sounds_are_generated_in_batches_from_one_stream_of_noise(
+    tiny_pipe, monkeypatch
+):
+    monkeypatch.setattr(metrics, "BATCH", 2)
+    captions, how = ["a dog barks", "rain falls", "a bell rings"], Sampling(steps=1)
+    shown = []
+    bar = SimpleNamespace(update=shown.append)
+    made = metrics.generate(tiny_pipe, captions, how, 5, 1, bar)
+    noise = torch.Generator().manual_seed(5)
+    for some, waves in (captions[:2], made[:2]), (captions[2:], made[2:]):
+        latents = tiny_pipe.noise(len(some), 10240, generator=noise)
+        wanted = tiny_pipe(some, how, latents=latents, progress=False)
+        torch.testing.assert_close(waves, wanted)
+    assert shown == [2, 1]
+    three = metrics.generate(tiny_pipe, captions, how, 5, 3, bar)
+    assert three.shape == made.shape and not torch.equal(three, made)
+
+
+def test_the_round_trip_goes_through_vae_and_vocoder(tiny_pipe, monkeypatch):
+    monkeypatch.setattr(metrics, "BATCH", 2)
+    waves = noise(3, 10240)
+    wanted = tiny_pipe.vocoder(tiny_pipe.reconstruct(audio.log_mel(waves)))
+    torch.testing.assert_close(metrics.round_trip(tiny_pipe, waves), wanted)
+    scenes = Scenes(["a dog barks"] * 3, waves, torch.zeros(3, 1, dtype=torch.long))
+    bar, how = SimpleNamespace(update=lambda n: None), Sampling(steps=1)
+    sounds = metrics.sounds_of(tiny_pipe, scenes, how, 0, 1, bar)
+    assert list(sounds) == ["", "roundtrip.", "ceiling."]
+    torch.testing.assert_close(sounds["roundtrip."], wanted)
+    assert sounds["ceiling."] is waves and sounds[""].shape == (3, 10240)
 
 
 def test_clap_trained_apart_listens_in_place_of_the_pipelines_own(
-    tiny_pipe, tiny_pipe_folder, oracle, tmp_path
+    tiny_pipe, oracle, classes_only, monkeypatch
 ):
+    monkeypatch.setattr(metrics, "BATCH", 16)
     sounds, captions = noise(20, 10240), ["a dog barks", "rain falls"] * 10
-    own = metrics.Listener.of(tiny_pipe)
-    embedded = tiny_pipe.embed_waves(sounds)
-    torch.testing.assert_close(own.embed(sounds), embedded)
-    cosine = (embedded * tiny_pipe.encode(captions).clap[0][:, 0]).sum(dim=1)
-    torch.testing.assert_close(own.scores(sounds, captions), cosine)
+    embedded = tiny_pipe.clap.embed_waves(sounds)
+    torch.testing.assert_close(metrics.embeddings(tiny_pipe.clap, sounds), embedded)
+    told = tiny_pipe.encode(captions)["clap"].sequence[:, 0]
+    found = metrics.cosines(tiny_pipe.clap, sounds, captions)
+    torch.testing.assert_close(found, (embedded * told).sum(dim=1))
     torch.manual_seed(7)
-    type(tiny_pipe.clap)(tiny_pipe.clap.config).save_pretrained(tmp_path / "clap")
-    tiny_pipe.tokenizer.save(tmp_path / "tokenizer.json")
-    apart = metrics.Listener.from_pretrained(tmp_path)
-    assert not apart.clap.training
+    apart = type(tiny_pipe.clap)(tiny_pipe.clap.config).eval()
+    apart.tokenizer = tiny_pipe.clap.tokenizer
+    given = tiny_pipe, oracle, Sampling(steps=1)
     by_own, by_other = (
-        metrics.evaluate(
-            tiny_pipe, oracle, n=3, steps=1, progress=False, listener=listener
-        )
+        metrics.evaluate(*given, n=3, progress=False, listener=listener)
         for listener in (None, apart)
     )
     heard = {key for key in by_own if "clap" in key}
@@ -478,29 +471,80 @@ def test_clap_trained_apart_listens_in_place_of_the_pipelines_own(
     assert all((by_own[key] != by_other[key]) == (key in heard) for key in by_own)
 
 
-def test_the_standard_error_of_a_share_is_the_binomial_one(
-    perfect_pipe, oracle, monkeypatch
-):
-    monkeypatch.setattr(
-        oracle, "hear", lambda waves: torch.zeros(len(waves), dtype=torch.long)
+def test_the_standard_error_of_a_share_is_the_binomial_one():
+    answers = torch.tensor([1.0, math.nan, *[0.0] * 8, *[1.0] * 2, math.nan, 0.0])
+    wanted = math.sqrt(0.25 * 0.75 / 12)
+    assert metrics.standard_error(answers) == pytest.approx(wanted)
+
+
+def test_distances_are_from_the_other_renders():
+    embed = lambda waves: waves[:, :2]
+    sounds = {"": noise(6, 5), "ceiling.": noise(6, 5) + 1.0}
+    found = metrics.distances("x", sounds, noise(6, 5), embed)
+    assert found == pytest.approx({"x": 0.0, "ceiling.x": 2.0}, abs=1e-5)
+
+
+class Folder:
+    """Recordings of one second by class; the samples of number i of class k are k + i /
+    10.
+    """
+
+    folder = "recordings"
+
+    def by(self, column):
+        assert column == "class"
+        return {"dog": Kind(1, 4), "cat": Kind(2, 3), "cow": Kind(3, 9)}
+
+
+class Kind:
+    def __init__(self, number, n):
+        self.number, self.n = number, n
+        self.captions = [f"{number} {i}" for i in range(n)]
+
+    def __len__(self):
+        return self.n
+
+    def wave(self, i):
+        return torch.full((16000,), self.number + i / 10)
+
+
+def test_recordings_are_drawn_by_class_as_long_as_they_are_asked_for():
+    judge = Classifier(ClassifierConfig(classes=("cow", "bird", "dog"), channels=(4,)))
+    scenes = metrics.recorded_scenes(judge, Folder(), 300, 0, seconds=0.5)
+    assert scenes.waves.shape == (300, 8000) and scenes.labels.shape == (300, 1)
+    for caption, wave, label in zip(scenes.captions, scenes.waves, scenes.labels):
+        number, i = map(int, caption.split())
+        assert torch.all(wave == number + i / 10)
+        assert label.item() == {3: 0, 1: 2}[number]  # no cat: the judge knows none
+    assert 120 < (scenes.labels == 0).sum() < 180  # though there are more cows
+    assert len(set(scenes.captions)) == 4 + 9
+    longer = metrics.recorded_scenes(judge, Folder(), 2, 0, seconds=1.25)
+    assert longer.waves.shape == (2, 20000) and (longer.waves[:, 16000:] == 0).all()
+    alone = Classifier(ClassifierConfig(classes=("cow", "bird"), channels=(4,)))
+    said = "recordings holds too few of the classes that the judge knows: cow, bird"
+    with pytest.raises(ValueError, match=said):
+        metrics.recorded_scenes(alone, Folder(), 2, 0, 1.0)
+
+
+def test_recordings_are_asked_for_their_class_and_the_pipelines_own_clap(tiny_pipe):
+    classes = "cow", "dog"
+    judge = Classifier(ClassifierConfig(classes, channels=(4, 8))).eval()
+    found = metrics.evaluate_recordings(
+        tiny_pipe, judge, Folder(), Sampling(steps=1), n=3, seed=4, progress=False
     )
-    monkeypatch.setattr(
-        metrics,
-        "held_out_scenes",
-        lambda judge, n, seed, seconds, n_events: Scenes(
-            ["a dog barks"] * n,
-            noise(n, 10240),
-            torch.tensor([[0]] * 3 + [[1]] * (n - 3)).repeat(1, n_events),
-        ),
+    about = {"n": 3, "seed": 4, "steps": 1, "candidates": 1, "guidance": 3.5}
+    assert {key: found[key] for key in about} == about
+    assert found["chance.single.class"] == 0.5
+    for question in ("single.class", "single.clap"):
+        for prefix in ("", "se.", "control.", "roundtrip.", "ceiling."):
+            assert math.isfinite(found[prefix + question])
+    again = metrics.evaluate_recordings(
+        tiny_pipe, judge, Folder(), Sampling(steps=1), n=3, seed=4, progress=False
     )
-    monkeypatch.setattr(
-        metrics,
-        "generate",
-        lambda pipe, captions, *_, **__: noise(len(captions), 10240),
-    )
-    results = metrics.evaluate(perfect_pipe, oracle, n=12, progress=False)
-    assert results["single.class"] == pytest.approx(0.25)
-    assert results["se.single.class"] == pytest.approx(math.sqrt(0.25 * 0.75 / 12))
+    assert found == again
+    tiny_pipe.sampling = Sampling(steps=2, guidance=1.0)
+    own = metrics.evaluate_recordings(tiny_pipe, judge, Folder(), n=2, progress=False)
+    assert (own["steps"], own["guidance"]) == (2, 1.0)
 
 
 def test_the_report_reads_from_chance_to_ceiling():
@@ -528,7 +572,8 @@ def test_the_report_reads_from_chance_to_ceiling():
         if prefix != "chance."
     }
     lines = metrics.report(results).splitlines()
-    said = "5 times each question of held-out scenes; 25 steps, guidance 3.5, temperature 0.7, seed 0"
+    said = "5 times each question of held-out scenes; 25 steps, guidance 3.5, "
+    said += "temperature 0.7, seed 0"
     assert lines[0] == said
     best = metrics.report({**results, "candidates": 3}).splitlines()[0]
     assert best == said + ", the best of 3 candidates each"

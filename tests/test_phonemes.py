@@ -64,15 +64,61 @@ def test_distances_count_within_the_window_and_no_further():
     )
 
 
+class Letters:
+    """A tokenizer that takes letters for phonemes, 5 at least."""
+
+    pad_to = 5
+
+    def encode(
+        self, inputs: list[str], pad_to: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.zeros(len(inputs), pad_to, dtype=torch.long)
+        for row, word in zip(ids, inputs, strict=True):
+            row[: len(word)] = torch.tensor([ord(c) - ord("a") + 1 for c in word])
+        return ids, ids > 0
+
+
+@torch.no_grad()
+def test_what_is_spoken_is_a_condition_and_silence_is_zeros_that_nobody_reads(encoder):
+    assert encoder.reads == "transcription" and encoder.dim == 16
+    for call in (lambda: encoder.encode(["ab"]), lambda: encoder.empty(2)):
+        with pytest.raises(ValueError, match="this PhonemeEncoder has no tokenizer"):
+            call()
+    encoder.tokenizer = Letters()
+    ids, mask = encoder.tokenizer.encode(["ab", "c"], pad_to=5)
+    context = encoder.encode(["ab", "c"])
+    assert torch.equal(context.sequence, encoder(ids, mask))
+    assert torch.equal(context.mask, mask)
+    for asked, S in ((0, 5), (3, 3), (9, 9)):
+        empty = encoder.empty(2, pad_to=asked)
+        assert empty.sequence.shape == (2, S, 16) and not empty.sequence.any()
+        assert empty.mask.shape == (2, S) and not empty.mask.any()
+        assert empty.mask.dtype == torch.bool
+    assert encoder.half().empty(1).sequence.dtype == torch.float16
+
+
+def test_without_a_mask_all_phonemes_are_read(encoder):
+    ids = phonemes(7)
+    assert torch.equal(encoder(ids), encoder(ids, torch.ones_like(ids)))
+
+
 @pytest.mark.parametrize(
     ("ids", "mask", "said"),
     [
-        ([[1, 20]], [[True, True]], "ids must lie between 0 and 19, not 1 and 20"),
-        ([[-1, 2]], [[True, True]], "ids must lie between 0 and 19, not -1 and 2"),
+        (
+            [[1, 20]],
+            [[True, True]],
+            "ids must lie in 0 ... 19, the model's vocabulary, not in 1 ... 20",
+        ),
+        (
+            [[-1, 2]],
+            [[True, True]],
+            "ids must lie in 0 ... 19, the model's vocabulary, not in -1 ... 2",
+        ),
         (
             [[1, 2]],
             [[True]],
-            r"ids and mask must both be \(B, S\), not \(1, 2\) and \(1, 1\)",
+            r"mask must have the shape of ids, \(1, 2\), not \(1, 1\)",
         ),
     ],
 )

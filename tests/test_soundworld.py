@@ -4,10 +4,9 @@ apart.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -36,14 +35,7 @@ from minilib.soundworld.scene import (
 )
 
 SR = 16000
-DIGEST = """
-import hashlib
-from minilib.soundworld import SoundWorld
-world, digest = SoundWorld("valid", seed=3), hashlib.sha256()
-for i in range(12):
-    digest.update(world[i].wave.numpy().tobytes() + world[i].caption.encode() + repr(world[i].scene).encode())
-print(digest.hexdigest())
-"""
+MANY = 1500  # scenes of a kind
 
 
 def render_alone(
@@ -62,33 +54,29 @@ def render_alone(
     return scene, SoundWorld().render(scene).numpy()
 
 
-def singles(split: str, n: int) -> list[Scene]:
+@functools.cache
+def singles(split: str) -> list[Scene]:
     world = SoundWorld(split, pairs=0.0)
-    return [world.scene(i) for i in range(n)]
+    return [world.scene(i) for i in range(MANY)]
 
 
-def pairs(split: str, n: int) -> list[Scene]:
+@functools.cache
+def pairs(split: str) -> list[Scene]:
     world = SoundWorld(split, pairs=1.0)
-    return [world.scene(i) for i in range(n)]
+    return [world.scene(i) for i in range(MANY)]
 
 
 # --------------------------------------------------------------------------------------
 # Clips
 
 
-def test_the_same_arguments_give_the_same_bytes_in_another_process():
-    world, digest = SoundWorld("valid", seed=3), hashlib.sha256()
-    for i in range(12):
-        clip = world[i]
-        digest.update(
-            clip.wave.numpy().tobytes()
-            + clip.caption.encode()
-            + repr(clip.scene).encode()
-        )
-    other = subprocess.run(
-        [sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True
-    )
-    assert other.stdout.strip() == digest.hexdigest()
+def test_the_same_arguments_give_the_same_clips_in_any_order():
+    forth, back = SoundWorld("valid", seed=3), SoundWorld("valid", seed=3)
+    backwards = {i: back[i] for i in reversed(range(12))}
+    for i, again in backwards.items():
+        clip = forth[i]
+        assert torch.equal(clip.wave, again.wave)
+        assert (clip.caption, clip.scene) == (again.caption, again.scene)
 
 
 def test_another_seed_split_or_index_gives_another_clip():
@@ -98,9 +86,9 @@ def test_another_seed_split_or_index_gives_another_clip():
 
 
 def test_clips_have_their_length_and_are_finite_and_unclipped():
-    for seconds in (0.51, 1.0, 2.56, 5.12):
+    for seconds, n in ((0.51, 30), (1.0, 30), (2.56, 20), (5.12, 10)):
         world = SoundWorld(seconds=seconds)
-        for i in range(30):
+        for i in range(n):
             wave = world[i].wave
             assert wave.shape == (round(seconds * SR),) and wave.dtype == torch.float32
             assert wave.isfinite().all() and wave.abs().max() < 1
@@ -168,7 +156,7 @@ def test_as_many_strokes_are_heard_as_are_stored(name):
 
 
 def test_count_is_the_number_of_strokes_and_they_lie_in_the_event():
-    for scene in singles("train", 600) + pairs("train", 600):
+    for scene in singles("train")[:600] + pairs("train")[:600]:
         for event in scene.events:
             if event.count is not None:
                 assert len(event.strokes) == event.count
@@ -204,7 +192,7 @@ def test_pitch_and_speed_levels_lie_far_apart():
 
 
 def test_what_a_caption_leaves_open_varies_and_not_much():
-    drawn = [event for scene in singles("train", 600) for event in scene.events]
+    drawn = [event for scene in singles("train")[:600] for event in scene.events]
     for event in drawn:
         sound = CLASSES[event.name]
         wanted = [
@@ -228,7 +216,7 @@ def test_what_a_caption_leaves_open_varies_and_not_much():
 
 
 def test_two_events_follow_each_other():
-    for scene in pairs("train", 300):
+    for scene in pairs("train")[:300]:
         first, second = scene.events
         assert (
             first.end <= 1.25
@@ -240,7 +228,7 @@ def test_two_events_follow_each_other():
 
 # --------------------------------------------------------------------------------------
 # What the shipped weights have heard, and the chapters have printed: it may not change
-# unnoticed
+# unnoticed, whatever process draws it
 
 
 def checksum(*texts: str) -> str:
@@ -313,8 +301,9 @@ def test_every_word_of_a_caption_is_in_the_vocabulary_and_every_class_has_words(
     assert set(WORDS) == set(CLASSES)
     words = set()
     for split in ("train", "test"):
+        world = SoundWorld(split)
         for i in range(2500):
-            words |= set(SoundWorld(split).caption(i).replace(",", "").split())
+            words |= set(world.caption(i).replace(",", "").split())
     assert words == set(vocabulary())
     assert len(vocabulary()) <= 150
 
@@ -334,8 +323,7 @@ def names_in_caption_order(caption: str) -> list[str]:
 def test_the_caption_tells_the_order():
     distinct = {"rain", "bell", "dog", "frog", "siren", "applause", "owl", "thunder"}
     told = 0
-    for i in range(6000):
-        scene = SoundWorld(pairs=1.0).scene(i)
+    for i, scene in enumerate(pairs("train")):
         names = [event.name for event in scene.events]
         if not set(names) <= distinct:
             continue
@@ -345,7 +333,7 @@ def test_the_caption_tells_the_order():
             names[::-1] if second_first else names
         ), caption
         told += 1
-    assert told > 100
+    assert told > 80
 
 
 def test_the_caption_says_every_attribute_that_is_not_ordinary():
@@ -360,7 +348,7 @@ def test_the_caption_says_every_attribute_that_is_not_ordinary():
         3: {"three"},
         4: {"four"},
     }
-    for i, scene in enumerate(singles("train", 1500)):
+    for i, scene in enumerate(singles("train")[:1000]):
         words = set(describe(scene, np.random.default_rng(i)).split())
         values = set(scene.events[0].combination[1:])
         if scene.events[0].name == "wind" and values.isdisjoint({"low", "high"}):
@@ -376,8 +364,9 @@ def test_articles_and_plain_captions():
         and plain("rain") == "rain falls"
     )
     vowels = set("aeiou")
-    for i in range(1500):
-        words = SoundWorld().caption(i).replace(",", "").split()
+    world = SoundWorld()
+    for i in range(1000):
+        words = world.caption(i).replace(",", "").split()
         for article, after in itertools.pairwise(words):
             if article in ("a", "an"):
                 assert (article == "an") == (after[0] in vowels), words
@@ -390,18 +379,14 @@ def test_articles_and_plain_captions():
 def test_held_out_combinations_are_heard_in_test_alone():
     held = held_out_combinations()
     for split in ("train", "valid"):
-        events = [
-            e
-            for scene in singles(split, 1500) + pairs(split, 1500)
-            for e in scene.events
-        ]
+        events = [e for scene in singles(split) + pairs(split) for e in scene.events]
         assert not {e.combination for e in events} & held
-    assert {scene.events[0].combination for scene in singles("test", 1500)} <= held
+    assert {scene.events[0].combination for scene in singles("test")} <= held
 
 
 def test_held_out_pairs_are_heard_in_test_alone():
     for split, inside in (("train", False), ("valid", False), ("test", True)):
-        for scene in pairs(split, 1500):
+        for scene in pairs(split):
             assert (
                 tuple(event.name for event in scene.events) in held_out_pairs()
             ) == inside
@@ -425,11 +410,9 @@ def test_train_keeps_every_value_of_every_attribute_and_test_has_every_class(nam
 
 
 def test_every_class_is_drawn_in_train_alone_and_in_both_places_of_a_pair():
-    assert {scene.events[0].name for scene in singles("train", 800)} == set(CLASSES)
+    assert {scene.events[0].name for scene in singles("train")} == set(CLASSES)
     for place in (0, 1):
-        assert {scene.events[place].name for scene in pairs("train", 800)} == set(
-            CLASSES
-        )
+        assert {scene.events[place].name for scene in pairs("train")} == set(CLASSES)
 
 
 def test_there_are_at_least_22_classes():

@@ -1,9 +1,8 @@
-"""The tokenizer, span corruption and T5 (chapter 11)."""
+"""Span corruption and T5 (chapter 11)."""
 
 import pytest
 import torch
 
-from minilib import clap
 from minilib.text import (
     T5,
     T5Config,
@@ -12,24 +11,8 @@ from minilib.text import (
     relative_bucket,
     span_corrupt,
 )
-from minilib.tokenizer import (
-    CLS,
-    EOS,
-    MIN_VOCABULARY,
-    N_SENTINELS,
-    PAD,
-    SENTINEL,
-    SPECIAL_TOKENS,
-    Tokenizer,
-)
+from minilib.tokenizer import EOS, N_SENTINELS, PAD, SENTINEL, SPECIAL_TOKENS, Tokenizer
 
-CAPTIONS = [
-    "a dog barks, then a bell rings",
-    "rain falls softly",
-    "a high bell rings twice",
-    "thunder rolls, then rain falls",
-    "a low engine hums while a bird sings",
-] * 10
 CONFIG = T5Config(
     vocab_size=400,
     d_model=32,
@@ -39,11 +22,6 @@ CONFIG = T5Config(
     num_decoder_layers=1,
     num_heads=4,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(CAPTIONS, vocab_size=400)
 
 
 def batch_of_tokens(
@@ -56,131 +34,6 @@ def batch_of_tokens(
     mask = torch.arange(S) < length[:, None]
     ids[torch.arange(B), length - 1] = EOS
     return ids.masked_fill(~mask, PAD), mask
-
-
-# --- tokenizer
-
-
-def test_special_ids_are_the_fixed_ones(tokenizer):
-    assert [tokenizer.backend.token_to_id(token) for token in SPECIAL_TOKENS] == list(
-        range(3 + N_SENTINELS)
-    )
-    assert (PAD, EOS, CLS, SENTINEL) == (0, 1, 2, 3)
-    assert clap.CLS == CLS
-
-
-def test_encode_ends_with_eos_and_pads_to_the_longest(tokenizer):
-    ids, mask = tokenizer.encode(
-        ["rain falls softly", "a dog barks, then a bell rings"]
-    )
-    assert (
-        ids.dtype == torch.long and mask.dtype == torch.bool and ids.shape == mask.shape
-    )
-    length = mask.sum(1)
-    assert int(length.max()) == ids.shape[1]
-    assert ids[torch.arange(2), length - 1].tolist() == [EOS, EOS]
-    assert (ids[~mask] == PAD).all() and (ids[mask] != PAD).all()
-
-
-def test_encode_can_pad_to_a_length_that_longer_captions_exceed(tokenizer):
-    assert tokenizer.encode(["rain"], pad_to=40)[0].shape == (1, 40)
-    longest = len(tokenizer.encode(["rain " * 30])[0][0])
-    assert tokenizer.encode(["rain", "rain " * 30], pad_to=3)[0].shape == (2, longest)
-
-
-def test_any_word_comes_back_unchanged(tokenizer):
-    words = ["xylophone", "zürich", "雨が降る", "\U0001f415 woof", "a - b; c/d"]
-    assert tokenizer.decode(tokenizer.encode(words)[0]) == words
-
-
-@pytest.mark.parametrize(
-    "variant",
-    [
-        "A dog barks.",
-        "a  dog\tbarks!",
-        " a dog barks ",
-        "A DOG BARKS ...",
-        "a dog barks",
-    ],
-)
-def test_case_spaces_and_closing_marks_do_not_matter(tokenizer, variant):
-    assert torch.equal(
-        tokenizer.encode([variant])[0], tokenizer.encode(["a dog barks"])[0]
-    )
-
-
-def test_a_known_word_is_the_same_token_wherever_it_stands(tokenizer):
-    first, later = (tokenizer.encode([c])[0][0].tolist() for c in ("bell", "a bell"))
-    assert first == later[-len(first) :]
-
-
-def test_an_empty_caption_is_eos_alone(tokenizer):
-    for caption in ("", "   ", "..."):
-        ids, mask = tokenizer.encode([caption])
-        assert ids.tolist() == [[EOS]] and mask.tolist() == [[True]]
-
-
-def test_a_caption_that_spells_a_special_token_does_not_become_one(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "tokenizer.json")
-    for t in (tokenizer, Tokenizer.load(tmp_path / "tokenizer.json")):
-        ids, _ = t.encode(["a <pad> b </s> c <cls> <extra_id_0>"])
-        assert (ids[0, :-1] >= len(SPECIAL_TOKENS)).all()
-
-
-def test_a_long_caption_is_refused_by_number_or_cut_on_demand(tokenizer):
-    with pytest.raises(ValueError, match="has 41 tokens, but at most 16 are read"):
-        tokenizer.encode(["rain " * 40], max_length=16)
-    ids, _ = tokenizer.encode(["rain " * 40], max_length=16, truncate=True)
-    assert ids.shape == (1, 16) and ids[0, -1] == EOS
-    assert tokenizer.encode(["rain " * 15], max_length=16)[0].shape == (1, 16)
-
-
-def test_training_is_deterministic_in_the_words_not_their_order():
-    a, b = Tokenizer.train(CAPTIONS, 400), Tokenizer.train(CAPTIONS[::-1], 400)
-    assert a.backend.to_str() == b.backend.to_str()
-
-
-def test_a_saved_tokenizer_loads_equal(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "tokenizer.json")
-    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert loaded.vocab_size == tokenizer.vocab_size <= 400
-    assert torch.equal(loaded.encode(CAPTIONS)[0], tokenizer.encode(CAPTIONS)[0])
-    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
-
-
-def test_a_missing_damaged_or_foreign_tokenizer_is_named(tokenizer, tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        Tokenizer.load(tmp_path / "none.json")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        Tokenizer.load(tmp_path)
-    half = tmp_path / "half.json"
-    half.write_text(tokenizer.backend.to_str()[:1000])
-    with pytest.raises(ValueError, match="damaged"):
-        Tokenizer.load(half)
-    half.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="damaged"):
-        Tokenizer.load(half)
-    foreign = tmp_path / "foreign.json"
-    foreign.write_text(tokenizer.backend.to_str().replace('"<cls>"', '"[CLS]"'))
-    with pytest.raises(ValueError, match="id 2 is not <cls>"):
-        Tokenizer.load(foreign)
-
-
-def test_bad_captions_and_sizes_get_one_sentence(tokenizer):
-    with pytest.raises(
-        TypeError, match=r"must be a list of str, not one str: write \['rain'\]"
-    ):
-        tokenizer.encode("rain")
-    with pytest.raises(TypeError, match="one of them is int"):
-        tokenizer.encode(["rain", 3])
-    with pytest.raises(ValueError, match="at least one caption"):
-        tokenizer.encode([])
-    with pytest.raises(ValueError, match="max_length must be at least 1, not 0"):
-        tokenizer.encode(["rain"], max_length=0)
-    with pytest.raises(ValueError, match=f"at least {MIN_VOCABULARY}, not 100"):
-        Tokenizer.train(CAPTIONS, vocab_size=100)
-    with pytest.raises(ValueError, match="at least one caption"):
-        Tokenizer.train([])
 
 
 # --- span corruption
@@ -338,6 +191,53 @@ def test_the_first_loss_is_that_of_guessing_and_falls():
         p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()
     )
     assert model.loss(batch) < 0.6 * first
+
+
+def test_the_mean_loss_of_shares_is_that_of_the_whole():
+    torch.manual_seed(0)
+    model, (ids, mask) = T5(CONFIG).eval(), batch_of_tokens()
+    noise = noise_spans(mask, torch.Generator().manual_seed(0), rate=0.4)
+    _, targets = span_corrupt(ids, mask, noise)
+    n_targets = ((targets != PAD).sum() / 8).expand(8)
+    batch = {"ids": ids, "mask": mask, "noise": noise, "n_targets": n_targets}
+    shares = [{k: x[i : i + 4] for k, x in batch.items()} for i in (0, 4)]
+    whole = model.loss({k: batch[k] for k in ("ids", "mask", "noise")})
+    torch.testing.assert_close(sum(map(model.loss, shares)) / 2, whole)
+    torch.testing.assert_close(model.loss(batch), whole)
+
+
+def test_weights_are_drawn_at_t5s_own_scales():
+    torch.manual_seed(0)
+    size = T5Config(200, 64, 16, 96, num_layers=2, num_decoder_layers=1, num_heads=2)
+    block = T5Encoder(size).encoder.block[0]
+    attention, network = (block.layer[i]._modules[n] for i, n in
+                          ((0, "SelfAttention"), (1, "DenseReluDense")))  # fmt: skip
+    for linear, variance in (
+        (attention.q, 1 / (64 * 16)),  # makes up for the missing 1/sqrt(d)
+        (attention.k, 1 / 64),
+        (attention.v, 1 / 64),
+        (attention.o, 1 / 32),
+        (attention.relative_attention_bias, 1 / 64),
+        (network.wi_0, 1 / 64),
+        (network.wi_1, 1 / 64),
+        (network.wo, 1 / 96),
+    ):
+        assert linear.weight.var().item() == pytest.approx(variance, rel=0.35)
+
+
+@torch.no_grad()
+def test_the_condition_of_captions_is_states_and_mask():
+    torch.manual_seed(0)
+    encoder = T5Encoder(CONFIG).eval()
+    assert encoder.reads == "caption" and encoder.dim == 32
+    with pytest.raises(ValueError, match="this T5Encoder has no tokenizer"):
+        encoder.encode(["rain"])
+    encoder.tokenizer = Tokenizer.train(["rain falls", "a dog barks"] * 2, 300)
+    ids, mask = encoder.tokenizer.encode(["rain falls", "a dog"], pad_to=30)
+    context = encoder.encode(["rain falls", "a dog"], pad_to=30)
+    assert torch.equal(context.sequence, encoder(ids, mask))
+    assert torch.equal(context.mask, mask)
+    assert encoder.empty(2).sequence.shape == (2, Tokenizer.pad_to, 32)
 
 
 def test_the_loss_takes_its_randomness_from_the_batch():

@@ -2,24 +2,29 @@
 paper's numbers.
 """
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_world import RECIPE, made_parts, make, small_world, weights
 
 from minilib import audio, training
 from minilib.audioldm2 import AudioLDM2
+from minilib.conditions import from_batch
 from minilib.data import Corpus
+from minilib.gpt import LOARegressor, Loudness
+from minilib.phonemes import PhonemeConfig, PhonemeEncoder
 from minilib.soundworld import SoundWorld
-from minilib.tokenizer import Tokenizer
 from minilib.training import (
     ALL_STAGES,
     RUNS,
@@ -27,233 +32,487 @@ from minilib.training import (
     Recipe,
     TrainingData,
     clips,
+    fit,
     loop,
     runs,
     stages,
     train,
     train_stages,
 )
+from minilib.unet import UNetBlock
+
+BRIEF = {"steps": 4, "batch_size": 2, "checkpoint_every": 2}
 
 
 @pytest.fixture(scope="module")
-def data() -> TrainingData:
-    corpus = Corpus.from_soundworld(SoundWorld("train", seed=5), 16, progress=False)
-    return TrainingData(corpus, Tokenizer.train(corpus.captions))
+def small() -> Iterator[TrainingData]:
+    with small_world() as data:
+        yield data
 
 
 @pytest.fixture(scope="module")
-def parts() -> dict:
-    classes = {
-        "vae": stages.VAE, "vocoder": stages.VOCODERS["tiny"], "audiomae": stages.AudioMAE, "clap": stages.CLAP,
-        "gpt": stages.LOARegressor, "unet": stages.UNet,
-    }  # fmt: skip
-    parts = {
-        name: stages.seeded(model, "tiny", 1).eval() for name, model in classes.items()
-    }
-    return parts | {"text": stages.seeded(stages.T5, "tiny", 1).text_encoder().eval()}
+def parts(small) -> dict[str, torch.nn.Module]:
+    return made_parts(small)
 
 
-def small(name: str) -> Recipe:
-    return replace(
-        RUNS["tiny"].recipes[name], steps=4, batch_size=2, warmup=1, checkpoint_every=2
+def at(step: int, name: str = "joint") -> torch.Generator:
+    return training.step_generator(0, name, step)
+
+
+def loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    losses = model.loss(batch)
+    return losses["loss"] if isinstance(losses, dict) else losses
+
+
+# --------------------------------------------------------------------------------------
+# fit
+
+
+class Line(torch.nn.Module):
+    """y = w x + b, as simple as a model with a loss can be."""
+
+    def __init__(self, names: bool = True):
+        super().__init__()
+        self.w, self.names = torch.nn.Parameter(torch.zeros(3, 2)), names
+        self.b = torch.nn.Parameter(torch.zeros(2))
+        self.fixed = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def loss(self, batch):
+        error = batch["x"] @ self.w + self.b - batch["y"]
+        squared = error.square().mean()
+        if not self.names:
+            return squared
+        return {"loss": squared, "error": error.detach().abs().mean()}
+
+
+def points(generator: torch.Generator, n: int = 16) -> dict[str, torch.Tensor]:
+    x = torch.randn(n, 3, generator=generator)
+    return {"x": x, "y": x[:, :2] - 2 * x[:, 1:] + 0.5}
+
+
+SHORT = Recipe(steps=30, batch_size=16, lr=0.2, warmup=5)
+
+
+def test_fit_returns_a_curve_for_each_loss_and_they_fall():
+    curves = fit(Line(), points, SHORT, progress=False)
+    assert set(curves) == {"loss", "error"}
+    assert all(curve.shape == (30,) for curve in curves.values())
+    assert curves["loss"][-5:].mean() < 0.05 * curves["loss"][:3].mean()
+    alone = fit(Line(names=False), points, SHORT, progress=False)
+    assert list(alone) == ["loss"] and torch.equal(alone["loss"], curves["loss"])
+
+
+def test_the_first_point_of_a_curve_is_the_loss_before_any_step():
+    batch = points(training.step_generator(3, "line", 0))
+    curves = fit(Line(), points, replace(SHORT, steps=1), seed=3, name="line")
+    assert curves["loss"].tolist() == [pytest.approx(loss(Line(), batch).item())]
+
+
+def test_fit_is_told_by_seed_and_name_alone():
+    ends = {}
+    for seed, name in ((0, "a"), (0, "b"), (1, "a")):
+        torch.manual_seed(hash((seed, name)))
+        model = Line()
+        curve = fit(model, points, SHORT, seed, name, progress=False)["loss"]
+        ends[seed, name] = curve, weights(model)
+    again = Line()
+    curve = fit(again, points, SHORT, 0, "a", progress=False)["loss"]
+    assert torch.equal(curve, ends[0, "a"][0])
+    assert torch.equal(weights(again), ends[0, "a"][1])
+    for other in ((0, "b"), (1, "a")):
+        assert not torch.equal(curve, ends[other][0])
+
+
+def test_fit_trains_as_train_does_but_without_files(
+    small, parts, tmp_path, monkeypatch
+):
+    stage = make("clap", small, parts)
+    trained = weights(train(stage, tmp_path / "train", progress=False))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setattr(torch, "save", None)
+    fresh = make("clap", small, parts)
+    curves = fit(fresh.model, fresh.batch, fresh.recipe, fresh.seed, "clap")
+    assert torch.equal(weights(fresh.model), trained)
+    assert len(curves["loss"]) == fresh.recipe.steps
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_fitted_model_is_in_evaluation_mode_and_what_is_frozen_stays():
+    model = Line().eval()
+    model.dropout = torch.nn.Dropout(0.5)
+    seen = []
+    real, model.loss = (
+        model.loss,
+        lambda batch: seen.append(model.training) or real(batch),
     )
+    fit(model, points, replace(SHORT, steps=2), progress=False)
+    assert seen == [True, True] and not model.training and not model.dropout.training
+    assert torch.equal(model.fixed, torch.ones(2)) and model.w.abs().min() > 0
 
 
-def make(
-    name: str, data: TrainingData, parts: dict, recipe: Recipe | None = None
-) -> training.Stage:
-    import copy
+def test_a_fitted_model_holds_the_average_of_its_weights():
+    model, passed = Line(), []
 
-    needed = {part: copy.deepcopy(parts[part]) for part in STAGES[name].needs}
-    return STAGES[name]("tiny", recipe or small(name), data, needed)
+    def watched(generator):
+        passed.append(model.w.detach().clone())
+        return points(generator)
+
+    fit(model, watched, replace(SHORT, steps=20), progress=False)
+    passed.append(model.w.detach().clone())  # without an average: the last weights
+    average = passed[0]
+    for i, w in enumerate(passed[1:]):  # the decay rises from 1/10 to what is asked for
+        decay = min(0.6, (1 + i) / (10 + i))
+        average = decay * average + (1 - decay) * w
+    averaged = Line()
+    fit(averaged, points, replace(SHORT, steps=20, ema=0.6), progress=False)
+    torch.testing.assert_close(averaged.w.detach(), average)
+    assert (average - passed[-1]).abs().max() > 1e-3
 
 
-def weights(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.state_dict().values()])
+def test_micro_batches_give_gradient_and_losses_of_the_whole():
+    ends, curves = [], []
+    for n in (1, 4):
+        model = Line().double()
+        draw = lambda g: {k: x.double() for k, x in points(g).items()}
+        recipe = replace(SHORT, accumulate=n, steps=5)
+        curves.append(fit(model, draw, recipe, progress=False))
+        ends.append(weights(model))
+    assert torch.allclose(*ends, atol=1e-9)
+    for name in ("loss", "error"):
+        torch.testing.assert_close(curves[0][name], curves[1][name])
+
+
+def test_gradients_are_clipped_to_their_norm():
+    model, gradients = Line(), []
+    keep = lambda g: gradients.append(g.clone())
+    fit(model, points, replace(SHORT, steps=1, clip=1e-3), progress=False)
+    taken = training.Loop(Line(), points, replace(SHORT, clip=1e-3), 0, "fit")
+    real = taken.optimizer.step
+    every = lambda: [keep(p.grad) for p in taken.learned.values()]
+    taken.optimizer.step = lambda: every() and real()
+    taken.step()
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_of_each_step_is_the_recipes():
+    taken = training.Loop(Line(), points, SHORT, 0, "fit")
+    for step in range(4):
+        taken.step()
+        rates = {group["lr"] for group in taken.optimizer.param_groups}
+        assert rates == {training.learning_rate(SHORT, step)}
+    assert taken.done == 4
+
+
+def test_the_bar_shows_name_losses_and_steps(capsys):
+    fit(Line(), points, replace(SHORT, steps=3), name="a line")
+    shown = capsys.readouterr().err
+    assert "a line" in shown and "3/3" in shown and "  error 1." in shown
+    fit(Line(), points, replace(SHORT, steps=3), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_running_means_follow_some_twenty_steps():
+    taken = training.Loop(Line(), points, SHORT, 0, "fit")
+    mean = None
+    for at_step in loop.all_steps(taken, progress=False):
+        mean = at_step["loss"] if mean is None else 0.95 * mean + 0.05 * at_step["loss"]
+        assert taken.losses["loss"] == pytest.approx(mean)
+    assert loop.sentence({"loss": 0.5, "l1": 2}) == "loss 0.5000  l1 2.0000"
+
+
+def test_a_batch_of_other_rows_than_the_recipes_is_refused():
+    draw = lambda generator: {**points(generator), "y": torch.zeros(8, 2)}
+    with pytest.raises(ValueError, match="recipe's batch_size 16, not 8 of y"):
+        fit(Line(), draw, SHORT, progress=False)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate"])
+def test_a_recipe_without_steps_or_clips_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, not 0"):
+        replace(SHORT, **{name: 0})
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence():
+    draws = itertools.count()
+    turn = lambda x: x if next(draws) < 6 else x * float("nan")  # two a batch
+    bad = lambda generator: {k: turn(x) for k, x in points(generator).items()}
+    with pytest.raises(FloatingPointError, match="nan at step 3: lower the learning"):
+        fit(Line(), bad, SHORT, progress=False)
+
+
+def test_learning_rate_rises_and_falls_within_its_bounds():
+    recipe = Recipe(steps=100, batch_size=1, lr=1.0, warmup=10, final_lr=0.02)
+    rates = [training.learning_rate(recipe, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1, rel=0.01)
+    assert max(rates) < 1.0 and rates[-1] < 0.022
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[50] == pytest.approx(0.51)
+    constant = replace(recipe, final_lr=1.0)
+    assert {training.learning_rate(constant, step) for step in range(10, 100)} == {1.0}
+
+
+def test_vectors_do_not_decay_and_matrices_do():
+    model = Line()
+    groups = loop.make_optimizer(model, replace(SHORT, weight_decay=0.3)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay == {id(model.w): 0.3, id(model.b): 0.0}
+    assert {group["betas"] for group in groups} == {SHORT.betas}
+
+
+def test_budget_takes_the_cpu_number_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training.budget(cpu=3, gpu=7) == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.budget(cpu=3, gpu=7) == 7
+
+
+# --------------------------------------------------------------------------------------
+# Every stage
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    name, data, parts, tmp_path, monkeypatch
+    name, small, parts, tmp_path, monkeypatch
 ):
     unbroken = weights(
-        train(make(name, data, parts), tmp_path / "unbroken", progress=False)
+        train(make(name, small, parts, **BRIEF), tmp_path / "unbroken", progress=False)
     )
-    real, calls = loop.training_step, []
+    real, calls = loop.Loop.step, []
 
-    def stop_in_the_third_step(*args):
-        calls.append(args)
+    def stop_in_the_fourth_step(self):
+        calls.append(self)
         # one step after the checkpoint is lost, and must be made again
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(self)
 
-    monkeypatch.setattr(loop, "training_step", stop_in_the_third_step)
+    monkeypatch.setattr(loop.Loop, "step", stop_in_the_fourth_step)
     with pytest.raises(KeyboardInterrupt):
-        train(make(name, data, parts), tmp_path / "broken", progress=False)
-    monkeypatch.setattr(loop, "training_step", real)
+        train(make(name, small, parts, **BRIEF), tmp_path / "broken", progress=False)
     resumed = train(
-        make(name, data, parts), tmp_path / "broken", resume=True, progress=False
+        make(name, small, parts, **BRIEF), tmp_path / "broken", True, progress=False
     )
-    assert torch.equal(weights(resumed), unbroken)
+    assert len(calls) == 4 + 2 and torch.equal(weights(resumed), unbroken)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_trains_in_the_half_precision_that_a_gpu_has(
-    name, data, parts, tmp_path
+    name, small, parts, monkeypatch
 ):
-    recipe = replace(small(name), steps=1, precision="bf16")
-    stage = make(name, data, parts, recipe)
-    before = weights(stage.model).clone()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "has_bf16", lambda: True)
-        trained = train(stage, tmp_path, progress=False)
-    assert weights(trained).isfinite().all() and not torch.equal(
-        weights(trained), before
-    )
+    stage = make(name, small, parts, **{**BRIEF, "steps": 1}, precision="bf16")
+    before = weights(stage.model)
+    monkeypatch.setattr(loop, "has_bf16", lambda: True)
+    fit(stage.model, stage.batch, stage.recipe, progress=False)
+    after = weights(stage.model)
+    assert after.isfinite().all() and not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_training_on_one_batch_lowers_its_loss(name, data, parts, tmp_path):
-    stage = make(name, data, parts, replace(small(name), steps=8, ema=0.0, lr=3e-4))
-    batch = stage.batch(training.step_generator(0, name, 0))
-    stage.batch = lambda generator: batch
-
-    def loss() -> float:
-        losses = stage.model.loss(batch)
-        return float((losses["loss"] if isinstance(losses, dict) else losses).detach())
-
-    before = loss()
-    train(stage, tmp_path, progress=False)
+def test_training_on_one_batch_lowers_its_loss(name, small, parts):
+    stage = make(name, small, parts, batch_size=2, steps=8, ema=0.0, lr=1e-3)
+    batch = stage.batch(at(0, name))
+    before = loss(stage.model, batch).item()
+    fit(stage.model, lambda generator: batch, stage.recipe, progress=False)
     stage.model.train()
-    assert loss() < before
+    assert loss(stage.model, batch).item() < before
 
 
-def test_a_batch_depends_on_its_step_and_seed_alone(data, parts):
-    stage = make("joint", data, parts)
-    a, b, c = (
-        stage.batch(training.step_generator(*key))
-        for key in ((0, "joint", 7), (0, "joint", 7), (0, "joint", 8))
-    )
+def test_a_batch_depends_on_its_step_and_seed_alone(small, parts):
+    stage = make("joint", small, parts)
+    a, b, c = (stage.batch(at(step)) for step in (7, 7, 8))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not torch.equal(a["eps"], c["eps"])
 
 
-def test_frozen_parts_stay_as_they_are(data, parts, tmp_path):
-    stage = make("joint", data, parts)
-    before = {name: weights(part).clone() for name, part in stage.parts.items()}
-    train(stage, tmp_path, progress=False)
-    changed = {
-        name
-        for name, part in stage.parts.items()
-        if not torch.equal(weights(part), before[name])
-    }
+def test_frozen_parts_stay_as_they_are(small, parts):
+    stage = make("joint", small, parts)
+    before = {name: weights(part) for name, part in stage.parts.items()}
+    fit(stage.model, stage.batch, stage.recipe, progress=False)
+    after = {name: weights(part) for name, part in stage.parts.items()}
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed == {"gpt", "unet"}
+    frozen = [p for n in ("vae", "clap", "text") for p in stage.parts[n].parameters()]
+    assert frozen and not any(p.requires_grad for p in frozen)
 
 
-def test_joint_training_sends_the_noise_loss_into_gpt(data, parts):
-    stage = make("joint", data, parts)
-    batch = stage.batch(training.step_generator(0, "joint", 0))
-    batch["true_loa"] = torch.zeros_like(batch["true_loa"])
-    # where the regression has nothing to learn, only the noise loss is left to teach it
-    with torch.no_grad():
-        batch["loa"] = stage.model.gpt.generate(stages.named(batch))
-    losses = stage.model.loss(batch)
-    losses["loss"].backward()
-    assert losses["loa"] < 1e-9
-    assert stage.model.gpt.gpt2.h[0].attn.c_attn.weight.grad.abs().sum() > 1e-6
+def test_an_unknown_option_of_a_stage_is_refused(small):
+    with pytest.raises(TypeError, match="stage vae has no option levels"):
+        STAGES["vae"]("small", RECIPE, small, {}, levels=2)
 
 
-def test_joint_shows_each_clip_at_several_levels_and_beside_its_own_loa(data, parts):
-    recipe = replace(small("joint"), batch_size=4, levels=2, level_power=1.0)
-    stage = make("joint", data, parts, recipe)
-    batch = stage.batch(training.step_generator(0, "joint", 0))
-    assert batch["t"].shape == batch["true_loa"].shape == (4, 2) and batch["z0"].shape[
-        :2
-    ] == (4, 2)
-    assert torch.equal(batch["z0"][:, 0], batch["z0"][:, 1])
-    assert not torch.equal(batch["eps"][:, 0], batch["eps"][:, 1])
-    assert ((batch["t"][:, 0] - batch["t"][:, 1]).abs() - 500).abs().max() <= 1
-    batch["true_loa"] = torch.tensor([[True, False]] * 4)
-    given = {}
-    stage.model.unet.loss = lambda shown: given.update(shown) or torch.zeros(())
-    stage.model.loss(batch)
-    with torch.no_grad():
-        written = stage.model.gpt.generate(stages.named(batch))
-    for i in range(4):
-        assert (
-            torch.equal(given["z0"][2 * i], batch["z0"][i, 0])
-            and given["t"][2 * i] == batch["t"][i, 0]
-        )
-        assert torch.equal(given["loa"][2 * i], batch["loa"][i])
-        torch.testing.assert_close(given["loa"][2 * i + 1], written[i])
-        assert torch.equal(given["text"][2 * i + 1], batch["text"][i])
+def test_stages_draw_their_weights_from_their_seed(small):
+    made = [STAGES["text"]("small", RECIPE, small, {}, seed) for seed in (0, 0, 1)]
+    first, same, other = (weights(stage.model) for stage in made)
+    assert torch.equal(first, same) and not torch.equal(first, other)
 
 
-def test_shares_of_true_loa_and_of_empty_captions_are_the_papers(data, parts):
-    stage = make("joint", data, parts, replace(small("joint"), batch_size=16))
-    true, unread = [], []
-    empty_text = stage.encode([""])["text"][0, 0]
-    for step in range(60):
-        batch = stage.batch(training.step_generator(0, "joint", step))
-        no_caption = (batch["text"][:, 0] - empty_text).abs().amax(dim=1) < 1e-4
-        unread.append(no_caption)
-        true.append(batch["true_loa"][~no_caption])
-        # where nothing is read, the LOA is always GPT-2's own
-        assert not batch["true_loa"][no_caption].any()
-    assert abs(torch.cat(unread).float().mean() - 0.1) < 0.03
-    assert abs(torch.cat(true).float().mean() - 0.25) < 0.05
+def test_the_same_seed_draws_other_weights_only_of_other_models(small):
+    state = torch.random.get_rng_state()
+    stages.seeded(stages.VAE, "small", 0)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_captions_are_encoded_once_and_as_the_pipeline_does(data, parts, monkeypatch):
-    fresh = replace(data, conditions={})
-    stage = make("gpt", fresh, parts)
-    calls, read = [], stages.encode_captions
-    monkeypatch.setattr(
-        stages, "encode_captions", lambda *given: calls.append(given) or read(*given)
+# --------------------------------------------------------------------------------------
+# Sounds
+
+
+def test_a_share_of_the_clips_are_recordings_where_there_are_any(small):
+    loud = Corpus((torch.ones(8, 10240) * 32000).short().numpy(), [""] * 8)
+    data = replace(small, recordings=[loud])
+    waves = data.waves(8, 0.75, at(0))
+    flat = waves.std(dim=1) < 1e-6
+    assert waves.shape == (8, 10240) and flat.tolist() == [False] * 2 + [True] * 6
+    gains = torch.cat([data.waves(8, 1.0, at(step))[:, 0] for step in range(50)])
+    assert waves.abs().max() <= 1 and gains.max() == 1
+    decibels = 20 * (gains / (32000 / 32768)).log10()
+    assert -9 <= decibels.min() < -8.5 and decibels.median() == pytest.approx(
+        -3, abs=0.7
     )
-    for captions in (data.corpus.captions[:5], ["", data.corpus.captions[7]]):
-        with torch.no_grad():
-            (clap, clap_mask), (text, mask) = read(
-                captions, data.tokenizer, data.tokenizer, parts["clap"], parts["text"]
+    assert small.waves(8, 0.75, at(0)).shape == (8, 10240)
+
+
+def test_a_crop_is_the_loudest_of_three_pieces():
+    waves = torch.zeros(64, 1000)
+    waves[:, 500:] = 1.0
+    pieces = clips.crop(waves, 100, at(0))
+    assert pieces.shape == (64, 100)
+    # all three of them lie in the silent half in (400 / 901)^3 of the cases
+    silent = (pieces.sum(dim=1) == 0).float().mean()
+    assert 0.02 < silent < 0.2
+    whole = torch.randn(2, 50, generator=at(1))
+    assert torch.equal(clips.crop(whole, 50, at(2)), whole)
+
+
+def test_stages_hear_crops_of_the_length_that_they_are_told(small, parts):
+    for name, frames in (("vae", 48), ("vocoder", 48)):
+        batch = make(name, small, parts).batch(at(0))
+        assert batch["mel"].shape == (8, 1, frames, 64)
+    assert make("audiomae", small, parts).batch(at(0))["mel"].shape == (8, 1, 64, 64)
+
+
+def test_draws_from_the_latent_have_variance_one_and_an_emptied_channel_stays_small(
+    small, parts
+):
+    stage = make("vae", small, parts, **BRIEF)
+    fit(stage.model, stage.batch, stage.recipe, progress=False)
+    # as the KL term empties a channel: no mean, the variance of the prior
+    quant = stage.model.quant_conv
+    with torch.no_grad():
+        for row in (1, 1 + stage.model.config.latent_channels):
+            quant.weight[row] = 0.0
+            quant.bias[row] = 0.0
+        vae = stage.finish()["vae"]
+        mean, log_variance = vae.moments(audio.log_mel(small.corpus.wave(range(16))))
+    variance = mean.var(dim=(0, 2, 3)) + log_variance.exp().mean(dim=(0, 2, 3))
+    assert mean.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    assert (variance - 1).abs().max() < 1e-3
+    assert mean[:, 1].abs().max() < 1e-3 < mean[:, 0].std()
+
+
+def test_the_loa_of_the_clips_has_variance_one_at_every_lambda(small, parts):
+    stage = make("audiomae", small, parts)
+    audiomae = stage.finish()["audiomae"]
+    with torch.no_grad():
+        for pool in audiomae.config.pools:
+            loa = audiomae.loa(small.mels(16), pool).flatten(0, 1)
+            torch.testing.assert_close(
+                loa.mean(dim=0), torch.zeros(16), atol=1e-3, rtol=0
             )
-        ours = stage.encode(captions)
-        assert torch.equal(ours["text_mask"], mask) and torch.equal(
-            ours["clap_mask"], clap_mask
-        )
-        torch.testing.assert_close(ours["clap"], clap)
-        torch.testing.assert_close(ours["text"][mask], text[mask])
-        assert ours["text"].shape == text.shape and not ours["text"][~mask].any()
-    assert len(calls) == 1  # all captions of the corpus together
+            torch.testing.assert_close(
+                loa.std(dim=0), torch.ones(16), atol=1e-3, rtol=0
+            )
 
 
-def test_what_is_computed_of_all_clips_is_put_in_place_piece_by_piece(data):
-    waves = data.corpus.waves[[*range(16), *range(13)]]  # 4 batches of 8, the last of 5
+# --------------------------------------------------------------------------------------
+# What is computed once
+
+
+def test_captions_are_encoded_once_and_as_the_encoder_does(small, parts, monkeypatch):
+    data, calls = replace(small, encoded={}), []
+    encoders = {name: parts[name] for name in ("clap", "text")}
+    for encoder in encoders.values():
+        real = encoder.encode
+        noted = lambda texts, *pad, real=real: calls.append(texts) or real(texts, *pad)
+        monkeypatch.setattr(encoder, "encode", noted)
+    for indices in (torch.arange(5), torch.tensor([7, 3])):
+        texts = [data.corpus.captions[i] for i in indices]
+        told = data.told(encoders, indices, torch.zeros(len(indices), dtype=torch.bool))
+        assert set(told) == {"clap", "text", "text_mask"}
+        with torch.no_grad():
+            clap, (text, mask) = (type(x).encode(x, texts) for x in encoders.values())
+        torch.testing.assert_close(told["clap"], clap.sequence)
+        assert torch.equal(told["text_mask"], mask) and told["text"].shape == text.shape
+        torch.testing.assert_close(told["text"][mask], text[mask])
+    read = sorted(set(data.corpus.captions))
+    assert [sorted(call) for call in calls if call != [""]] == [read, read]
+
+
+def test_conditions_that_are_dropped_are_the_encoders_empty_ones(small, parts):
+    encoders = {name: parts[name] for name in ("clap", "text")}
+    dropped = torch.tensor([False, True, False])
+    told = small.told(encoders, torch.arange(3), dropped)
+    with torch.no_grad():
+        for name, encoder in encoders.items():
+            x, mask = encoder.empty(1)
+            mask = mask if mask is not None else torch.ones(1, 1, dtype=torch.bool)
+            torch.testing.assert_close(told[name][1][mask[0]], x[mask])
+    assert told["text_mask"].sum(dim=1)[1] == 1 < told["text_mask"].sum(dim=1)[0]
+
+
+def test_what_is_computed_of_all_clips_is_put_in_place_piece_by_piece(small):
+    waves = small.corpus.waves[[*range(16), *range(13)]]  # 4 batches, the last of 5
     corpus = Corpus(waves, ["a sound"] * len(waves))
-    pieces = []
+    data, pieces = replace(small, corpus=corpus, features={}), []
 
     def noted(mel):
-        assert not any(piece() is not None for piece in pieces[:-1]), (
-            "a piece is kept, and memory scattered"
-        )
-        levels = audio.loudness(mel)
-        pieces.append(weakref.ref(levels))
-        return levels
+        alive = [piece for piece in pieces[:-1] if piece() is not None]
+        assert not alive, "a piece is kept, and memory scattered"
+        found = audio.loudness(mel)
+        pieces.append(weakref.ref(found))
+        return found
 
-    levels = stages.over_clips(
-        "level", noted, replace(data, corpus=corpus, features={})
-    )
+    found = data.over_clips(("loudness", 0), noted)
     assert len(pieces) == 4
-    torch.testing.assert_close(
-        levels, audio.loudness(audio.log_mel(corpus.wave(range(len(corpus)))))
-    )
+    torch.testing.assert_close(found, audio.loudness(data.mels(29)))
+    assert data.over_clips(("loudness", 0), noted) is found and len(pieces) == 4
 
 
-def test_gpts_teacher_shows_a_quarter_of_the_clips_and_of_these_any_share(data, parts):
-    stage = make("gpt", data, parts, replace(small("gpt"), batch_size=16))
-    batches = [
-        stage.batch(training.step_generator(0, "gpt", step)) for step in range(120)
-    ]
+def test_the_loa_is_kept_for_each_lambda_that_some_gpt_2_writes(small, parts):
+    data, audiomae = replace(small, features={}), parts["audiomae"]
+    for n, pool in ((4, 2), (16, 1), (1, 4)):
+        loa = data.loa(audiomae, n)
+        with torch.no_grad():
+            wanted = audiomae.loa(data.mels(16), pool)
+        torch.testing.assert_close(loa, wanted)
+        assert data.loa(audiomae, n) is loa and loa.shape[1] == n
+    assert set(data.features) == {("audiomae", 2), ("audiomae", 1), ("audiomae", 4)}
+    with pytest.raises(ValueError, match="writes 5 LOA vectors, but AudioMAE makes 16"):
+        data.loa(audiomae, 5)
+
+
+def test_what_a_part_made_is_forgotten_once_it_has_been_trained_anew(small, parts):
+    data = replace(small, features={}, encoded={})
+    data.loa(parts["audiomae"], 4), data.loa(parts["audiomae"], 1)
+    data.latents(parts["vae"])
+    everything = torch.zeros(2, dtype=torch.bool)
+    data.told({"text": parts["text"]}, torch.arange(2), everything)
+    data.forget("audiomae")
+    assert set(data.features) == {("vae", 0)} and set(data.encoded) == {"text"}
+    data.forget("text"), data.forget("vae"), data.forget("clap")
+    assert not data.features and not data.encoded
+
+
+# --------------------------------------------------------------------------------------
+# GPT-2, latent diffusion, both
+
+
+def test_gpts_teacher_shows_a_quarter_of_the_clips_and_of_these_any_share(small, parts):
+    stage = make("gpt", small, parts, batch_size=16)
+    stage.loa = torch.zeros(16, 16, 2)  # of 16 vectors each
+    batches = [stage.batch(at(step, "gpt")) for step in range(120)]
     assert batches[0]["keep"].shape == batches[0]["loa"].shape[:2]
     shares = torch.cat([batch["keep"].float().mean(dim=1) for batch in batches])
     # but for those that are shown less than one vector of 16
@@ -264,160 +523,273 @@ def test_gpts_teacher_shows_a_quarter_of_the_clips_and_of_these_any_share(data, 
     assert taught.max() == 1 and 1 / 12 - 0.03 < taught.var() < 0.13
 
 
-def test_the_joint_regression_is_scored_without_a_teacher(data, parts):
-    stage = make("joint", data, parts)
-    batch = stage.batch(training.step_generator(0, "joint", 0))
+def test_gpt_2_reads_the_captions_of_the_clips_whose_loa_it_learns(small, parts):
+    stage = make("gpt", small, parts)
+    batch = stage.batch(at(0, "gpt"))
+    indices, captions = small.pairs(8, at(0, "gpt"))
     with torch.no_grad():
-        written = stage.model.gpt.generate(stages.named(batch))
-        torch.testing.assert_close(
-            stage.model.loss(batch)["loa"], F.mse_loss(written, batch["loa"])
+        loa, told = (
+            parts["audiomae"].loa(small.mels(16)),
+            parts["clap"].encode(captions),
         )
+    torch.testing.assert_close(batch["loa"], loa[indices])
+    alike = (batch["clap"] - told.sequence).abs().amax(dim=(1, 2)) < 1e-5
+    assert alike.sum() >= 6  # a tenth is emptied
 
 
 @pytest.mark.parametrize("name", ["gpt", "joint"])
-def test_gpt_2_learns_how_loud_the_clips_are_as_it_then_writes_them(name, data, parts):
-    stage = make(name, data, parts)
-    assert (stage.model if name == "gpt" else stage.model.gpt).level(
-        torch.zeros(1, 16, 192)
-    ) is None
-    gpt = stage.finish()["gpt"]
+def test_gpt_2_learns_how_loud_the_clips_are_as_it_then_writes_them(name, small, parts):
+    stage = make(name, small, parts)
+    made = stage.finish()
+    captions, gpt = small.corpus.captions, made["gpt"]
     with torch.no_grad():
-        told = gpt.level(gpt.generate(stages.named(stage.encode(data.corpus.captions))))
-    levels = audio.loudness(audio.log_mel(data.corpus.wave(range(16))))[:, 0]
-    assert levels.std() > 4 and (told - levels).abs().mean() < 0.2 * levels.std()
+        told = {key: parts[key].encode(captions) for key in gpt.config.conditions}
+        loa = gpt.generate(told)
+    wanted = audio.loudness(small.mels(16))[:, 0]
+    fitted = Loudness(made["loudness"].config)
+    fitted.fit(loa, wanted)
+    torch.testing.assert_close(made["loudness"](loa), fitted(loa))
+    error = (fitted(loa) - wanted).abs().mean()
+    assert wanted.std() > 2 and error < 0.9 * (wanted - wanted.mean()).abs().mean()
 
 
-def test_a_released_gpt_2_stays_as_it_is(data, parts):
-    stage = make("joint", data, parts)
-    stage.parts["gpt"] = stages.LOARegressor.preset("tiny", level=False)
-    stages.fit_level(stage, stage.parts["gpt"])
-    assert not [key for key in stage.parts["gpt"].state_dict() if "level" in key]
+def test_a_pipeline_that_never_told_how_loud_is_not_taught_it_by_joint(small, parts):
+    without = {name: part for name, part in parts.items() if name != "loudness"}
+    stage = STAGES["joint"]("small", RECIPE, small, without)
+    assert set(stage.finish()) == {"gpt", "unet"}
 
 
-def test_ldm_training_reads_no_caption(data, parts):
-    stage = make("ldm", data, parts)
-    texts = [
-        stage.batch(training.step_generator(0, "ldm", step))["text"]
-        for step in range(3)
+class Letters:
+    """A tokenizer of phonemes, one a letter."""
+
+    pad_to = 12
+
+    def encode(self, texts, pad_to=0):
+        S = max(pad_to, *map(len, texts))
+        rows = [[1 + ord(x) % 30 for x in text] for text in texts]
+        ids = torch.tensor([row + [0] * (S - len(row)) for row in rows])
+        return ids, ids != 0
+
+
+@pytest.fixture()
+def speaking(small, parts, monkeypatch) -> stages.GPTStage:
+    """GPT-2 that reads CLAP and phonemes, whose encoder learns with it."""
+    encoder = PhonemeEncoder(
+        PhonemeConfig(32, 8, num_layers=1, num_heads=2, ffn_dim=16, flow_size=1)
+    )
+    encoder.tokenizer = Letters()
+    config = replace(LOARegressor.presets["small"], condition_dims=(16, 8))
+    monkeypatch.setitem(LOARegressor.presets, "small", config)
+
+    class SpeakingStage(stages.GPTStage):
+        makes = ("gpt", "text", "loudness")
+
+    said = [f"word {caption[-6:]}" for caption in small.corpus.captions]
+    data = replace(small, transcriptions=said, encoded={})
+    recipe = replace(RECIPE, steps=8, lr=1e-2, ema=0.0)
+    return SpeakingStage("small", recipe, data, {**parts, "text": encoder})
+
+
+def test_an_encoder_that_learns_with_gpt_2_encodes_inside_the_loss(speaking):
+    encoder, batch = speaking.parts["text"], speaking.batch(at(0, "gpt"))
+    assert {"text_ids", "text_ids_mask", "dropped", "clap"} <= set(batch)
+    assert "text" not in batch and "text" not in speaking.data.encoded
+    before, found = weights(encoder), loss(speaking.model, batch).item()
+    speaking.model.loss(batch).backward()
+    learned = [
+        p.grad for name, p in encoder.named_parameters() if "project" not in name
     ]
-    assert all(
-        torch.equal(text[i], texts[0][0]) for text in texts for i in range(len(text))
-    )
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in learned[1:])
+    speaking.model.zero_grad()
+    fit(speaking.model, lambda generator: batch, speaking.recipe, progress=False)
+    assert loss(speaking.model, batch).item() < found
+    assert not torch.equal(weights(encoder), before)
 
 
-def test_draws_from_the_latent_have_variance_one_and_an_emptied_channel_stays_small(
-    data, parts, tmp_path
-):
-    stage = make("vae", data, parts)
-    train(stage, tmp_path, progress=False)
-    # as the KL term empties a channel: no mean, the variance of the prior
-    quant = stage.model.quant_conv
-    with torch.no_grad():
-        for row in (1, 1 + stage.model.config.latent_channels):
-            quant.weight[row] = 0.0
-            quant.bias[row] = 0.0
-    vae, pack = stage.finish()["vae"], stage.model.config.pack
-    with torch.no_grad():
-        moments = vae.moments(audio.log_mel(data.corpus.wave(range(16))))
-    mean, log_variance = (torch.nn.functional.pixel_shuffle(x, pack) for x in moments)
-    variance = mean.var(dim=(0, 2, 3)) + log_variance.exp().mean(dim=(0, 2, 3))
-    assert (
-        mean.mean(dim=(0, 2, 3)).abs().max() < 1e-3
-        and (variance - 1).abs().max() < 1e-3
+def test_what_learns_with_gpt_2_is_read_as_gpt_2_alone_would_be_told(speaking):
+    batch = speaking.batch(at(3, "gpt"))
+    batch["dropped"] = torch.tensor([True] + [False] * 7)
+    encoder, (ids, mask) = (
+        speaking.parts["text"],
+        (batch["text_ids"], batch["text_ids_mask"]),
     )
-    assert mean[:, 1].abs().max() < 1e-3 < mean[:, 0].std()
+    with torch.no_grad():
+        states = encoder(ids, mask)
+        states[0], mask = 0.0, mask & ~batch["dropped"][:, None]
+        told = {**batch, "text": states, "text_mask": mask}
+        torch.testing.assert_close(speaking.model.loss(batch), speaking.gpt.loss(told))
+
+
+def test_what_learned_with_gpt_2_is_made_by_its_stage(speaking):
+    made = speaking.finish()
+    assert set(made) == {"gpt", "text", "loudness"}
+    assert made["text"] is speaking.parts["text"] and made["gpt"] is speaking.gpt
+
+
+def test_words_that_clips_do_not_have_are_asked_for_in_a_sentence(small, speaking):
+    with pytest.raises(ValueError, match="have no transcription, which PhonemeEncoder"):
+        small.texts(speaking.parts["text"])
+
+
+def test_ldm_training_reads_no_caption(small, parts):
+    stage = make("ldm", small, parts)
+    texts = [stage.batch(at(step, "ldm"))["text"] for step in range(3)]
+    with torch.no_grad():
+        empty = parts["text"].empty(1).sequence
+    assert all(torch.equal(text, empty.expand_as(text)) for text in texts)
+
+
+def test_a_tenth_of_the_loa_of_ldm_is_what_gpt_2_writes_from_nothing(small, parts):
+    stage = make("ldm", small, parts, batch_size=16)
+    with torch.no_grad():
+        empty = {name: parts[name].empty(1) for name in ("clap", "text")}
+        nothing = parts["gpt"].generate(empty)
+        true = parts["audiomae"].loa(small.mels(16))
+        z0 = parts["vae"].encode(small.mels(16))
+    emptied = []
+    for step in range(60):
+        batch = stage.batch(at(step, "ldm"))
+        indices, _ = small.pairs(16, at(step, "ldm"))
+        gone = (batch["loa"] - nothing).abs().amax(dim=(1, 2)) < 1e-5
+        torch.testing.assert_close(batch["loa"][~gone], true[indices[~gone]])
+        emptied.append(gone)
+    torch.testing.assert_close(batch["z0"], z0[indices])
+    assert abs(torch.cat(emptied).float().mean() - 0.1) < 0.03
+
+
+@pytest.mark.parametrize("name", ("ldm", "joint"))
+def test_the_recipe_says_whether_activations_are_computed_anew(name, small, parts):
+    ends = []
+    for recompute in (True, False):
+        stage = make(name, small, parts, recompute=recompute)
+        unet = stage.model.unet if name == "joint" else stage.model
+        blocks = [module for module in unet.modules() if isinstance(module, UNetBlock)]
+        assert {block.recompute for block in blocks} == {recompute}
+        ends.append(loss(stage.model, stage.batch(at(0, name))).item())
+    assert ends[0] == pytest.approx(ends[1])
 
 
 def test_the_noise_levels_of_a_batch_are_spread_evenly_and_each_is_as_likely():
     z0, drawn = torch.zeros(16, 2, 4, 4), []
     for step in range(400):
-        batch = stages.noised(z0, 1000, training.step_generator(0, "ldm", step))
+        batch = stages.noised(z0, 1000, at(step, "ldm"))
         t = batch["t"]
         assert t.min() >= 1 and t.max() <= 1000 and batch["eps"].shape == z0.shape
         # one in each sixteenth
         assert (t.sort().values.diff() - 1000 / 16).abs().max() <= 1
         drawn.append(t)
+    assert batch["z0"] is z0 and 0.9 < batch["eps"].std() < 1.1
     # the level of one place in the batch, over many batches
     first = torch.stack(drawn)[:, 0].float()
     assert abs(first.mean() - 500) < 50 and first.min() < 20 and first.max() > 980
 
 
-def test_a_power_below_one_draws_the_high_noise_levels_more_often():
-    z0 = torch.zeros(16, 2, 4, 4)
-    steps = [training.step_generator(0, "ldm", step) for step in range(400)]
-    t = torch.cat(
-        [stages.noised(z0, 1000, generator, power=0.5)["t"] for generator in steps]
-    ).float()
-    assert t.min() >= 1 and t.max() <= 1000
-    for share in (0.25, 0.5, 0.75):  # P(T sqrt(u) < t) = (t / T)^2
-        assert abs((t < 1000 * share).float().mean() - share**2) < 0.01
+def test_joint_training_sends_the_noise_loss_into_gpt(small, parts):
+    stage = make("joint", small, parts)
+    batch = stage.batch(at(0))
+    batch["true_loa"] = torch.zeros_like(batch["true_loa"])
+    # where the regression has nothing to learn, only the noise loss is left to teach it
+    gpt = stage.model.gpt
+    with torch.no_grad():
+        batch["loa"] = gpt.generate(from_batch(batch, gpt.config.conditions))
+    losses = stage.model.loss(batch)
+    losses["loss"].backward()
+    assert losses["loa"] < 1e-9
+    assert gpt.gpt2.h[0].attn.c_attn.weight.grad.abs().sum() > 1e-6
 
 
-@pytest.mark.parametrize("name", ("ldm", "joint"))
-def test_the_recipe_says_how_often_high_noise_levels_are_drawn(name, data, parts):
-    means = []
-    for power in (1.0, 0.3):
-        stage = make(
-            name, data, parts, replace(small(name), batch_size=16, level_power=power)
-        )
-        means.append(
-            stage.batch(training.step_generator(0, name, 0))["t"].float().mean()
-        )
-    assert abs(means[0] - 500) < 50 and abs(means[1] - 1000 / 1.3) < 50
+def test_joint_shows_each_clip_at_several_levels_and_beside_its_own_loa(small, parts):
+    stage = make("joint", small, parts, batch_size=4)
+    batch = stage.batch(at(0))
+    assert batch["t"].shape == batch["true_loa"].shape == (4, 2)
+    assert batch["z0"].shape == batch["eps"].shape == (4, 2, 4, 16, 16)
+    assert torch.equal(batch["z0"][:, 0], batch["z0"][:, 1])
+    assert not torch.equal(batch["eps"][:, 0], batch["eps"][:, 1])
+    assert ((batch["t"][:, 0] - batch["t"][:, 1]).abs() - 500).abs().max() <= 1
+    indices, _ = small.pairs(4, at(0))
+    with torch.no_grad():
+        z0 = parts["vae"].encode(small.mels(16))[indices]
+    torch.testing.assert_close(batch["z0"][:, 0], z0)
+    batch["true_loa"] = torch.tensor([[True, False]] * 4)
+    given = {}
+    stage.model.unet.loss = lambda shown: given.update(shown) or torch.zeros(())
+    stage.model.loss(batch)
+    with torch.no_grad():
+        conditions = from_batch(batch, ("clap", "text"))
+        written = stage.model.gpt.generate(conditions)
+    for i in range(4):
+        assert torch.equal(given["z0"][2 * i], batch["z0"][i, 0])
+        assert torch.equal(given["eps"][2 * i + 1], batch["eps"][i, 1])
+        assert given["t"][2 * i] == batch["t"][i, 0]
+        assert torch.equal(given["loa"][2 * i], batch["loa"][i])
+        torch.testing.assert_close(given["loa"][2 * i + 1], written[i])
+        assert torch.equal(given["text"][2 * i + 1], batch["text"][i])
+        assert torch.equal(given["text_mask"][2 * i], batch["text_mask"][i])
 
 
-def test_a_narrow_band_holds_nothing_above_it_and_the_rest_as_it_was():
-    n = torch.arange(16000, dtype=torch.float64) / audio.SAMPLE_RATE
-    low, high = (
-        torch.sin(2 * torch.pi * 500 * n)[None],
-        torch.sin(2 * torch.pi * 6000 * n)[None],
-    )
-    torch.testing.assert_close(clips.low_passed(low + high, 3000.0), low)
+def test_the_joint_loss_is_the_noises_and_the_regressions(small, parts):
+    stage = make("joint", small, parts)
+    losses = stage.model.loss(stage.batch(at(0)))
+    torch.testing.assert_close(losses["loss"].detach(), losses["noise"] + losses["loa"])
+    assert losses["noise"] > 0 and losses["loa"] > 0
 
 
-def test_recordings_are_narrowed_only_where_the_recipe_says_so(data):
-    noise = torch.randn(8, 40960, generator=torch.Generator().manual_seed(0)).clamp(
-        -1, 1
-    )
-    recorded = TrainingData(
-        data.corpus, data.tokenizer, [Corpus((noise * 32767).short().numpy(), [""] * 8)]
-    )
-    for narrow, expected in ((0.0, 0), (1.0, 6)):
-        recipe = Recipe(steps=1, batch_size=8, lr=1.0, recorded=0.75, narrow=narrow)
-        waves = recorded.waves(recipe, training.step_generator(0, "vae", 0))
-        # the recordings come after two clips of the corpus
-        spectrum = torch.fft.rfft(waves[2:]).abs()
-        above = spectrum[:, -5000:].mean(dim=1) / spectrum.mean(dim=1)  # from 6 kHz on
-        assert waves.shape == (8, 40960) and int((above < 0.05).sum()) == expected
+def test_the_joint_regression_is_scored_without_a_teacher(small, parts):
+    stage = make("joint", small, parts)
+    batch = stage.batch(at(0))
+    with torch.no_grad():
+        written = stage.model.gpt.generate(from_batch(batch, ("clap", "text")))
+        scored = stage.model.loss(batch)["loa"]
+        torch.testing.assert_close(scored, F.mse_loss(written, batch["loa"]))
 
 
-def test_accumulated_micro_batches_give_the_gradient_of_the_whole(
-    data, parts, tmp_path
-):
-    ends = []
-    for accumulate in (1, 2):
-        recipe = replace(
-            small("vae"),
-            steps=1,
-            batch_size=4,
-            accumulate=accumulate,
-            clip=1e9,
-            ema=0.0,
-        )
-        stage = make("vae", data, parts, recipe)
-        stage.model.double()
-        real = stage.batch
-        stage.batch = lambda generator, real=real: {
-            k: v.double() for k, v in real(generator).items()
-        }
-        ends.append(weights(train(stage, tmp_path / str(accumulate), progress=False)))
-    assert torch.allclose(*ends, atol=1e-7)
+def test_shares_of_true_loa_and_of_empty_captions_are_the_papers(small, parts):
+    stage = make("joint", small, parts, batch_size=16)
+    true, unread = [], []
+    with torch.no_grad():
+        empty = parts["clap"].empty(1).sequence
+    for step in range(60):
+        batch = stage.batch(at(step))
+        no_caption = (batch["clap"] - empty).abs().amax(dim=(1, 2)) < 1e-6
+        unread.append(no_caption)
+        true.append(batch["true_loa"][~no_caption])
+        # where nothing is read, the LOA is always GPT-2's own
+        assert not batch["true_loa"][no_caption].any()
+    assert abs(torch.cat(unread).float().mean() - 0.1) < 0.03
+    assert abs(torch.cat(true).float().mean() - 0.25) < 0.05
 
 
-def test_a_failed_write_leaves_the_last_checkpoint(data, parts, tmp_path, monkeypatch):
-    stage = make("gpt", data, parts)
+# --------------------------------------------------------------------------------------
+# Files
+
+
+def test_a_checkpoint_holds_what_a_run_needs_to_go_on(small, parts, tmp_path):
+    stage = make("text", small, parts)
     train(stage, tmp_path, progress=False)
-    path = tmp_path / "checkpoints" / "gpt.pt"
+    held = torch.load(tmp_path / "checkpoints" / "text.pt", weights_only=True)
+    kept = {"model", "optimizer", "ema", "step", "seconds", "losses"}
+    assert set(held) == kept and held["step"] == 3 and set(held["losses"]) == {"loss"}
+    assert set(held["model"]) == set(stage.model.state_dict())
+    assert not torch.equal(held["ema"]["shared.weight"], held["model"]["shared.weight"])
+
+
+def test_the_log_tells_losses_and_seconds_over_all_that_was_resumed(
+    small, parts, tmp_path
+):
+    stage = make("text", small, parts, **{**BRIEF, "steps": 2})
+    train(stage, tmp_path, progress=False)
+    path = tmp_path / "checkpoints" / "text.pt"
+    held = torch.load(path, weights_only=True)
+    torch.save({**held, "seconds": 1000.0}, path)
+    train(make("text", small, parts, **BRIEF), tmp_path, resume=True, progress=False)
+    first, last = (tmp_path / "train.log").read_text().splitlines()
+    assert first.startswith("text      step     2       0 s  loss ")
+    assert last.startswith("text      step     4    1000 s  loss ")
+
+
+def test_a_failed_write_leaves_the_last_checkpoint(small, parts, tmp_path, monkeypatch):
+    train(make("text", small, parts), tmp_path, progress=False)
+    path = tmp_path / "checkpoints" / "text.pt"
     before = path.read_bytes()
 
     def full_disk(checkpoint, file):
@@ -426,38 +798,9 @@ def test_a_failed_write_leaves_the_last_checkpoint(data, parts, tmp_path, monkey
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
-        train(make("gpt", data, parts), tmp_path, progress=False)
+        train(make("text", small, parts), tmp_path, progress=False)
     assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["gpt.pt"]
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(data, parts, tmp_path):
-    stage = make("gpt", data, parts)
-    stage.model.projection.projection.weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        train(stage, tmp_path, progress=False)
-
-
-def test_learning_rate_rises_and_falls_within_its_bounds():
-    recipe = Recipe(steps=100, batch_size=1, lr=1.0, warmup=10, final_lr=0.02)
-    rates = [training.learning_rate(recipe, step) for step in range(100)]
-    assert (
-        rates[0] == pytest.approx(0.1, rel=0.01)
-        and max(rates) < 1.0
-        and rates[-1] < 0.022
-    )
-    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(
-        rates[10:], reverse=True
-    )
-    constant = replace(recipe, final_lr=1.0)
-    assert {training.learning_rate(constant, step) for step in range(10, 100)} == {1.0}
-
-
-def test_budget_takes_the_cpu_number_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert training.budget(cpu=3, gpu=7) == 3
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert training.budget(cpu=3, gpu=7) == 7
+    assert [p.name for p in path.parent.iterdir()] == ["text.pt"]
 
 
 @pytest.mark.parametrize(
@@ -481,101 +824,100 @@ def test_a_stage_without_what_it_needs_says_which_stage_to_train(tmp_path):
         train_stages("gpt", out=tmp_path / "out")
 
 
-@pytest.fixture()
-def short_run(monkeypatch) -> None:
-    recipes = {
-        name: replace(recipe, batch_size=2)
-        for name, recipe in RUNS["tiny"].recipes.items()
-    }
-    monkeypatch.setitem(RUNS, "tiny", replace(RUNS["tiny"], n_clips=8, recipes=recipes))
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.delenv("MINILIB_REALAUDIO", raising=False)
+def test_every_preset_has_a_recipe_for_every_stage_and_options_that_they_know():
+    for preset in ("tiny", "colab"):
+        run = RUNS[preset]
+        assert set(run.recipes) == set(STAGES) and set(run.options) <= set(STAGES)
+        for name, options in run.options.items():
+            assert all(hasattr(STAGES[name], option) for option in options)
+            heard = round(100 * run.seconds)
+            assert options.get("crop", 0) <= heard
 
 
-def test_a_run_hears_as_many_tunes_as_its_preset_says(short_run, tmp_path):
+def test_a_run_hears_as_many_tunes_as_its_preset_says(small, tmp_path):
     for music in (0.0, 1.0):  # each from its own cache
-        run = replace(RUNS["tiny"], n_clips=4, music=music)
+        run = replace(RUNS["small"], n_clips=4, music=music)
         heard = runs.cached_soundworld(run, tmp_path, seed=0)
         world = SoundWorld("train", 0, run.seconds, run.pairs, music)
         assert heard.captions == [world.caption(i) for i in range(4)]
-    assert {"piano", "plays"} <= set(runs.vocabulary(music=True)) and RUNS[
-        "tiny"
-    ].music > 0
+    assert {"piano", "plays"} <= set(runs.vocabulary(music=True))
+    assert RUNS["tiny"].music > 0
 
 
-def test_all_stages_make_a_pipeline_that_generates(short_run, tmp_path, capsys):
-    train_stages("all", out=tmp_path, steps=1, progress=False)
+def test_all_stages_make_a_pipeline_that_generates(
+    small, tmp_path, capsys, monkeypatch
+):
+    run = replace(RUNS["small"], sampling=RUNS["tiny"].sampling)
+    monkeypatch.setitem(RUNS, "small", run)
+    train_stages("all", "small", tmp_path, steps=1, progress=False)
     pipe = AudioLDM2.from_pretrained(tmp_path, device="cpu")
-    assert pipe("a dog barks", steps=1, seed=0, progress=False).shape == (1, 40960)
-    assert {name: getattr(pipe, name) for name in RUNS["tiny"].sampling} == RUNS[
-        "tiny"
-    ].sampling
-    assert "barks" in pipe.vocabulary["words"] and pipe.unknown_words(
-        "a zebra barks"
-    ) == ["zebra"]
+    assert pipe("a dog barks", steps=1, seed=0, progress=False).shape == (1, 10240)
+    assert pipe.sampling == RUNS["tiny"].sampling and pipe.loudness is not None
+    assert "barks" in pipe.vocabulary["words"]
+    assert pipe.unknown_words("a zebra barks") == ["zebra"]
     log = (tmp_path / "train.log").read_text()
     assert all(f"{name:9s} finished: 1 steps" in log for name in ALL_STAGES)
-    train_stages("all", out=tmp_path, steps=1, progress=False, resume=True)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    told = runs.finished(tmp_path, "vae")
+    assert told["recipe"]["crop"] == 48 and told["recipe"]["steps"] == 1
+    train_stages("all", "small", tmp_path, steps=1, progress=False, resume=True)
     assert capsys.readouterr().out.count("finished before") == len(ALL_STAGES)
 
 
+@pytest.fixture(scope="module")
+def encoders_folder(small, tmp_path_factory) -> Path:
+    """A folder in which audiomae, clap and text have been trained."""
+    out = tmp_path_factory.mktemp("encoders") / "run"
+    train_stages(["audiomae", "clap", "text"], "small", out, steps=1, progress=False)
+    return out
+
+
 def test_captions_are_encoded_anew_once_an_encoder_has_changed(
-    short_run, data, tmp_path
+    small, encoders_folder, tmp_path
 ):
-    order = {
-        "preset": "tiny",
-        "out": tmp_path,
-        "seed": 0,
-        "resume": False,
-        "progress": False,
-    }
-    kept = replace(
-        data, conditions={"a dog barks": (torch.zeros(1, 4), torch.zeros(2, 4))}
-    )
-    recipe = replace(small("vocoder"), steps=1)
-    runs.run_stage("vocoder", recipe, kept, **order)
-    assert kept.conditions
+    kept = replace(small, encoded={"clap": None, "text": None}, features={})
+    given = kept, "small", tmp_path
+    runs.run_stage("vocoder", replace(RECIPE, steps=1), {}, *given, progress=False)
+    assert set(kept.encoded) == {"clap", "text"}
     for name in ("clap", "text"):
-        kept.conditions["a dog barks"] = torch.zeros(1, 4), torch.zeros(2, 4)
-        runs.run_stage(name, replace(small(name), steps=1), kept, **order)
-        assert not kept.conditions
+        runs.run_stage(name, replace(RECIPE, steps=1), {}, *given, progress=False)
+        assert name not in kept.encoded
 
 
 SCRIPT = """
 import sys
-from dataclasses import replace
-import os
+import pytest
+import torch
+import small_world
 from minilib import training
-recipes = {name: replace(r, batch_size=2, checkpoint_every=1) for name, r in training.RUNS["tiny"].recipes.items()}
-training.RUNS["tiny"] = replace(training.RUNS["tiny"], n_clips=8, recipes=recipes)
-os.cpu_count = lambda: 1
-if __name__ == "__main__":
-    training.train_stages("gpt", out=sys.argv[1], steps=int(sys.argv[2]), resume=True, progress=False)
+torch.set_num_threads(1)
+with pytest.MonkeyPatch.context() as patch:
+    small_world.add_small(patch)
+    how = {"steps": 10**5, "resume": True, "progress": False}
+    training.train_stages("gpt", "small", sys.argv[1], **how)
 """
 
 
-def test_kill_9_loses_no_checkpoint_and_the_run_goes_on(short_run, tmp_path):
-    train_stages(["audiomae", "clap", "text"], out=tmp_path, steps=1, progress=False)
+def test_kill_9_loses_no_checkpoint_and_the_run_goes_on(
+    small, encoders_folder, tmp_path
+):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(training.__file__).parents[2]),
-    }
-    environment.pop("MINILIB_REALAUDIO", None)
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     process = subprocess.Popen(
-        [sys.executable, script, tmp_path, "100000"], env=environment
+        [sys.executable, script, encoders_folder], env=environment
     )
-    path = tmp_path / "checkpoints" / "gpt.pt"
+    path = encoders_folder / "checkpoints" / "gpt.pt"
     while not path.is_file() and process.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     step = torch.load(path, weights_only=True)["step"]
     assert step >= 1
-    train_stages("gpt", out=tmp_path, steps=step + 1, resume=True, progress=False)
-    assert (tmp_path / "gpt" / "model.safetensors").is_file()
-    assert (
-        f"gpt       finished: {step + 1} steps" in (tmp_path / "train.log").read_text()
-    )
+    goes_on = {"steps": step + 1, "resume": True, "progress": False}
+    train_stages("gpt", "small", encoders_folder, **goes_on)
+    assert (encoders_folder / "gpt" / "model.safetensors").is_file()
+    log = (encoders_folder / "train.log").read_text()
+    assert f"gpt       finished: {step + 1} steps" in log

@@ -1,9 +1,9 @@
 """Draw the map of the course, and write it wherever it stands: welcome page, map page,
 README, chapters.
 
-    python book/tools/course_map.py            rewrite every map python
-    book/tools/course_map.py --check    only say which are out of date, and exit with 1
-    if any is
+    python book/tools/course_map.py             rewrite every map
+    python book/tools/course_map.py --check     only say which are out of date, and exit
+                                                with 1 if any is
 
 A map stands between the lines `<!-- map: KIND -->` and `<!-- end of map -->`, where
 KIND is `pipeline` (the boxes of AudioLDM 2, each a link), `chapters` (the list, part by
@@ -23,6 +23,7 @@ from html import escape
 from pathlib import Path
 
 import nbformat
+import notebooks
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -30,97 +31,116 @@ PAGES = ("README.md", "book/welcome.md", "book/map.md")
 
 PARTS = {
     "I Sound": {
-        1: (
+        "01": (
             "Sound as tensors",
             "What is a sound to a network: waveform, spectrogram, mel, and the phase "
             "it drops?",
         ),
-        2: (
+        "02": (
             "Regeneration learning: the map of AudioLDM 2",
             "Why go from a caption to a waveform by way of a language?",
         ),
     },
     "II Diffusion": {
-        3: (
+        "03": (
             "The forward process",
             "How does noise take a sound apart, so that any step can be jumped to?",
         ),
-        4: (
+        "04": (
             "The objective: two ELBOs, one posterior",
             "What is maximised, and why does conditioning on x₀ help?",
         ),
-        5: (
+        "05": (
             "Three targets, one loss",
             "Predict the mean, the sound or the noise: why are they one loss?",
         ),
-        6: (
+        "06": (
             "Sampling",
             "How does noise become a sound, in a thousand steps or in ten?",
         ),
     },
     "III Representations": {
-        7: (
+        "07": (
             "VAE, KL and VQ",
             "How small can a spectrogram be made and still come back?",
         ),
-        8: ("The vocoder", "How does a spectrogram become a waveform again?"),
-        9: (
+        "08": ("The vocoder", "How does a spectrogram become a waveform again?"),
+        "09": (
             "AudioMAE and the Language of Audio",
             "What does a network learn by filling in 80 % of a spectrogram?",
         ),
-        10: ("CLAP", "How do a sentence and a sound come to lie in one space?"),
-        11: (
-            "Words and phonemes: T5, espeak",
+        "10": ("CLAP", "How do a sentence and a sound come to lie in one space?"),
+        "11": (
+            "Words: tokens and T5",
             "What does one vector for a sentence lose, and what keeps it?",
         ),
-        12: (
+        "11b": (
+            "Phonemes: espeak and VITS's encoder",
+            "What does spelling hide from a network that has to speak?",
+        ),
+        "12": (
             "Binding spaces: ImageBind, LanguageBind",
             "How can a picture find a sound it was never paired with?",
         ),
     },
     "IV AudioLDM 2": {
-        13: (
+        "13": (
             "GPT-2 that regresses",
             "What becomes of a language model whose next token is a vector?",
         ),
-        14: (
+        "14": (
             "Latent diffusion: U-Net, time, cross-attention",
             "How does the denoiser read the time and the conditions?",
         ),
-        15: (
+        "15": (
             "Classifier-free guidance",
             "How is a condition made stronger, and what does it cost?",
         ),
-        16: (
+        "16": (
             "Training it all: stages and joint fine-tuning",
             "In what order are the parts trained, and what is frozen?",
         ),
-        17: (
-            "One model, many tasks, and how to measure them",
+        "16b": (
+            "What regeneration buys, and when training fails",
+            "Is the way by the Language of Audio worth its price, and what goes wrong?",
+        ),
+        "17": (
+            "One set of classes, many tasks, and how to measure them",
             "Effects, music, speech: how good is it, and who says so?",
         ),
-        18: (
-            "Full scale: released weights, GPUs, many machines",
+        "18": (
+            "Full scale: the released weights",
             "What changes when the small becomes the large?",
+        ),
+        "18b": (
+            "Full scale: training beyond one machine",
+            "How do many devices train one model, and still the same one?",
         ),
     },
     "V Before and beside": {
-        19: (
+        "19": (
             "Codecs: RVQ, HiFi-Codec, FunCodec",
             "How is audio made discrete, and at what price?",
         ),
-        20: (
-            "Codec language models: VALL-E, SpeechX, Make-A-Voice, UniAudio",
+        "20": (
+            "Codec language models: patterns, VALL-E, SpeechX",
             "How do language models speak in codes?",
         ),
-        21: ("TANGO", "What does an instruction-tuned text encoder bring?"),
-        22: ("Make-An-Audio 1 and 2", "How are captions made when there are too few?"),
-        23: ("MusicLDM", "How does a model of music learn without copying?"),
-        24: (
+        "20b": (
+            "Make-A-Voice, MVoice, UniAudio",
+            "How do a few language models, or one, learn many voices and tasks?",
+        ),
+        "21": ("TANGO", "What does an instruction-tuned text encoder bring?"),
+        "22": (
+            "Make-An-Audio 1 and 2",
+            "How are captions made when there are too few?",
+        ),
+        "23": ("MusicLDM", "How does a model of music learn without copying?"),
+        "24": (
             "NaturalSpeech 2",
             "How does diffusion speak, in latents that are almost codes?",
         ),
-        25: (
+        "25": (
             "NExT-GPT: any to any",
             "How does a language model come to hear, see and answer in sound?",
         ),
@@ -135,7 +155,7 @@ class Box:
     """
 
     label: str
-    chapters: tuple[int, ...]
+    chapters: tuple[str, ...]
     x: int
     y: int
     width: int = 108
@@ -145,19 +165,19 @@ HEIGHT = 42  # of a box
 GREY = "#757d89"  # seen on white and on black
 SIZE = (480, 568)  # of the drawing: its text is readable on a page 500 pixels wide
 BOXES = (
-    Box("T5", (11,), 4, 52),
-    Box("CLAP", (10,), 124, 52),
-    Box("Phonemes", (11,), 244, 52),
-    Box("ImageBind", (12,), 364, 52),
-    Box("GPT-2 regresses the LOA", (13,), 46, 140, 200),
-    Box("AudioMAE", (9,), 330, 196, 146),
-    Box("U-Net", (14,), 7, 284, 84),
-    Box("Diffusion", (3, 4, 5, 6), 95, 284, 108),
-    Box("Guidance", (15,), 207, 284, 84),
-    Box("VAE, encoder", (7,), 330, 284),
-    Box("VAE, decoder", (7,), 46, 386, 200),
-    Box("Vocoder", (8,), 46, 476, 200),
-    Box("Sound to log-mel", (1,), 330, 476, 146),
+    Box("T5", ("11",), 4, 52),
+    Box("CLAP", ("10",), 124, 52),
+    Box("Phonemes", ("11b",), 244, 52),
+    Box("ImageBind", ("12",), 364, 52),
+    Box("GPT-2 regresses the LOA", ("13",), 46, 140, 200),
+    Box("AudioMAE", ("09",), 330, 196, 146),
+    Box("U-Net", ("14",), 7, 284, 84),
+    Box("Diffusion", ("03", "04", "05", "06"), 95, 284, 108),
+    Box("Guidance", ("15",), 207, 284, 84),
+    Box("VAE, encoder", ("07",), 330, 284),
+    Box("VAE, decoder", ("07",), 46, 386, 200),
+    Box("Vocoder", ("08",), 46, 476, 200),
+    Box("Sound to log-mel", ("01",), 330, 476, 146),
 )
 FRAME = (1, 278, 296, 54)  # x, y, width, height around what denoises together
 PILLS = (  # what flows between the boxes: text, centre, baseline
@@ -195,18 +215,22 @@ ARROWS = (  # path, and whether it is walked in training only
 )
 
 
-def written(root: Path = ROOT) -> dict[int, str]:
-    """Chapter number -> file, without its ending, of the chapters that _toc.yml names."""
+def written(root: Path = ROOT) -> dict[str, str]:
+    """Chapter number -> file, without its ending, of each chapter in _toc.yml."""
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    files = [
+        entry["file"].removesuffix(".ipynb")
+        for part in toc["parts"]
+        for entry in part["chapters"]
+    ]
     return {
-        int(Path(f).name[:2]): f.removesuffix(".ipynb")
-        for f in files
-        if re.match(r"chapters/\d\d_", f)
+        notebooks.number(file): file
+        for file in files
+        if file.startswith("chapters/") and notebooks.number(file)
     }
 
 
-def title(number: int) -> str:
+def title(number: str) -> str:
     """The chapter's title."""
     return next(
         chapters[number][0] for chapters in PARTS.values() if number in chapters
@@ -214,7 +238,7 @@ def title(number: int) -> str:
 
 
 def draw(
-    pages: dict[int, str], lit: int | None = None, ink: str = "currentColor"
+    pages: dict[str, str], lit: str | None = None, ink: str = "currentColor"
 ) -> str:
     """The pipeline as one SVG element, one line an element; boxes of chapters in
     `pages` are links to them.
@@ -226,7 +250,8 @@ def draw(
     x, y, w, h = FRAME
     what = "AudioLDM 2 from a caption to a waveform, box by box"
     if lit:
-        what += f"; lit: {', '.join(box.label for box in BOXES if lit in box.chapters) or 'the whole map'}"
+        boxes = ", ".join(box.label for box in BOXES if lit in box.chapters)
+        what += f"; lit: {boxes or 'the whole map'}"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'role="group" aria-label="{what}" '
@@ -252,13 +277,13 @@ def draw(
     return "\n".join([*lines, "</svg>"])
 
 
-def _draw_box(box: Box, pages: dict[int, str], lit: int | None) -> str:
+def _draw_box(box: Box, pages: dict[str, str], lit: str | None) -> str:
     """One box, its label, and below it its chapter; a link where that chapter is
     written.
     """
     here = [number for number in box.chapters if number in pages]
     first, last = box.chapters[0], box.chapters[-1]
-    where = f"{first:02}" if first == last else f"{first:02}–{last:02}"
+    where = first if first == last else f"{first}–{last}"
     fill, stroke, ink = (
         ("#d7e8ff", "#2f6db3", "#10243d") if here else ("#eceff3", GREY, "#3c4654")
     )
@@ -275,7 +300,7 @@ def _draw_box(box: Box, pages: dict[int, str], lit: int | None) -> str:
     )
     if not here:
         return f"<g>{shapes}</g>"
-    label = f"{box.label}: chapter {here[0]:02}, {title(here[0])}"
+    label = f"{box.label}: chapter {here[0]}, {title(here[0])}"
     return f'<a href="{pages[here[0]]}" aria-label="{escape(label)}">{shapes}</a>'
 
 
@@ -288,15 +313,15 @@ def pipeline(base: str) -> str:
 
 
 def chapters(base: str) -> str:
-    """Every chapter with its question, part by part; links to those that are written."""
+    """Every chapter with its question, part by part; links to those there are."""
     pages, lines = written(), []
     for part, titles in PARTS.items():
         lines += [f"## {part}", ""]
         for number, (name, question) in titles.items():
             name = (
-                f"[{number:02} {name}]({base}{pages[number]}.ipynb)"
+                f"[{number} {name}]({base}{pages[number]}.ipynb)"
                 if number in pages
-                else f"{number:02} {name}"
+                else f"{number} {name}"
             )
             lines.append(
                 f"- **{name}**{'' if number in pages else ' *(to come)*'}  \n  "
@@ -311,16 +336,16 @@ def contents(base: str) -> str:
     pages, lines = written(), ["| part | chapters |", "|---|---|"]
     for part, titles in PARTS.items():
         row = [
-            f"[{number:02} {name}]({base}{pages[number]}.ipynb)"
+            f"[{number} {name}]({base}{pages[number]}.ipynb)"
             if number in pages
-            else f"{number:02} {name}"
+            else f"{number} {name}"
             for number, (name, _) in titles.items()
         ]
         lines.append(f"| {part} | {' · '.join(row)} |")
     return "\n".join([*lines, "", "Chapters without a link are still to come."])
 
 
-def picture(lit: int) -> str:
+def picture(lit: str) -> str:
     """The drawing with the boxes of chapter `lit` in colour, as a picture that any
     notebook viewer shows.
     """
@@ -328,7 +353,10 @@ def picture(lit: int) -> str:
     svg = re.sub(r"</?a\b[^>]*>", "", svg)  # links are dead inside a picture
     alt = re.search(r'aria-label="([^"]*)"', svg)[1]
     data = base64.b64encode(svg.encode()).decode()
-    return f'<!-- map: lit -->\n<img alt="The map of {alt}" width="480" src="data:image/svg+xml;base64,{data}">'
+    return (
+        f'<!-- map: lit -->\n<img alt="The map of {alt}" width="480" '
+        f'src="data:image/svg+xml;base64,{data}">'
+    )
 
 
 def renew_page(text: str, base: str) -> str:
@@ -344,8 +372,8 @@ def renew_page(text: str, base: str) -> str:
     )
 
 
-def renew_chapter(text: str, number: int) -> str:
-    """The notebook `text` with its map drawn anew; its cells are otherwise untouched."""
+def renew_chapter(text: str, number: str) -> str:
+    """The notebook `text` with its map drawn anew, and every other cell as it was."""
     notebook = nbformat.reads(text, as_version=4)
     found = [
         c

@@ -19,7 +19,7 @@ import notebooks
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-MAX_BYTES = 1_500_000  # of a notebook with its outputs
+MAX_BYTES = 1_200_000  # of a notebook with its outputs
 
 
 def run(notebook: nbformat.NotebookNode) -> None:

@@ -1,9 +1,9 @@
 """Make the gallery: captions that training never had, what the shipped weights make of
 them, and a judge's verdict.
 
-    python book/tools/gallery.py               write book/gallery.md python
-    book/tools/gallery.py --check       only say if it was made with other weights, and
-    exit with 1 then
+    python book/tools/gallery.py             write book/gallery.md
+    python book/tools/gallery.py --check     only say if it was made with other weights,
+                                             and exit with 1 then
 
 Captions are the first of the test split, one of each class as long as there are new
 ones, and sound number i has seed i: nothing is chosen by ear.
@@ -44,18 +44,20 @@ KINDS = {  # heading: how many, and the world they come from
 INTRODUCTION = """\
 # Gallery
 
-What the weights that ship with this book make of {n} captions that they have never heard. No caption and no sound was
-chosen by ear: these are the first of SoundWorld's `test` split in which a class comes up that was not there before, and
-sound number *i* has seed *i*. So some are failures. To hear one anew, and any other:
+What the weights that ship with this book make of {n} captions that they have never
+heard. No caption and no sound was chosen by ear: these are the first of SoundWorld's
+`test` split in which a class comes up that was not there before, and sound number *i*
+has seed *i*. So some are failures. To hear one anew, and any other:
 
 ```
 minilib generate "{caption}" --seed 0
 ```
 
-Under each sound stands what the judges of chapter 17 say: a small classifier of the kind of sound, trained apart from
-all that it judges, and detectors in closed form of pitch, number of strokes, speed and loudness. Of two events each
-half is judged by itself. **{right} of {n} are right in every respect.** Over hundreds of captions the same judges give
-the numbers in the data card (`data/README.md`).
+Under each sound stands what the judges of chapter 17 say: a small classifier of the
+kind of sound, trained apart from all that it judges, and detectors in closed form of
+pitch, number of strokes, speed and loudness. Of two events each half is judged by
+itself. **{right} of {n} are right in every respect.** Over hundreds of captions the
+same judges give the numbers in the data card (`data/README.md`).
 
 The page is written by `python book/tools/gallery.py`.
 """

@@ -1,32 +1,46 @@
-"""The chapters as files: which there are, and how they are read and written, the same
-way by every tool.
+"""The chapters as files: which there are, how they are numbered, and how they are read
+and written, the same way by every tool.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"
+NAME = re.compile(r"(\d\d[a-z]?)_\w+$")  # 11_words, 11b_phonemes
+
+
+def number(path: Path | str) -> str | None:
+    """The number of a chapter, "11" or "11b", from its file's name; None for any other
+    file.
+    """
+    found = NAME.match(Path(path).name.removesuffix(".ipynb"))
+    return found and found[1]
 
 
 def chapters(named: list[str] | None = None) -> list[Path]:
-    """The chapters in reading order: all, or those whose file names begin with one of
-    `named` ("01", "01_sound").
+    """The chapters in reading order, 11b after 11 and before 12: all, or those that
+    `named` gives by number ("11") or by the beginning of the file's name ("11_words").
     """
-    files = sorted(CHAPTERS.glob("[0-9][0-9]_*.ipynb"))
+    files = sorted(filter(number, CHAPTERS.glob("*.ipynb")), key=number)
     if not named:
         return files
-    names = [Path(name).name for name in named]
-    for name in names:
-        if not any(file.name.startswith(name) for file in files):
+    chosen = set()
+    for name in (Path(name).name for name in named):
+        found = [file for file in files if number(file) == name] or [
+            file for file in files if file.name.startswith(name)
+        ]
+        if not found:
             raise SystemExit(
                 f"No chapter begins with {name!r}; there are: "
-                f"{', '.join(f.name for f in files)}."
+                f"{', '.join(file.name for file in files)}."
             )
-    return [file for file in files if file.name.startswith(tuple(names))]
+        chosen.update(found)
+    return [file for file in files if file in chosen]
 
 
 def read(path: Path) -> nbformat.NotebookNode:

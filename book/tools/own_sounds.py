@@ -38,12 +38,14 @@ N = 200  # captions that are asked for
 TEXT = """\
 # Your own sounds
 
-`minilib` learns from any folder of recordings with captions. Here is how, and what came of it once: {recordings}
-recordings in {captions} different captions, two cores, {total} minutes.
+`minilib` learns from any folder of recordings with captions. Here is how, and what came
+of it once: {recordings} recordings in {captions} different captions, two cores, {total}
+minutes.
 
 ## What a folder holds
 
-Sound files, and beside them a table, `metadata.csv`. Two columns are needed, `file_name` and `caption`:
+Sound files, and beside them a table, `metadata.csv`. Two columns are needed,
+`file_name` and `caption`:
 
 ```text
 file_name,caption,class,part
@@ -54,10 +56,13 @@ dogs/rex_17.wav,a dog barks twice,dog,test
 ```
 
 - The files may be of any rate and length that
-  [libsndfile](https://libsndfile.github.io/libsndfile/formats.html) reads. They are mixed to mono, brought to 16 kHz
-  and cut into pieces of 2.56 s, each with its recording's caption; the last is filled up with silence.
-- `part` keeps what is marked `test` from training. Without that column everything is learned from.
-- `class` is for measuring: of classes with {fewest} recordings or more a judge learns to tell which one it hears.
+  [libsndfile](https://libsndfile.github.io/libsndfile/formats.html) reads. They are
+  mixed to mono, brought to 16 kHz and cut into pieces of 2.56 s, each with its
+  recording's caption; the last is filled up with silence.
+- `part` keeps what is marked `test` from training. Without that column everything is
+  learned from.
+- `class` is for measuring: of classes with {fewest} recordings or more a judge learns
+  to tell which one it hears.
 - A column `licence` costs nothing now, and later says what your weights have heard.
 
 ## Train
@@ -66,8 +71,9 @@ dogs/rex_17.wav,a dog barks twice,dog,test
 minilib train all --preset tiny --data recordings --out runs/own
 ```
 
-takes as long as with SoundWorld, for it makes as many steps. Ctrl-C loses nothing: the same line with `--resume` goes
-on. `runs/own/train.log` holds loss and time of each stage. With a GPU take `--preset colab`. Then
+takes as long as with SoundWorld, for it makes as many steps. Ctrl-C loses nothing: the
+same line with `--resume` goes on. `runs/own/train.log` holds loss and time of each
+stage. With a GPU take `--preset colab`. Then
 
 ```bash
 minilib generate "a dog barks twice" --weights runs/own -o bark.wav
@@ -75,57 +81,65 @@ minilib train judge --data recordings --out runs/own
 minilib evaluate --data recordings --weights runs/own
 ```
 
-make a sound, train a judge on the recordings, and ask how often it hears in what is generated what the captions of the
-`test` part say. The encoders of text know the words of your captions and no others: `minilib generate` warns of those.
+make a sound, train a judge on the recordings, and ask how often it hears in what is
+generated what the captions of the `test` part say. The encoders of text know the words
+of your captions and no others: `minilib generate` warns of those.
 
 ## One such run
 
-It heard the `train` part of a collection of freely licensed recordings: ESC-10 (dogs, rain, a chainsaw), digits
-spoken by five people, keywords, single notes of instruments, percussion, and sound effects of which there are mostly
-one or two of a kind. (The data card, `data/README.md`, names the sources of all but the digits and keywords, which
-are the Free Spoken Digit Dataset and Picovoice's wake word recordings.) It took {total} minutes, and of memory
-{memory} GiB at most:
+It heard the `train` part of a collection of freely licensed recordings: ESC-10 (dogs,
+rain, a chainsaw), digits spoken by five people, keywords, single notes of instruments,
+percussion, and sound effects of which there are mostly one or two of a kind. (The data
+card, `data/README.md`, names the sources of all but the digits and keywords, which are
+the Free Spoken Digit Dataset and Picovoice's wake word recordings.) It took {total}
+minutes, and of memory {memory} GiB at most:
 
 | stage | steps | minutes |
 |---|--:|--:|
 {stages}
 
-(`vae` trains on one core beside the others up to `gpt`.) The judge knows the {n_classes} classes with {fewest}
-recordings or more. From {asked} recordings of the `test` part it was asked about {n}, all of its classes as likely:
+(`vae` trains on one core beside the others up to `gpt`.) The judge knows the
+{n_classes} classes with {fewest} recordings or more. From {asked} recordings of the
+`test` part it was asked about {n}, all of its classes as likely:
 
 ```text
 {report}
 ```
 
-So **{value} of what is generated is heard as what was asked for**. Guessing gives {chance}; of the recordings
-themselves {ceiling} are heard rightly, and {back} once they have been through VAE and vocoder. Class by class, from
-the most often right to the least:
+So **{value} of what is generated is heard as what was asked for**. Guessing gives
+{chance}; of the recordings themselves {ceiling} are heard rightly, and {back} once they
+have been through VAE and vocoder. Class by class, from the most often right to the
+least:
 
 | class | asked | generated | round trip | recorded |
 |---|--:|--:|--:|--:|
 {classes}
 
-Of so few of each kind a share is sure to about 0.2. Less often right than the recordings, by 0.3 and more: {worst}.
-Where a caption stands for many different recordings, as "a clock ticking" does, GPT-2 answers with the mean of
-their LOAs, for it learns by squared error, and such sounds come out smeared.
+Of so few of each kind a share is sure to about 0.2. Less often right than the
+recordings, by 0.3 and more: {worst}. Where a caption stands for many different
+recordings, as "a clock ticking" does, GPT-2 answers with the mean of their LOAs, for it
+learns by squared error, and such sounds come out smeared.
 
-**Does it make sounds, or give back those it has heard?** The log-mel of a generated sound, down to 60 dB below its
-loudest spot, is {near} dB (median of the mean difference) from the nearest piece that was learned from. That of a
-recording held out is {near_held_out} dB from it, that of a piece learned from, gone through VAE and vocoder,
-{near_itself} dB. So they are no copies, as a rule, but nearer to what it has heard than new recordings of the same
-things are. From a small collection much comes back nearly as it was: don't learn from what you may not give away.
+**Does it make sounds, or give back those it has heard?** The log-mel of a generated
+sound, down to 60 dB below its loudest spot, is {near} dB (median of the mean
+difference) from the nearest piece that was learned from. That of a recording held out
+is {near_held_out} dB from it, that of a piece learned from, gone through VAE and
+vocoder, {near_itself} dB. So they are no copies, as a rule, but nearer to what it has
+heard than new recordings of the same things are. From a small collection much comes
+back nearly as it was: don't learn from what you may not give away.
 
 ## What it sounds like
 
-Each class of which all recordings are CC0, public domain or CC BY, with the first caption of its test part; sound
-number *i* has seed *i*. Nothing is chosen by ear.
+Each class of which all recordings are CC0, public domain or CC BY, with the first
+caption of its test part; sound number *i* has seed *i*. Nothing is chosen by ear.
 
 <div class="gallery">
 {cards}
 </div>
 
-The page is written by `python book/tools/own_sounds.py runs/own recordings --minutes {total} --memory {memory}`.
-Neither the recordings nor these weights are part of the repository.
+The page is written by `python book/tools/own_sounds.py runs/own recordings --minutes
+{total} --memory {memory}`. Neither the recordings nor these weights are part of the
+repository.
 """
 
 
@@ -235,15 +249,13 @@ def page(
     learned, held_out = of_part(folder, "train"), AudioFolder(folder, part="test")
     pipe = AudioLDM2.from_pretrained(run)
     judge = Classifier.from_pretrained(run / "judge", dtype=torch.float32)
-    how = metrics.sampling(pipe, n, steps, None, "ddim", 1)
+    how = pipe.sampling.changed(steps=steps)
     scenes = metrics.recorded_scenes(judge, held_out, n, 0, pipe.seconds)
     with tqdm(total=n, desc="own sounds", unit="sound") as bar:
-        made = metrics.generate(pipe, scenes.captions, 0, bar, **how)
-    back, shuffled = metrics.round_trip(pipe, scenes.waves), scenes.shuffled(0)
+        sounds = metrics.sounds_of(pipe, scenes, how, 0, 1, bar)
+    made, back = sounds[""], sounds["roundtrip."]
     found = metrics.settings(n, 0, how)
-    found |= metrics.compared(
-        metrics.Listener.of(pipe), judge, "single", n, scenes, shuffled, made, back
-    )
+    found |= metrics.compared(judge, pipe.clap, n, scenes, sounds)
     rows = by_class(judge, scenes, made, back, scenes.waves)
     corpus = Corpus.from_folder(learned, pipe.seconds, progress=False)
     pieces = corpus.wave(range(len(corpus)))

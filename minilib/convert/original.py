@@ -3,258 +3,222 @@ of their own code.
 
 Names only: which tensor of that file is which of diffusers' and transformers', as its
 converter and the repository's state dicts tell. Configs and tokenizers are not in the
-file; they come from a released folder. Chapter 18 builds it.
+file; they come from a released folder. Chapter 18 shows it at work.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minilib.convert.pretrained import State, read_bin
+from minilib.convert.pretrained import State, gpt_in, pairs, read_bin, t5_in, under
+from minilib.model import Model
 from minilib.unet import UNetConfig
 
 # What the file also holds and no pipeline needs: the schedule's tables, the average of
 # the weights, the loss of the autoencoder, AudioMAE, and what CLAP's front end
 # computes.
 UNNEEDED = re.compile(
-    r"(model_ema|first_stage_model\.loss|cond_stage_models\.0\.cond_stage_models|clap\.mel_transform)\."
-    r"|clap\.model\.((text|audio)_transform|audio_branch\.(spectrogram|logmel)_extractor|audio_branch\.(tscam_conv|head))\."
-    r"|(betas|alphas_cumprod\w*|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$"
-    r"|.*(position_ids|token_type_ids|relative_position_index|num_batches_tracked|attn_mask)$"
+    r"(model_ema|first_stage_model\.loss|cond_stage_models\.0\.cond_stage_models"
+    r"|clap\.mel_transform|clap\.model\.((text|audio)_transform|audio_branch\."
+    r"(spectrogram_extractor|logmel_extractor|tscam_conv|head)))\."
+    r"|(betas|alphas_cumprod\w*|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights"
+    r"|logvar)$"
+    r"|.*(position_ids|token_type_ids|relative_position_index|num_batches_tracked"
+    r"|attn_mask)$"
 )
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-VAE_ATTENTION = {
-    "group_norm": "norm",
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-    "to_out.0": "proj_out",
-}
-HTSAT = {
-    "attention.output.dense": "attn.proj",
-    "attention.self": "attn",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "batch_norm": "bn0",
-}
+UNET_ENDS = pairs(
+    "time_embedding.linear_1=time_embed.0 time_embedding.linear_2=time_embed.2 "
+    "conv_in=input_blocks.0.0 conv_norm_out=out.0 conv_out=out.2"
+)
+UNET = re.compile(
+    r"(down_blocks|mid_block|up_blocks)\.?(\d*)\."
+    r"(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)"
+)
+RESNET = pairs(
+    "norm1=in_layers.0 conv1=in_layers.2 time_emb_proj=emb_layers.1 "
+    "norm2=out_layers.0 conv2=out_layers.3 conv_shortcut=skip_connection"
+)
+VAE = pairs(
+    "conv_norm_out=norm_out conv_shortcut=nin_shortcut "
+    "mid_block.resnets.0=mid.block_1 mid_block.resnets.1=mid.block_2 "
+    "mid_block.attentions.0=mid.attn_1 group_norm=norm to_q=q to_k=k to_v=v "
+    "to_out.0=proj_out down_blocks=down up_blocks=up resnets=block "
+    "downsamplers.0=downsample upsamplers.0=upsample"
+)
+CLAP = pairs(
+    "_projection.linear1=_projection.0 _projection.linear2=_projection.2 "
+    "text_model.=text_branch."
+)
+HTSAT = pairs(  # CLAP's tower of sounds
+    "audio_model.audio_encoder.=audio_branch. attention.output.dense=attn.proj "
+    "attention.self=attn intermediate.dense=mlp.fc1 output.dense=mlp.fc2 "
+    "layernorm_before=norm1 layernorm_after=norm2 batch_norm=bn0"
+)
 
 
-def read(path: Path) -> State:
-    """All tensors of a published checkpoint, unpickled without running any code.
+class Checkpoint:
+    """The tensors of a published file, and which of them have been taken.
 
     Raises:
         FileNotFoundError: there is no file.
         ValueError: it is damaged, holds code, or holds no checkpoint of AudioLDM 2.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    state = read_bin(path)
-    state = state.get("state_dict", state)
-    if not any(name.startswith("model.diffusion_model.") for name in state):
-        raise ValueError(
-            f"{path} is no checkpoint of AudioLDM 2: it holds no model.diffusion_model"
-        )
-    return state
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing")
+        state = read_bin(path)
+        self.path, self.state = path, state.get("state_dict", state)
+        self.taken: set[str] = set()
+        if not under("model.diffusion_model.", self.state):
+            said = "it holds no model.diffusion_model"
+            raise ValueError(f"{path} is no checkpoint of AudioLDM 2: {said}")
+
+    def take(self, names: Mapping[str, str]) -> State:
+        """Tensors by our names, from those of the file; what is not there is left to
+        the part to name.
+        """
+        self.taken.update(names.values())
+        return {k: self.state[x] for k, x in names.items() if x in self.state}
+
+    def take_all(self, prefix: str) -> State:
+        """The tensors under a prefix, as they are."""
+        return self.take({name: prefix + name for name in under(prefix, self.state)})
+
+    def check_taken(self) -> None:
+        """Raise ValueError for a tensor that is none of a pipeline's and none known to
+        be unneeded.
+        """
+        tensors = [name for name, x in self.state.items() if torch.is_tensor(x)]
+        unread = [name for name in tensors if name not in self.taken]
+        left = [name for name in unread if not UNNEEDED.match(name)]
+        if left:
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            said = "which is no part of AudioLDM 2 as this package knows it"
+            raise ValueError(f"{self.path} holds {left[0]}{more}, {said}")
+
+
+def renamed(name: str, table: Mapping[str, str]) -> str:
+    """A name with each piece of it that is in the table replaced, in that order."""
+    for ours, theirs in table.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def unet_name(config: UNetConfig, name: str) -> str:
     """The name in the file of a tensor of the U-Net: blocks are counted through, not
-    level by level.
+    level by level, and what stands in one is numbered: residual block, transformers,
+    change of resolution.
     """
-    for ours, theirs in UNET_ENDS.items():
-        if name.startswith(f"{ours}."):
-            return f"model.diffusion_model.{theirs}.{name.removeprefix(f'{ours}.')}"
+    match = UNET.fullmatch(name)
+    if match is None:
+        ours, end = name.rsplit(".", 1)
+        return f"model.diffusion_model.{UNET_ENDS[ours]}.{end}"
+    half, level, kind, index, rest = match.groups()
+    level, i = int(level or 0), int(index)
     n, n_transformers = config.layers_per_block, len(config.cross_attention_dim)
-    half, rest = name.split(".", 1)
-    level = 0
-    if half != "mid_block":
-        number, rest = rest.split(".", 1)
-        level = int(number)
-    kind, index, rest = rest.split(".", 2)
-    i, layer = (
-        int(index),
-        int(index) // n_transformers if kind == "attentions" else int(index),
-    )
-    place = 0 if kind == "resnets" else 1 + i % n_transformers  # within the block
-    if half == "mid_block":
-        place = (1 + n_transformers) * i if kind == "resnets" else 1 + i
-        block = f"middle_block.{place}"
-    elif half == "down_blocks":
-        block = f"input_blocks.{1 + level * (n + 1) + (n if kind == 'downsamplers' else layer)}.{place}"
-    else:
-        attended = config.attention[::-1][level]
-        if kind == "upsamplers":
-            layer, place = n, 1 + n_transformers * attended
-        block = f"output_blocks.{level * (n + 1) + layer}.{place}"
-    if kind == "downsamplers":
-        block, rest = block.rsplit(".", 1)[0] + ".0", rest.replace("conv", "op", 1)
     if kind == "resnets":
-        part, rest = rest.split(".", 1)
-        rest = f"{RESNET[part]}.{rest}"
-    return f"model.diffusion_model.{block}.{rest}"
+        part, end = rest.split(".", 1)
+        layer, place, rest = i, 0, f"{RESNET[part]}.{end}"
+    elif kind == "attentions":
+        layer, place = i // n_transformers, 1 + i % n_transformers
+    elif kind == "downsamplers":
+        layer, place, rest = n, 0, rest.replace("conv", "op", 1)
+    else:
+        layer, place = n, 1 + n_transformers * config.attention[::-1][level]
+    block = level * (n + 1) + layer  # the first is conv_in
+    blocks = {
+        "down_blocks": f"input_blocks.{1 + block}.{place}",
+        "mid_block": f"middle_block.{place + (1 + n_transformers) * layer}",
+        "up_blocks": f"output_blocks.{block}.{place}",
+    }
+    return f"model.diffusion_model.{blocks[half]}.{rest}"
 
 
-def vae_name(n_levels: int, name: str) -> str:
-    """The name in the file of a tensor of the VAE.
+def unet(file: Checkpoint, ours: Model) -> State:
+    """The U-Net's tensors."""
+    return file.take({name: unet_name(ours.config, name) for name in ours.state_dict()})
 
-    The decoder's levels are counted from the finest.
+
+def vae(file: Checkpoint, ours: Model) -> State:
+    """The VAE's tensors: its decoder's levels are counted from the finest there, and
+    its attention is written as 1 x 1 convolutions.
     """
-    name = name.replace("conv_norm_out", "norm_out").replace(
-        "conv_shortcut", "nin_shortcut"
-    )
-    name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
-    name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
-    finest_first = lambda match: (
-        f"up.{n_levels - 1 - int(match[1])}.{'block' if match[2] == 'resnets' else 'upsample'}"
-    )
-    name = re.sub(r"up_blocks\.(\d+)\.(resnets|upsamplers\.0)", finest_first, name)
-    name = re.sub(
-        r"mid_block\.resnets\.(\d)",
-        lambda match: f"mid.block_{int(match[1]) + 1}",
-        name,
-    )
-    if "mid_block.attentions.0." in name:
-        half, part = name.split(".mid_block.attentions.0.")
-        part, end = part.rsplit(".", 1)
-        name = f"{half}.mid.attn_1.{VAE_ATTENTION[part]}.{end}"
-    return f"first_stage_model.{name}"
-
-
-def vocoder_name(name: str) -> str:
-    """The name in the file of a tensor of the vocoder."""
-    return f"first_stage_model.vocoder.{name.replace('upsampler.', 'ups.')}"
-
-
-def clap_name(name: str) -> str:
-    """The name in the file of a tensor of transformers' ClapModel."""
-    name = name.replace("_projection.linear1", "_projection.0").replace(
-        "_projection.linear2", "_projection.2"
-    )
-    if name.startswith("audio_model.audio_encoder."):
-        for theirs, original in HTSAT.items():
-            name = name.replace(theirs, original)
-    name = name.replace("audio_model.audio_encoder.", "audio_branch.").replace(
-        "text_model.", "text_branch."
-    )
-    return f"clap.model.{name}"
-
-
-def pick(
-    state: State, names: Iterable[str], where: Callable[[str], str], used: set[str]
-) -> State:
-    """The tensors of one part under their new names; what is not there is left to the
-    part to name.
-    """
-    found = {}
-    for name in names:
-        original = where(name)
-        if original in state:
-            found[name] = state[original]
-            used.add(original)
-    return found
-
-
-def vae(state: State, names: Iterable[str], n_levels: int, used: set[str]) -> State:
-    """The VAE's tensors; its attention is written as 1 x 1 convolutions there."""
-    found = pick(state, names, lambda name: vae_name(n_levels, name), used)
+    last = len(ours.config.block_out_channels) - 1
+    finest_first = lambda match: f"up_blocks.{last - int(match[1])}"
+    names = {}
+    for name in ours.state_dict():
+        theirs = renamed(re.sub(r"up_blocks\.(\d+)", finest_first, name), VAE)
+        names[name] = f"first_stage_model.{theirs}"
     return {
         name: x.flatten(1) if ".attentions.0.to_" in name and x.ndim == 4 else x
-        for name, x in found.items()
+        for name, x in file.take(names).items()
     }
 
 
-def clap(state: State, names: Iterable[str], used: set[str]) -> State:
-    """CLAP's tensors; query, key and value of the audio tower are one there."""
-    found: State = {}
+def vocoder(file: Checkpoint, ours: Model) -> State:
+    """The vocoder's tensors, and two that diffusers holds and nothing reads."""
+    prefix, n = "first_stage_model.vocoder.", ours.config.model_in_dim
+    names = {x: prefix + x.replace("upsampler.", "ups.") for x in ours.state_dict()}
+    return {"mean": torch.zeros(n), "scale": torch.ones(n), **file.take(names)}
+
+
+def clap(file: Checkpoint, names: Iterable[str]) -> State:
+    """CLAP's tensors, by transformers' names; query, key and value of the audio tower
+    are one there.
+    """
+    qkv, theirs = re.compile(r"(attention\.self\.)(query|key|value)"), {}
     for name in names:
-        match = re.fullmatch(
-            r"(audio_model\..*attention\.self\.)(query|key|value)\.(weight|bias)", name
-        )
-        original = clap_name(f"{match[1]}qkv.{match[3]}" if match else name)
-        if original in state:
-            used.add(original)
-            x = state[original]
-            found[name] = (
-                x.chunk(3)[("query", "key", "value").index(match[2])] if match else x
-            )
+        in_tower = name.startswith("audio_model.")
+        original = qkv.sub(r"\1qkv", name) if in_tower else name
+        table = {**HTSAT, **CLAP} if in_tower else CLAP
+        theirs[name] = f"clap.model.{renamed(original, table)}"
+    found = file.take(theirs)
+    for name in found:
+        if ".attn.qkv." in theirs[name]:
+            third = ("query", "key", "value").index(name.split(".")[-2])
+            found[name] = found[name].chunk(3)[third]
     return found
 
 
-def projection(state: State, used: set[str]) -> State:
+def projection(file: Checkpoint) -> State:
     """GPT-2's projections with their start and end vectors, which are rows of two
     tables there.
     """
     prefix, found = "cond_stage_models.0.", {}
     for i, suffix in enumerate(("", "_1")):
-        for end in ("weight", "bias"):
-            original = f"{prefix}input_sequence_embed_linear.{i}.{end}"
-            if original in state:
-                found[f"projection{suffix}.{end}"] = state[original]
-                used.add(original)
-        for short, long in (("sos", "start"), ("eos", "end")):
-            # (32, D), of which two rows are used
-            original = f"{prefix}{long}_of_sequence_tokens.weight"
-            if original in state:
-                found[f"{short}_embed{suffix}"] = state[original][i]
-                used.add(original)
+        linear, ends = f"{prefix}input_sequence_embed_linear.{i}", ("weight", "bias")
+        found |= file.take({f"projection{suffix}.{x}": f"{linear}.{x}" for x in ends})
+        tables = file.take(  # (32, D), of which two rows are used
+            {
+                f"sos_embed{suffix}": f"{prefix}start_of_sequence_tokens.weight",
+                f"eos_embed{suffix}": f"{prefix}end_of_sequence_tokens.weight",
+            }
+        )
+        found |= {name: table[i] for name, table in tables.items()}
     return found
 
 
-def prefixed(state: State, prefix: str, used: set[str]) -> State:
-    """The tensors under a prefix, as they are."""
-    found = {
-        name.removeprefix(prefix): x
-        for name, x in state.items()
-        if name.startswith(prefix)
-    }
-    used.update(prefix + name for name in found)
-    return found
-
-
-def scaling_factor(state: State, used: set[str]) -> float | None:
+def scaling_factor(file: Checkpoint) -> float | None:
     """What the latents are multiplied with, kept as a tensor there; None where the file
     does not say.
     """
-    used.add("scale_factor")
-    x = state.get("scale_factor")
+    x = file.take({"scale": "scale_factor"}).get("scale")
     return float(x) if isinstance(x, Tensor) else None
 
 
-def check_used(state: State, used: set[str], path: Path) -> None:
-    """Raise ValueError for a tensor that is none of a pipeline's and none known to be
-    unneeded.
-    """
-    left = [
-        name
-        for name in state
-        if name not in used
-        and not UNNEEDED.match(name)
-        and torch.is_tensor(state[name])
-    ]
-    if left:
-        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-        raise ValueError(
-            f"{path} holds {left[0]}{more}, which is no part of AudioLDM 2 as this "
-            f"package knows it"
-        )
+def states(file: Checkpoint, models: Mapping[str, Model]) -> dict[str, State]:
+    """The tensors of each part but CLAP, by our names."""
+    gpt2 = file.take_all("cond_stage_models.0.model.")
+    return {
+        "vae": vae(file, models["vae"]),
+        "unet": unet(file, models["unet"]),
+        "vocoder": vocoder(file, models["vocoder"]),
+        "gpt": gpt_in(projection(file), gpt2),
+        "text": t5_in(file.take_all("cond_stage_models.1.model.")),
+    }

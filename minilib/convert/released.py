@@ -2,31 +2,34 @@
 transformers' own.
 
 Tokenizers and CLAP are used as transformers has them, behind the faces of
-`text.Tokenizer` and `clap.CLAP`; all else becomes this package's models (`pretrained`).
-Chapter 18 builds it.
+`tokenizer.Tokenizer` and `clap.CLAP`; all else becomes this package's models
+(`pretrained`). What is read here are the fields of `folders.Parts`. Chapter 18 shows it
+at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minilib import audio
+from minilib.clap import CLAP
+from minilib.conditions import Context
 from minilib.convert import original, pretrained
 from minilib.files import replacing_folder
 from minilib.gpt import LOARegressor
-from minilib.model import local_folder, read_json
+from minilib.guidance import Sampling
+from minilib.model import check_weights, local_folder, read_json
 from minilib.phonemes import PhonemeEncoder
-from minilib.text import T5Config, T5Encoder
-from minilib.tokenizer import check_captions, check_lengths
+from minilib.text import T5Encoder
+from minilib.tokenizer import Reader, Tokenizer, check_captions, check_lengths
 from minilib.unet import UNet
 from minilib.vae import VAE
-from minilib.vocoder import HiFiGAN
+from minilib.vocoder import HiFiGAN, Vocos
 
 INDEX = "model_index.json"
 PIPELINE = "AudioLDM2Pipeline"
@@ -47,7 +50,7 @@ PATTERNS = ["*.json", "*.txt", "*.model"]  # of a hub folder, beside its weights
 
 
 class ReleasedTokenizer:
-    """A tokenizer of transformers with the face of `text.Tokenizer`."""
+    """A tokenizer of transformers with the face of `tokenizer.Tokenizer`."""
 
     # the released GPT-2 was trained on captions padded to the longest of a batch
     pad_to = 0
@@ -58,19 +61,18 @@ class ReleasedTokenizer:
         self.max_tokens = min(backend.model_max_length, 512)
 
     @classmethod
-    def load(cls, folder: Path) -> ReleasedTokenizer:
+    def load(cls, folder: Path, *given: Any) -> ReleasedTokenizer:
         """Read the tokenizer that transformers saved into a folder; ValueError where
         there is none.
         """
         import transformers
 
         try:
-            return cls(transformers.AutoTokenizer.from_pretrained(folder))
+            return cls(transformers.AutoTokenizer.from_pretrained(folder), *given)
         # transformers raises many kinds for files that are missing or damaged
         except Exception as error:
-            raise ValueError(
-                f"{folder} holds no tokenizer that transformers can read"
-            ) from error
+            said = f"{folder} holds no tokenizer that transformers can read"
+            raise ValueError(said) from error
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as transformers reads it."""
@@ -83,19 +85,15 @@ class ReleasedTokenizer:
         truncate: bool = False,
         pad_to: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Ids (B, S) and mask (B, S) bool, as `text.Tokenizer.encode`."""
-        max_length = max_length or self.max_tokens
-        limit = {"truncation": True, "max_length": max_length} if truncate else {}
+        """Ids (B, S) and mask (B, S) bool, as `Tokenizer.encode`."""
+        most = max_length or self.max_tokens
+        limit = {"truncation": True, "max_length": most} if truncate else {}
         rows = self.backend(check_captions(captions), **limit)["input_ids"]
-        check_lengths(captions, rows, max_length)
-        S = max(pad_to, *(len(row) for row in rows))
-        ids = torch.tensor(
-            [row + [self.backend.pad_token_id] * (S - len(row)) for row in rows]
-        )
-        mask = torch.tensor(
-            [[True] * len(row) + [False] * (S - len(row)) for row in rows]
-        )
-        return ids, mask
+        check_lengths(captions, rows, most)
+        lengths = torch.tensor([len(row) for row in rows])
+        S, pad = max(pad_to, int(lengths.max())), self.backend.pad_token_id
+        ids = torch.tensor([row + [pad] * (S - len(row)) for row in rows])
+        return ids, torch.arange(S) < lengths[:, None]
 
 
 class PhonemeTokenizer(ReleasedTokenizer):
@@ -109,22 +107,18 @@ class PhonemeTokenizer(ReleasedTokenizer):
         self.max_tokens = self.pad_to = n_positions
 
     def encode(
-        self,
-        captions: list[str],
-        max_length: int | None = None,
-        truncate: bool = False,
-        pad_to: int = 0,
+        self, captions: list[str], *args: Any, **given: Any
     ) -> tuple[Tensor, Tensor]:
         """Ids (B, S) and mask (B, S) bool, the first padding turned into the sign of
         the end.
         """
-        ids, mask = super().encode(captions, max_length, truncate, pad_to)
+        ids, mask = super().encode(captions, *args, **given)
         is_zero = ids == 0
         first = is_zero & (is_zero.cumsum(dim=1) == 1)  # (B, S): at most one each
         return ids.masked_fill(first, END_OF_SPEECH), mask | first
 
 
-class ReleasedCLAP(nn.Module):
+class ReleasedCLAP(Reader, nn.Module):
     """transformers' ClapModel with the face of `clap.CLAP`: RoBERTa and HTS-AT for BERT
     and PANNs.
     """
@@ -132,6 +126,21 @@ class ReleasedCLAP(nn.Module):
     def __init__(self, model: nn.Module, feature_extractor: Any):
         super().__init__()
         self.model, self.feature_extractor = model.eval(), feature_extractor
+
+    @classmethod
+    def untrained(cls, folder: Path, feature_extractor: Path) -> ReleasedCLAP:
+        """With the config in one folder, and the feature extractor in another."""
+        import transformers
+
+        try:
+            config = transformers.ClapConfig.from_pretrained(folder)
+            heard = transformers.ClapFeatureExtractor.from_pretrained(feature_extractor)
+            return cls(transformers.ClapModel(config), heard)
+        except (OSError, ValueError) as error:
+            said = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(
+                f"{folder} is not a whole ClapModel with a feature extractor: {said}"
+            ) from error
 
     @classmethod
     def from_pretrained(
@@ -145,65 +154,25 @@ class ReleasedCLAP(nn.Module):
         `dtype` None keeps what is stored; float64, in which CLAP is released, becomes
         float32.
         """
-        return cls.from_state(
-            pretrained.read_state(folder), folder, feature_extractor or folder, dtype
-        )
+        state = pretrained.read_state(folder)
+        clap = cls.untrained(folder, feature_extractor or folder)
+        return clap.fill(state, folder, dtype)
 
-    @classmethod
-    def from_state(
-        cls,
-        state: pretrained.State,
-        folder: Path,
-        feature_extractor: Path,
-        dtype: torch.dtype | None = torch.float32,
+    def fill(
+        self, state: pretrained.State, folder: Path, dtype: torch.dtype | None
     ) -> ReleasedCLAP:
-        """From tensors by transformers' names, with the config in `folder`."""
-        model, heard = cls.untrained(folder, feature_extractor)
-        own = model.state_dict()
-        for name in own.keys() & state.keys():
-            if own[name].shape != state[name].shape:
-                shapes = f"{tuple(state[name].shape)} where the config asks for {tuple(own[name].shape)}"
-                raise ValueError(
-                    f"the weights in {folder} are not those of its config: {name} has "
-                    f"shape {shapes}"
-                )
-        missing, extra = model.load_state_dict(state, strict=False)
-        missing = [name for name in missing if name not in buffers(model)]
-        unknown = [
-            name
-            for name in extra
-            if not name.endswith(("position_ids", "token_type_ids"))
-        ]
-        if missing or unknown:
-            name = (
-                f"{missing[0]} is missing"
-                if missing
-                else f"{unknown[0]} is not in this config"
-            )
-            raise ValueError(
-                f"the weights in {folder} are not those of its config: {name}"
-            )
+        """Put weights into it, by transformers' names, all of them or none."""
+        own, unread = self.model.state_dict(), ("position_ids", "token_type_ids")
+        given = {name: x for name, x in state.items() if not name.endswith(unread)}
+        # buffers are computed, not learned, save the norms' statistics
+        buffers = [name for name, _ in self.model.named_buffers() if name in own]
+        computed = {name: own[name] for name in buffers if "running_" not in name}
+        given = {**computed, **given}
+        check_weights(self.model, given, folder)
+        self.model.load_state_dict(given)
         stored = next(x.dtype for x in state.values() if x.is_floating_point())
         dtype = dtype or (torch.float32 if stored == torch.float64 else stored)
-        return cls(model.to(dtype), heard)
-
-    @staticmethod
-    def untrained(folder: Path, feature_extractor: Path) -> tuple[nn.Module, Any]:
-        """A ClapModel of the config in a folder, and the feature extractor in another."""
-        import transformers
-
-        try:
-            model = transformers.ClapModel(
-                transformers.ClapConfig.from_pretrained(folder)
-            )
-            return model, transformers.ClapFeatureExtractor.from_pretrained(
-                feature_extractor
-            )
-        except (OSError, ValueError) as error:
-            said = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(
-                f"{folder} is not a whole ClapModel with a feature extractor: {said}"
-            ) from error
+        return self.to(dtype)
 
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None
@@ -211,8 +180,6 @@ class ReleasedCLAP(nn.Module):
         """Write the model and its feature extractor into one folder, as transformers
         reads them.
         """
-        import copy
-
         model = copy.deepcopy(self.model).to(dtype) if dtype is not None else self.model
         model.save_pretrained(folder)
         self.feature_extractor.save_pretrained(folder)
@@ -221,6 +188,12 @@ class ReleasedCLAP(nn.Module):
     def dim(self) -> int:
         """Width of the embeddings."""
         return self.model.config.projection_dim
+
+    def encode(self, inputs: list[str], pad_to: int = 0) -> Context:
+        """Encode B captions as a condition: one vector each, (B, 1, dim), whatever
+        `pad_to`.
+        """
+        return Context(self.embed_text(*self.read(inputs))[:, None])
 
     def embed_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed captions: ids (B, S) of CLAP's own tokenizer, mask (B, S) -> (B, dim),
@@ -238,44 +211,19 @@ class ReleasedCLAP(nn.Module):
         """
         import librosa
 
-        rate = self.feature_extractor.sampling_rate  # 48 kHz
-        heard = librosa.resample(
-            waves.float().cpu().numpy(), orig_sr=audio.SAMPLE_RATE, target_sr=rate
-        )
-        heard = heard[:, : self.feature_extractor.nb_max_samples]
-        features = self.feature_extractor(
-            list(heard), sampling_rate=rate, return_tensors="pt"
-        )
+        listen = self.feature_extractor  # at 48 kHz
+        rates = {"orig_sr": audio.SAMPLE_RATE, "target_sr": listen.sampling_rate}
+        heard = librosa.resample(waves.float().cpu().numpy(), **rates)
+        heard = list(heard[:, : listen.nb_max_samples])
+        found = listen(heard, sampling_rate=listen.sampling_rate, return_tensors="pt")
         weight = next(self.model.parameters())
-        features = {
-            name: x.to(weight) if x.is_floating_point() else x.to(weight.device)
-            for name, x in features.items()
-        }
+        like = lambda x: weight if x.is_floating_point() else weight.device
+        features = {name: x.to(like(x)) for name, x in found.items()}
         return self.model.get_audio_features(**features).pooler_output
 
 
-def buffers(model: nn.Module) -> set[str]:
-    """Names of a model's tensors that are computed, not learned, save the statistics of
-    its norms.
-    """
-    return {
-        name
-        for name, _ in model.named_buffers()
-        if not name.endswith(("running_mean", "running_var"))
-    }
-
-
 # --------------------------------------------------------------------------------------
-# The whole folder
-
-
-class Released(NamedTuple):
-    """All that a released folder holds, as `AudioLDM2` takes it."""
-
-    tokenizer: ReleasedTokenizer  # T5's, or that of the phonemes
-    clap_tokenizer: ReleasedTokenizer
-    parts: dict[str, nn.Module]
-    seconds: float
+# The whole folder: in
 
 
 def is_released(folder: Path) -> bool:
@@ -299,8 +247,8 @@ def read(
     dtype: torch.dtype | None = torch.float32,
     head_width: int | None = None,
     n_tokens: int | None = None,
-) -> Released:
-    """A released folder as parts of a pipeline.
+) -> dict[str, Any]:
+    """The fields of `Parts` from a released folder.
 
     Args:
         folder: as `AudioLDM2Pipeline.save_pretrained` writes it.
@@ -316,30 +264,23 @@ def read(
         ValueError: a folder of another pipeline, or a file that is damaged or asks for
             what this package does not have.
     """
-    index = read_index(folder)
-    unet = folder / "unet"
-    schedule = pretrained.read_schedule(folder / "scheduler")
-    parts: dict[str, nn.Module] = {
-        "clap": ReleasedCLAP.from_pretrained(
-            folder / "text_encoder", folder / "feature_extractor", dtype
-        ),
-        "unet": pretrained.read_unet(unet, schedule, dtype, head_width),
-        "vae": pretrained.read_vae(folder / "vae", dtype),
-        "vocoder": pretrained.read_vocoder(folder / "vocoder", dtype),
+    kinds, at = read_index(folder), folder.joinpath
+    schedule = pretrained.read_schedule(at("scheduler"))
+    simple = {"text": "text_encoder_2", "vae": "vae", "vocoder": "vocoder"}
+    models: dict[str, Any] = {
+        name: pretrained.read(kinds[module], at(module), dtype)
+        for name, module in simple.items()
     }
-    speaks = index["text_encoder_2"][1] == "VitsModel"
-    n_tokens = n_tokens or (SPEECH_TOKENS if speaks else None)
-    gpt = pretrained.read_gpt(
-        folder / "language_model", folder / "projection_model", n_tokens, dtype
-    )
-    text = (pretrained.read_phonemes if speaks else pretrained.read_t5)(
-        folder / "text_encoder_2", dtype
-    )
-    tokenizer = load_tokenizer(folder / "tokenizer_2", gpt)
-    seconds = trained_seconds(unet, parts["vae"])
-    clap_tokenizer = ReleasedTokenizer.load(folder / "tokenizer")
-    return Released(
-        tokenizer, clap_tokenizer, {**parts, "gpt": gpt, "text": text}, seconds
+    if models["text"].reads == "transcription":
+        n_tokens = n_tokens or SPEECH_TOKENS
+    gpt = at("language_model"), at("projection_model")
+    clap = at("text_encoder"), at("feature_extractor")
+    return complete(
+        folder,
+        clap=ReleasedCLAP.from_pretrained(*clap, dtype),
+        unet=pretrained.read_unet(at("unet"), schedule, dtype, head_width),
+        gpt=pretrained.read_gpt(*gpt, n_tokens, dtype),
+        **models,
     )
 
 
@@ -347,10 +288,11 @@ def read_original(
     path: Path,
     like: Path,
     dtype: torch.dtype | None = torch.float32,
-    head_width: int | None = None,
+    head_width: int | None = 32,
     n_tokens: int | None = None,
-) -> Released:
-    """A checkpoint as the authors published it, a `.pth`, as parts of a pipeline.
+) -> dict[str, Any]:
+    """The fields of `Parts` from a checkpoint as the authors published it, a `.pth`.
+    The defaults are those of their code.
 
     Args:
         path: the checkpoint; like: a released folder of the same model, for its configs
@@ -362,155 +304,139 @@ def read_original(
         ValueError: a tensor is missing, misshapen or unknown, or reading the file would
             run the code in it.
     """
-    index, state = read_index(like), original.read(path)
-    if index["text_encoder_2"][1] == "VitsModel":
+    if read_index(like)["text_encoder_2"] == "VitsModel":
         raise ValueError(f"{like} is a speech model, which is read from a folder only")
-    used: set[str] = set()
-    made, fill = pretrained.made, pretrained.fill
-    vae_config = pretrained.vae_config(like / "vae")
-    factor = original.scaling_factor(state, used)
-    vae = made(
-        VAE, replace(vae_config, scaling_factor=factor) if factor else vae_config
-    )
-    schedule = pretrained.read_schedule(like / "scheduler")
-    unet = made(UNet, pretrained.unet_config(like / "unet", schedule, head_width))
-    vocoder = made(HiFiGAN, pretrained.vocoder_config(like / "vocoder"))
-    gpt = made(
-        LOARegressor,
-        pretrained.gpt_config(
-            like / "language_model", like / "projection_model", n_tokens
-        ),
-    )
-    text = made(
-        T5Encoder, T5Config(**pretrained.read_sizes("t5", like / "text_encoder_2"))
-    )
-    clap_names = ReleasedCLAP.untrained(
-        like / "text_encoder", like / "feature_extractor"
-    )[0].state_dict()
-    states = {
-        "vae": original.vae(
-            state, vae.state_dict(), len(vae_config.block_out_channels), used
-        ),
-        "unet": original.pick(
-            state,
-            unet.state_dict(),
-            lambda name: original.unet_name(unet.config, name),
-            used,
-        ),
-        "vocoder": {
-            "mean": torch.zeros(vocoder.config.model_in_dim),  # which nothing reads
-            "scale": torch.ones(vocoder.config.model_in_dim),
-            **original.pick(state, vocoder.state_dict(), original.vocoder_name, used),
-        },
-        "gpt": pretrained.gpt_in(
-            original.projection(state, used),
-            original.prefixed(state, "cond_stage_models.0.model.", used),
-        ),
-        "text": pretrained.t5_in(
-            original.prefixed(state, "cond_stage_models.1.model.", used)
-        ),
+    file, at = original.Checkpoint(path), like.joinpath
+    factor = original.scaling_factor(file)
+    scale = {} if factor is None else {"scaling_factor": factor}
+    schedule = pretrained.read_schedule(at("scheduler"))
+    unet = pretrained.unet_config(at("unet"), schedule, head_width)
+    gpt = at("language_model"), at("projection_model")
+    models = {
+        "vae": pretrained.untrained("AutoencoderKL", at("vae"), **scale),
+        "unet": pretrained.made(UNet, unet),
+        "vocoder": pretrained.untrained("SpeechT5HifiGan", at("vocoder")),
+        "gpt": pretrained.made(LOARegressor, pretrained.gpt_config(*gpt, n_tokens)),
+        "text": pretrained.untrained("T5EncoderModel", at("text_encoder_2")),
     }
-    clap_state = original.clap(state, clap_names, used)
-    original.check_used(state, used, path)
-    models = {"vae": vae, "unet": unet, "vocoder": vocoder, "gpt": gpt, "text": text}
-    parts: dict[str, nn.Module] = {
-        name: fill(models[name], states[name], path, dtype) for name in models
-    }
-    parts["clap"] = ReleasedCLAP.from_state(
-        clap_state, like / "text_encoder", like / "feature_extractor", dtype
-    )
-    clap_tokenizer = ReleasedTokenizer.load(like / "tokenizer")
-    seconds = trained_seconds(like / "unet", vae)
-    return Released(
-        load_tokenizer(like / "tokenizer_2", gpt), clap_tokenizer, parts, seconds
-    )
+    clap = ReleasedCLAP.untrained(at("text_encoder"), at("feature_extractor"))
+    states = original.states(file, models)
+    clap_state = original.clap(file, clap.model.state_dict())
+    file.check_taken()
+    for name, model in models.items():
+        pretrained.fill(model, states[name], path, dtype)
+    clap.fill(clap_state, at("text_encoder"), dtype)
+    sampling = Sampling(unconditional_loa="zeros")
+    return complete(like, clap=clap, sampling=sampling, **models)
 
 
-def trained_seconds(unet: Path, vae: VAE) -> float:
-    """The length of sound that a U-Net's folder names."""
-    sample_size = read_json(unet / "config.json").get("sample_size", 256)
-    return sample_size * vae.config.reduction * audio.HOP / audio.SAMPLE_RATE
-
-
-def load_tokenizer(folder: Path, gpt: LOARegressor) -> ReleasedTokenizer:
-    """The tokenizer of what GPT-2 reads beside CLAP: of captions, or of phonemes with
-    learned positions.
+def complete(folder: Path, **parts: Any) -> dict[str, Any]:
+    """The parts with the tokenizers of a released folder and the length of sound that
+    its U-Net names.
     """
-    tokenizer = ReleasedTokenizer.load(folder)
-    positions = gpt.config.learned_positions
-    return PhonemeTokenizer(tokenizer.backend, positions) if positions else tokenizer
+    positions = parts["gpt"].config.learned_positions
+    parts["text"].tokenizer = load_tokenizer(folder / "tokenizer_2", positions)
+    parts["clap"].tokenizer = load_tokenizer(folder / "tokenizer")
+    sample_size = read_json(folder / "unet" / "config.json").get("sample_size", 256)
+    frames = sample_size * parts["vae"].config.reduction
+    return {**parts, "seconds": frames * audio.HOP / audio.SAMPLE_RATE}
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The pipeline's list of modules; one sentence for another pipeline's, or for a
-    module it lacks.
+def load_tokenizer(folder: Path, n_positions: int = 0) -> ReleasedTokenizer:
+    """The tokenizer in a folder: of captions, or of phonemes, for which GPT-2 has
+    learned `n_positions`.
+    """
+    if n_positions:
+        return PhonemeTokenizer.load(folder, n_positions)
+    return ReleasedTokenizer.load(folder)
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The class of each module of a pipeline; one sentence for another pipeline's, or
+    for a module it lacks.
     """
     path = folder / INDEX
     index = read_json(path)
-    if index.get("_class_name") != PIPELINE:
-        raise ValueError(
-            f"{path} is that of a {index.get('_class_name')}, not of an {PIPELINE}"
-        )
+    if (given := index.get("_class_name")) != PIPELINE:
+        raise ValueError(f"{path} is that of a {given}, not of an {PIPELINE}")
+    kinds = {name: (index.get(name) or [None, None])[1] for name in MODULES}
     for name, classes in MODULES.items():
-        given = (index.get(name) or [None, None])[1]
-        if given not in classes:
-            raise ValueError(
-                f"{path}: {name} must be a {' or '.join(classes)}, not {given}"
-            )
+        if (given := kinds[name]) not in classes:
+            wanted = " or ".join(classes)
+            raise ValueError(f"{path}: {name} must be a {wanted}, not {given}")
         if not (folder / name).is_dir():
             raise FileNotFoundError(
                 f"{folder / name} is missing: the pipeline is not complete"
             )
-    return index
+    return kinds
 
 
-def as_diffusers(
-    tokenizer: Any, clap_tokenizer: Any, parts: Mapping[str, nn.Module], seconds: float
-) -> Any:
-    """The parts as diffusers' AudioLDM2Pipeline.
+# --------------------------------------------------------------------------------------
+# The whole folder: out
+
+OUT = {
+    VAE: pretrained.vae_out,
+    UNet: pretrained.unet_out,
+    LOARegressor: pretrained.gpt_out,
+    T5Encoder: pretrained.t5_out,
+    PhonemeEncoder: pretrained.phonemes_out,
+    HiFiGAN: pretrained.vocoder_out,
+    ReleasedCLAP: lambda clap: clap.model,
+    ReleasedTokenizer: lambda tokenizer: tokenizer.backend,
+    PhonemeTokenizer: lambda tokenizer: tokenizer.backend,
+}
+OWN = (
+    "the CLAP and the tokenizer of this package have no counterpart in transformers: "
+    "start from a released folder (`AudioLDM2.from_diffusers`), which brings its own, "
+    "and train the other parts"
+)
+NO_COUNTERPART = {
+    CLAP: OWN,
+    Tokenizer: OWN,
+    Vocos: "the vocoder Vocos has no counterpart in transformers: train a HiFiGAN",
+}
+
+
+def out(part: Any, *others: Any) -> Any:
+    """A part as its counterpart; ValueError where it has none."""
+    if type(part) not in OUT:
+        raise ValueError(NO_COUNTERPART[type(part)])
+    return OUT[type(part)](part, *others)
+
+
+def as_diffusers(parts: Any) -> Any:
+    """The parts of a pipeline (`folders.Parts`) as diffusers' AudioLDM2Pipeline.
 
     Raises:
         ValueError: a part has no counterpart there; the sentence names it.
     """
     from diffusers import AudioLDM2Pipeline
 
-    clap, text = parts["clap"], parts["text"]
-    if not isinstance(clap, ReleasedCLAP) or not isinstance(
-        tokenizer, ReleasedTokenizer
-    ):
-        raise ValueError(
-            "the CLAP and the tokenizer of this package have no counterpart in "
-            "transformers: start from a released "
-            "folder (`AudioLDM2.from_diffusers`), which brings its own, and train the "
-            "other parts"
-        )
-    projections, language_model = pretrained.gpt_out(parts["gpt"])
-    speaks = isinstance(text, PhonemeEncoder)
-    frames = seconds * audio.SAMPLE_RATE / audio.HOP
+    clap, text, unet = parts.clap, parts.text, parts.unet
+    frames = parts.seconds * audio.SAMPLE_RATE / audio.HOP / parts.vae.config.reduction
+    modules = {
+        "text_encoder": out(clap),
+        "tokenizer": out(clap.tokenizer),
+        "text_encoder_2": out(text),
+        "tokenizer_2": out(text.tokenizer),
+        "vae": out(parts.vae),
+        "vocoder": out(parts.vocoder),
+    }
+    projection_model, language_model = out(parts.gpt)
     return AudioLDM2Pipeline(
-        vae=pretrained.vae_out(parts["vae"]),
-        text_encoder=clap.model,
-        text_encoder_2=(pretrained.phonemes_out if speaks else pretrained.t5_out)(text),
-        projection_model=projections,
+        **modules,
+        projection_model=projection_model,
         language_model=language_model,
-        tokenizer=clap_tokenizer.backend,
-        tokenizer_2=tokenizer.backend,
         feature_extractor=clap.feature_extractor,
-        unet=pretrained.unet_out(
-            parts["unet"], round(frames / parts["vae"].config.reduction)
-        ),
-        scheduler=pretrained.scheduler_out(parts["unet"]),
-        vocoder=pretrained.vocoder_out(parts["vocoder"]),
+        unet=out(unet, round(frames)),
+        scheduler=pretrained.scheduler_out(unet),
     )
 
 
 def write(pipeline: Any, folder: Path) -> None:
     """Write diffusers' pipeline into a folder, whole or not at all."""
-    if (
-        folder.exists()
-        and not is_released(folder)
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
+    other = folder.exists() and not is_released(folder)
+    if other and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} exists and is no folder of a pipeline: nothing was written"
         )

@@ -1,4 +1,4 @@
-"""SoundWorld: a small world of sounds whose truth is known (Chapter 01).
+"""SoundWorld: a small world of sounds whose truth is known (chapter 01).
 
 A `Scene` (events with class, attributes and onset, or a tune) renders to a waveform and
 a caption, and every label is kept. No download, no end; the same seed is the same clip.

@@ -1,5 +1,5 @@
-"""The grammar of SoundWorld: from a scene to a sentence, in several phrasings (Chapter
-01).
+"""The grammar of SoundWorld: from a scene to a sentence, in several phrasings
+(chapter 01).
 
 An event is told as a clause ("a small dog barks loudly twice") or as a noun phrase
 ("two loud high dog barks"). What is said is true, and what is ordinary (medium pitch,
@@ -234,7 +234,7 @@ def _describe_tune(tune: Tune, rng: np.random.Generator) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """Caption a scene in one of many phrasings (Chapter 01)."""
+    """Caption a scene in one of many phrasings."""
     if isinstance(scene.events[0], Tune):
         return _describe_tune(scene.events[0], rng)
     if len(scene.events) == 1:
@@ -246,9 +246,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def plain(name: str) -> str:
-    """The shortest caption of a class or instrument: "a dog barks", "a piano plays"
-    (Chapter 01).
-    """
+    """The shortest caption of a class or instrument: "a dog barks", "a piano plays"."""
     if name in INSTRUMENTS:
         return f"{_with_article(name)} plays"
     words = WORDS[name]
@@ -285,8 +283,6 @@ def _frame(template: str) -> str:
 
 
 def vocabulary(music: bool = False) -> list[str]:
-    """All words that a caption can hold, sorted; those of tunes only with `music`
-    (Chapter 01).
-    """
+    """All words that a caption can hold, sorted; those of tunes only with `music`."""
     texts = [*_strings(), *_music_strings()] if music else _strings()
     return sorted({word for text in texts for word in text.split()})

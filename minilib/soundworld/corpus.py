@@ -1,5 +1,5 @@
 """SoundWorld, the built-in corpus: an endless list of clips whose truth is known
-(Chapter 01).
+(chapter 01).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INT16 = 32767
 
 
 class SoundWorld:
-    """An endless corpus of parametric sounds with captions (Chapter 01).
+    """An endless corpus of parametric sounds with captions.
 
     The same (split, seed, index, seconds, pairs, music) is the same clip, in every
     process. Clips stand on the 16-bit grid, so a clip from the cache equals one just
@@ -126,14 +126,15 @@ class SoundWorld:
         return describe(scene, np.random.default_rng([scene.seed, 1]))
 
     def _cache_path(self, index: int) -> Path:
-        world = f"v{VERSION}-{self.split}-seed{self.seed}-{self.seconds!r}s-pairs{self.pairs!r}"
+        world = f"v{VERSION}-{self.split}-seed{self.seed}-{self.seconds!r}s"
+        world += f"-pairs{self.pairs!r}"
         world += f"-music{self.music!r}" if self.music else ""
         return self.cache / world / f"{index // 1000:06d}" / f"{index % 1000:03d}.i16"
 
 
 def render(scene: Scene, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Render a scene to int16 samples (N,): every event at its level, faded at both
-    ends (Chapter 01).
+    ends.
     """
     n = round(scene.seconds * sample_rate)
     wave = NOISE_FLOOR * np.random.default_rng([scene.seed, 0]).standard_normal(n)

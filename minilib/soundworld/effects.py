@@ -1,4 +1,4 @@
-"""The sound effects of SoundWorld: each class is one short synthesiser (Chapter 01).
+"""The sound effects of SoundWorld: each class is one short synthesiser (chapter 01).
 
 A synthesiser is a function `(event, rng, sample_rate) -> wave (n,)` that makes
 `event.duration` seconds of sound at any level; the corpus sets the level and fades the
@@ -39,7 +39,7 @@ Synthesiser = Callable[["Event", np.random.Generator, int], np.ndarray]
 @dataclass(frozen=True)
 class SoundClass:
     """What a class can do: which attributes it has and what they mean in hertz and
-    seconds (Chapter 01).
+    seconds.
 
     A class with no `length` fills its room (rain); one with `counts` is a series of
     strokes (knocks); one with a `length` and no `counts` happens once (breaking glass).

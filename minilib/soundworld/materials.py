@@ -1,5 +1,5 @@
 """What SoundWorld's sounds are made of: noise, curves, resonances, partials and voices
-(Chapter 01).
+(chapter 01).
 
 The effects and the instruments are put together from these. Waves and curves are arrays
 (n,), times are seconds and frequencies hertz.

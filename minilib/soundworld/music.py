@@ -1,4 +1,4 @@
-"""The instruments of SoundWorld: each is a short synthesiser of one note (Chapter 01).
+"""The instruments of SoundWorld: each is a short synthesiser of one note (chapter 01).
 
 An instrument is a function `(rng, sample_rate) -> note`; `rng` sets what makes two
 pianos differ, and `note(f0, n)` is n samples of a tone of `f0` Hz at any level. `play`
@@ -35,7 +35,7 @@ FADE = 0.03  # seconds within which a note ends
 
 @dataclass(frozen=True)
 class Instrument:
-    """How an instrument sounds a note, and where it plays (Chapter 01)."""
+    """How an instrument sounds a note, and where it plays."""
 
     build: Callable[[np.random.Generator, int], Note]
     # MIDI numbers of the middle key's tonic when low, medium, high
@@ -44,7 +44,7 @@ class Instrument:
 
 
 def play(tune: Tune, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """Play a tune: every note at its onset, (n,) at any level (Chapter 01)."""
+    """Play a tune: every note at its onset, (n,) at any level."""
     instrument = INSTRUMENTS[tune.name]
     note = instrument.build(rng, sample_rate)
     wave = np.zeros(round(tune.duration * sample_rate), dtype=np.float32)

@@ -1,5 +1,5 @@
 """Scenes: what happens in a clip, when, and with which attributes; and how scenes are
-drawn (Chapter 01).
+drawn (chapter 01).
 
 A Scene is the truth behind a clip: rendering, caption and every label follow from it.
 Splits hold out combinations of attributes ("four loud high bells") and ordered pairs of
@@ -72,7 +72,7 @@ class Combination(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """One sound in a scene (Chapter 01).
+    """One sound in a scene.
 
     Times are seconds from the start of the clip.
     """
@@ -105,7 +105,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in a clip: one event, two in order, or a tune (Chapter 01)."""
+    """What happens in a clip: one event, two in order, or a tune."""
 
     events: tuple[Event, ...]
     seconds: float
@@ -115,7 +115,7 @@ class Scene:
 @dataclass(frozen=True)
 class Clip:
     """A rendered scene: `wave` (N,) float32 in (-1, 1) at 16 kHz, its caption and its
-    scene (Chapter 01).
+    scene.
     """
 
     wave: torch.Tensor
@@ -168,9 +168,7 @@ def hold_out(combinations: Iterable[tuple]) -> set[tuple]:
 
 @functools.cache
 def held_out_combinations() -> frozenset[Combination]:
-    """The combinations of a class and its attributes that only the test split hears
-    (Chapter 01).
-    """
+    """The combinations of a class and its attributes that only the test split hears."""
     return frozenset().union(*(hold_out(combinations(name)) for name in CLASSES))
 
 
@@ -230,9 +228,7 @@ def _pairs(held_out: bool) -> list[tuple[str, str]]:
 
 
 def vary(rng: np.random.Generator) -> float:
-    """A factor near 1, for what two sounds of one description may differ in (Chapter
-    01).
-    """
+    """A factor near 1, for what two sounds of one description may differ in."""
     return 2 ** rng.uniform(-LEEWAY, LEEWAY)
 
 
@@ -319,8 +315,6 @@ def _draw_pair(
 def draw_scene(
     split: str, seconds: float, pairs: float, rng: np.random.Generator
 ) -> Scene:
-    """Draw a scene of `seconds` seconds; with probability `pairs` it has two events
-    (Chapter 01).
-    """
+    """Draw a scene of `seconds` seconds; with probability `pairs` it has two events."""
     draw = _draw_pair if rng.random() < pairs else _draw_single
     return Scene(draw(split, seconds, rng), seconds, seed=int(rng.integers(2**32)))

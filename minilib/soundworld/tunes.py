@@ -1,5 +1,5 @@
 """Tunes: a melody on one instrument, in a scale and on a beat grid; and how tunes are
-drawn (Chapter 01).
+drawn (chapter 01).
 
 A Tune is an Event whose strokes are its notes, so a scene, its labels and its rendering
 work for music as for effects. The melody is drawn here, note by note; `music` only
@@ -51,8 +51,7 @@ HALF, EIGHTHS = 0.2, 0.2
 
 
 class Melody(NamedTuple):
-    """An instrument with register, tempo and contour: what the splits see of a tune
-    (Chapter 01).
+    """An instrument with register, tempo and contour: what the splits see of a tune.
 
     Loudness and scale aren't in it: else the test's tunes would have been heard, only
     louder.
@@ -66,8 +65,7 @@ class Melody(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(Event):
-    """A melody (Chapter 01). Its `name` is the instrument, `pitch` the register,
-    `speed` the tempo.
+    """A melody. Its `name` is the instrument, `pitch` the register, `speed` the tempo.
 
     `f0` is the tonic in Hz, `rate` beats a second, `strokes` the onsets of the notes.
     """
@@ -107,9 +105,7 @@ def melodies(name: str) -> tuple[Melody, ...]:
 
 @functools.cache
 def held_out_melodies() -> frozenset[Melody]:
-    """The combinations that only the test split hears: about 12 % of each instrument
-    (Chapter 01).
-    """
+    """The combinations that only the test split hears: about 12 % of each kind."""
     return frozenset().union(*(hold_out(melodies(name)) for name in INSTRUMENTS))
 
 
@@ -192,8 +188,7 @@ def draw_tune(
     room: float,
     rng: np.random.Generator,
 ) -> Tune:
-    """Draw what a description leaves open: key, exact tempo, rhythm, notes, level
-    (Chapter 01).
+    """Draw what a description leaves open: key, exact tempo, rhythm, notes, level.
 
     Args:
         melody: instrument, register, tempo and contour.
@@ -214,9 +209,11 @@ def draw_tune(
     lengths = draw_lengths(onsets, room * rate, rng)
     steps, instrument = SCALES[scale], INSTRUMENTS[melody.name]
     degrees = draw_degrees(melody.contour, len(onsets), len(steps), rng)
-    key = instrument.tonics[PITCHES.index(melody.pitch)] + rng.integers(
-        KEYS[0], KEYS[1] + 1
-    )
+    key = instrument.tonics[PITCHES.index(melody.pitch)]
+    key += rng.integers(KEYS[0], KEYS[1] + 1)
+    notes = [
+        _hertz(key + steps[d % len(steps)] + 12 * (d // len(steps))) for d in degrees
+    ]
     return Tune(
         *melody[:3],
         loudness,
@@ -230,10 +227,7 @@ def draw_tune(
         strokes=tuple(onset + beat / rate for beat in onsets),
         scale=scale,
         contour=melody.contour,
-        notes=tuple(
-            _hertz(key + steps[d % len(steps)] + 12 * (d // len(steps)))
-            for d in degrees
-        ),
+        notes=tuple(notes),
         lengths=tuple((lengths / rate).tolist()),
     )
 
@@ -261,7 +255,7 @@ def _choices(name: str, held_out: bool, room: float) -> tuple[list[Melody], np.n
 
 
 def draw_music(split: str, seconds: float, rng: np.random.Generator) -> Scene:
-    """Draw a scene of `seconds` seconds that is one tune (Chapter 01)."""
+    """Draw a scene of `seconds` seconds that is one tune."""
     near = min(1.0, seconds / DEFAULT_SECONDS)
     onset = rng.uniform(*ONSET) * near
     # the least that any onset leaves, so that the choice doesn't hang on it

@@ -1,10 +1,15 @@
-"""Training: the loop, the stages in the paper's order, and whole runs.
+"""Training: the loop, the stages in the paper's order, and whole runs."""
 
-Chapter 16 builds it.
-"""
-
+from minilib.training.checkpoints import train
 from minilib.training.clips import TrainingData
-from minilib.training.loop import Recipe, budget, learning_rate, step_generator, train
+from minilib.training.loop import (
+    Loop,
+    Recipe,
+    budget,
+    fit,
+    learning_rate,
+    step_generator,
+)
 from minilib.training.runs import RUNS, Run, train_stages
 from minilib.training.stages import ALL_STAGES, STAGES, Joint, Stage
 
@@ -13,11 +18,13 @@ __all__ = [
     "RUNS",
     "STAGES",
     "Joint",
+    "Loop",
     "Recipe",
     "Run",
     "Stage",
     "TrainingData",
     "budget",
+    "fit",
     "learning_rate",
     "step_generator",
     "train",

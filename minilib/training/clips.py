@@ -1,28 +1,32 @@
 """What the stages learn from: captioned clips, recordings, and for the judge sounds of
 known class.
-
-Chapter 16 builds it.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from minilib import audio
-from minilib.convert.released import ReleasedTokenizer
+from minilib.audiomae import AudioMAE
+from minilib.conditions import Context, drop, to_batch
 from minilib.data import AudioFolder, Corpus
 from minilib.soundworld import SoundWorld
 from minilib.tokenizer import Tokenizer
-from minilib.training.loop import Recipe
 from minilib.training.processes import is_main, n_processes
+from minilib.vae import VAE
 
 RENDERS = 4000  # clips of SoundWorld, at most
 FEWEST = 20  # recordings of a class that are enough to learn it from
+BATCH = 64  # captions that are encoded together
 
 
 @dataclass
@@ -32,40 +36,29 @@ class TrainingData:
     """
 
     corpus: Corpus  # clips with captions, all of one length
-    tokenizer: Tokenizer
+    # with which CLAP and T5 learn to read; None for a released pipeline, which can
+    tokenizer: Tokenizer | None = None
     # by kind; heard by VAE, vocoder and AudioMAE only
     recordings: list[Corpus] = field(default_factory=list)
-    # LOA and latents of all clips, kept between stages
-    features: dict[str, Tensor] = field(default_factory=dict)
-    # of all captions, likewise
-    conditions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    clap_tokenizer: ReleasedTokenizer | None = None  # CLAP's own, where it has one
+    transcriptions: list[str] | None = None  # what is said in each clip
     folder: AudioFolder | None = None  # where the clips are from; None for SoundWorld
+    # what frozen parts make of all clips, kept between stages: by part and its setting
+    features: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    # what frozen encoders make of all that they read, likewise: by part
+    encoded: dict[str, Encoded] = field(default_factory=dict)
 
-    def waves(self, recipe: Recipe, generator: torch.Generator) -> Tensor:
-        """Draw a batch of clips (B, N), some of them recordings where there are any:
-        each a kind, a clip, a gain.
+    def waves(self, n: int, recorded: float, generator: torch.Generator) -> Tensor:
+        """Draw n clips (n, N), a share of them recordings where there are any: each a
+        kind, a clip, a gain.
         """
-        n_recorded = (
-            round(recipe.batch_size * recipe.recorded) if self.recordings else 0
-        )
-        waves = [
-            self.corpus.wave(
-                draw(len(self.corpus), recipe.batch_size - n_recorded, generator)
-            )
-        ]
-        for kind in torch.randint(
-            len(self.recordings) or 1, (n_recorded,), generator=generator
-        ).tolist():
-            clip = self.recordings[kind].wave(
-                draw(len(self.recordings[kind]), 1, generator)
-            )
+        n_recorded = round(n * recorded) if self.recordings else 0
+        waves = [self.corpus.wave(draw(len(self.corpus), n - n_recorded, generator))]
+        n_kinds = len(self.recordings) or 1
+        for kind in torch.randint(n_kinds, (n_recorded,), generator=generator).tolist():
+            clips = self.recordings[kind]
+            clip = clips.wave(draw(len(clips), 1, generator))
             # -9 to +3 dB
             gain = 10.0 ** (0.6 * torch.rand((), generator=generator) - 0.45)
-            if recipe.narrow and torch.rand((), generator=generator) < recipe.narrow:
-                clip = low_passed(
-                    clip, 2000 + 4000 * float(torch.rand((), generator=generator))
-                )
             waves.append((clip * gain).clamp(-1.0, 1.0))
         return torch.cat(waves)
 
@@ -74,14 +67,131 @@ class TrainingData:
         indices = draw(len(self.corpus), n, generator)
         return indices, [self.corpus.captions[i] for i in indices.tolist()]
 
+    def mels(self, n: int) -> Tensor:
+        """Log-mels (n, 1, T, F) of the first n clips, or of all."""
+        return audio.log_mel(self.corpus.wave(range(min(n, len(self.corpus)))))
 
-def low_passed(waves: Tensor, hertz: float) -> Tensor:
-    """Waves (B, N) without the frequencies above `hertz`, as a telephone or an old
-    recorder leaves them.
+    def texts(self, encoder: Any) -> list[str]:
+        """What an encoder reads of each clip: its caption, or what is said in it."""
+        if encoder.reads == "caption":
+            return self.corpus.captions
+        if self.transcriptions is None:
+            name = type(encoder).__name__
+            raise ValueError(f"these clips have no {encoder.reads}, which {name} reads")
+        return self.transcriptions
+
+    def told(
+        self,
+        encoders: dict[str, Any],
+        indices: Tensor,
+        dropped: Tensor,
+        learning: Collection[str] = (),
+    ) -> dict[str, Tensor]:
+        """What encoders make of clips (B,) and, where `dropped` (B,) says so, of
+        nothing: conditions as the losses name them. Those that are `learning` are left
+        to the loss: of encoder NAME there are `NAME_ids` and `NAME_ids_mask`.
+        """
+        told, empty, batch = {}, {}, {}
+        for name, encoder in encoders.items():
+            every = self.texts(encoder)
+            texts = [every[i] for i in indices.tolist()]
+            if name in learning:
+                ids, mask = (x.cpu() for x in encoder.read(texts))
+                batch |= {f"{name}_ids": ids, f"{name}_ids_mask": mask}
+                batch["dropped"] = dropped
+                continue
+            if name not in self.encoded:
+                self.encoded[name] = Encoded(encoder, every)
+            told[name], empty[name] = (
+                self.encoded[name](texts),
+                self.encoded[name].empty,
+            )
+        return batch | to_batch(drop(told, empty, dropped))
+
+    def loa(self, audiomae: AudioMAE, n_tokens: int) -> Tensor:
+        """The LOA (N, L, D) of all clips at the lambda that makes `n_tokens` vectors,
+        computed once.
+        """
+        config = audiomae.config
+        fitting = [pool for pool in config.pools if config.n_loa(pool) == n_tokens]
+        if not fitting:
+            known = ", ".join(str(config.n_loa(pool)) for pool in config.pools)
+            raise ValueError(
+                f"GPT-2 writes {n_tokens} LOA vectors, but AudioMAE makes {known}"
+            )
+        function = lambda mel: audiomae.loa(mel, fitting[0])
+        return self.over_clips(("audiomae", fitting[0]), function)
+
+    def latents(self, vae: VAE) -> Tensor:
+        """The latents z0 (N, C, T/r, F/r) of all clips, computed once."""
+        vae.to(memory_format=torch.channels_last)
+        return self.over_clips(("vae", 0), vae.encode)
+
+    @torch.no_grad()
+    def over_clips(
+        self, key: tuple[str, int], function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """A function of the log-mels of all clips, computed once: (N, ...)."""
+        if key not in self.features:
+            n = len(self.corpus)
+            batches = bar(torch.arange(n).split(8), key[0])  # as the CPU's cache holds
+            mels = (audio.log_mel(self.corpus.wave(batch)) for batch in batches)
+            self.features[key] = concatenated(n, map(function, mels))
+        return self.features[key]
+
+    def forget(self, part: str) -> None:
+        """Drop what was computed by a part that has been trained anew."""
+        self.encoded.pop(part, None)
+        for key in [key for key in self.features if key[0] == part]:
+            del self.features[key]
+
+
+class Encoded:
+    """What a frozen encoder makes of texts, each encoded once and kept without padding;
+    called, it gives some of them as one context.
     """
-    spectrum = torch.fft.rfft(waves)
-    spectrum[:, round(hertz * waves.shape[1] / audio.SAMPLE_RATE) :] = 0
-    return torch.fft.irfft(spectrum, waves.shape[1])
+
+    @torch.no_grad()
+    def __init__(self, encoder: Any, texts: Sequence[str]):
+        self.empty: Context = encoder.empty(1)
+        self.rows: dict[str, Tensor] = {}
+        different = sorted(set(texts), key=lambda text: (len(text), text))
+        for start in range(0, len(different), BATCH):
+            some = different[start : start + BATCH]
+            x, mask = encoder.encode(some)
+            rows = x if mask is None else x[mask].split(mask.sum(dim=1).tolist())
+            self.rows |= zip(some, rows)
+
+    def __call__(self, texts: Sequence[str]) -> Context:
+        """The context (B, S, D), padded as the encoder pads."""
+        rows = [self.rows[text] for text in texts]
+        if self.empty.mask is None:
+            return Context(torch.stack(rows))
+        lengths = torch.tensor([len(row) for row in rows])
+        S = max(self.empty.sequence.shape[1], int(lengths.max()))
+        padded = [F.pad(row, (0, 0, 0, S - len(row))) for row in rows]
+        return Context(torch.stack(padded), torch.arange(S) < lengths[:, None])
+
+
+def bar(batches: Sequence[Tensor], part: str) -> Iterable[Tensor]:
+    """The batches, with a bar that says who goes over all clips."""
+    shown = {"desc": f"{part} over all clips", "unit": "batch", "leave": False}
+    return tqdm(batches, disable=not is_main(), **shown)
+
+
+def concatenated(n: int, pieces: Iterable[Tensor]) -> Tensor:
+    """Pieces (k, ...) as one tensor (n, ...), each copied at once to where it will
+    stay.
+
+    Kept one by one they would lie scattered among all that was computed and freed
+    between them, and a process would grow by several times what they hold.
+    """
+    whole, end = torch.empty(0), 0
+    for piece in pieces:
+        whole = whole if len(whole) else piece.new_empty(n, *piece.shape[1:])
+        whole[end : end + len(piece)] = piece
+        end += len(piece)
+    return whole
 
 
 def draw(total: int, n: int, generator: torch.Generator) -> Tensor:
@@ -126,9 +236,8 @@ class Renders(Labelled):
         n = min(n, RENDERS)
         # each process renders all clips
         workers = max(1, (os.cpu_count() or 1) // n_processes())
-        self.clips = Corpus.from_soundworld(
-            world, n, progress=is_main(), workers=workers
-        )
+        shown = {"progress": is_main(), "workers": workers}
+        self.clips = Corpus.from_soundworld(world, n, **shown)
         number = {name: i for i, name in enumerate(classes)}
         self.labels = [
             [number[event.name] for event in world.scene(i).events] for i in range(n)

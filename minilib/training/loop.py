@@ -1,33 +1,32 @@
-"""The one training loop, written on accelerate: learning rate, average of the weights,
-checkpoints, resuming.
+"""The one training loop: `fit` trains any model that has a loss, and touches no file.
 
-Everything random in a batch is drawn on the CPU from a generator seeded by (seed,
-stage, step): a resumed run goes on as if it had never stopped, and another device or
-number of processes sees the same noise. Chapter 16 builds it.
+It is written on accelerate: devices, mixed precision, several processes, micro-batches.
+Everything random in a batch is drawn on the CPU from a generator seeded by (seed, name,
+step): a resumed run goes on as if it had never stopped, and another device or number of
+processes sees the same noise. Chapter 16 builds it.
 """
 
 from __future__ import annotations
 
 import math
-import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minilib.files import replacing
 from minilib.training.muon import Muon
 from minilib.training.processes import check_shares, is_main, meet, share_batch_norm
+
+Batches = Callable[[torch.Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage is trained; a field of 0 or 1 switches its feature off."""
+    """How a model is trained; a field of 0 or 1 switches its feature off."""
 
     steps: int
     batch_size: int
@@ -40,17 +39,16 @@ class Recipe:
     # layers that Muon trains in place of AdamW: "linear", "conv"
     muon: tuple[str, ...] = ()
     clip: float = 1.0  # norm of the gradient at most
-    ema: float = 0.0  # decay of the moving average of the weights that is saved
+    ema: float = 0.0  # decay of the moving average of the weights that is kept
     accumulate: int = 1  # micro-batches per step
     precision: str = "no"  # or "bf16" where the hardware has it, or "fp16" on GPUs
     checkpoint_every: int = 100  # steps between checkpoints
-    crop: int = 0  # frames of each clip that a batch takes; 0 takes all
-    recorded: float = 0.0  # share of recordings in a batch, where there are recordings
-    levels: int = 1  # noise levels at which joint shows each latent to the U-Net
-    # noise levels are T u^level_power: below 1 more high ones, above 1 low ones
-    level_power: float = 1.0
-    # share of the recordings that are heard without their high frequencies
-    narrow: float = 0.0
+    recompute: bool = False  # the U-Net's activations, in place of keeping them
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
 
 
 def budget(cpu: int, gpu: int) -> int:
@@ -65,7 +63,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     0).
     """
     rise = min(1.0, (step + 1) / max(1, recipe.warmup))
-    fall = 0.5 * (1.0 + math.cos(math.pi * step / max(1, recipe.steps)))
+    fall = 0.5 * (1.0 + math.cos(math.pi * step / recipe.steps))
     return recipe.lr * rise * (recipe.final_lr + (1.0 - recipe.final_lr) * fall)
 
 
@@ -74,17 +72,133 @@ def step_generator(seed: int, name: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{step}".encode()))
 
 
-class Trainable(Protocol):
-    """What the loop needs of a stage: a name, a recipe, a model with a `loss`, and
-    batches.
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int = 0,
+    name: str = "fit",
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """Train a model and return the curves of its losses. No file is touched.
+
+    The model ends in evaluation mode, with averaged weights where `recipe.ema` asks for
+    them, on a GPU if there is one. Several processes that call it train one model.
+
+        curves = fit(vae, draw, Recipe(steps=300, batch_size=16, lr=1e-3))
+        plt.plot(curves["loss"])
+
+    Args:
+        model: has `loss(batch)`: a number, or several by name, "loss" among them.
+        batches: draws a batch: tensors of `recipe.batch_size` rows by name, on the CPU.
+            All that is random in it comes from the generator that it is given.
+        recipe: how many steps, how fast, and what else can be asked for.
+        seed, name: the same give the same batches, and on one machine the same weights.
+            The bar, which shows losses and time left, bears the name.
+
+    Returns:
+        a curve (steps,) for each loss; a single number is called "loss".
+
+    Raises:
+        ValueError: a batch has other rows, or can't be cut into equal shares.
+        FloatingPointError: the loss is not finite.
+
+    Chapter 16.
     """
+    loop = Loop(model, batches, recipe, seed, name)
+    losses = list(all_steps(loop, progress))
+    loop.finish()
+    return {key: torch.tensor([at[key] for at in losses]) for key in losses[0]}
 
-    name: str
-    recipe: Recipe
-    model: nn.Module
-    seed: int
 
-    def batch(self, generator: torch.Generator) -> dict[str, Tensor]: ...
+class Loop:
+    """A training under way: what `fit` and `train` go through. Chapter 16."""
+
+    def __init__(
+        self, model: nn.Module, batches: Batches, recipe: Recipe, seed: int, name: str
+    ):
+        check_shares(name, recipe.batch_size, recipe.accumulate)
+        self.model, self.batches, self.recipe = model, batches, recipe
+        self.seed, self.name, self.done = seed, name, 0  # steps done
+        self.losses: dict[str, float] = {}  # running means
+        model.train().to(memory_format=torch.channels_last)  # as convolutions like it
+        share_batch_norm(model)
+        self.accelerator = make_accelerator(recipe)
+        trained = LossModule(model), make_optimizer(model, recipe)
+        self.wrapped, self.optimizer = self.accelerator.prepare(*trained)
+        learned = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        self.learned = learned
+        self.average = {k: p.detach().clone() for k, p in learned.items()}
+
+    def step(self) -> dict[str, float]:
+        """Draw a batch and go down its gradient once; the losses, by name."""
+        recipe, accelerator, total = self.recipe, self.accelerator, 0.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, self.done)
+        batch = self.batches(step_generator(self.seed, self.name, self.done))
+        for share in shares(batch, recipe, accelerator):
+            losses = self.wrapped(share)
+            # and takes the mean over all processes
+            accelerator.backward(losses["loss"] / recipe.accumulate)
+            values = torch.stack([x.detach() for x in losses.values()])
+            total = total + values / recipe.accumulate
+        accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        # the average moves faster in the beginning (1412.6980 §7.2)
+        decay = min(recipe.ema, self.done / (9 + self.done))
+        for name, weight in self.learned.items():
+            self.average[name].lerp_(weight.detach(), 1.0 - decay)
+        # where the loss of one process is not finite, all see it and stop
+        total = accelerator.reduce(total, reduction="mean")
+        return dict(zip(losses, total.tolist()))
+
+    def finish(self) -> nn.Module:
+        """The model with its averaged weights, if asked for, in evaluation mode."""
+        for name, weight in self.learned.items() if self.recipe.ema else ():
+            weight.data.copy_(self.average[name])
+        return self.model.eval()
+
+
+def all_steps(loop: Loop, progress: bool = True) -> Iterator[dict[str, float]]:
+    """Take the steps that are left, with a bar, and yield the losses of each.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    shown = {"desc": loop.name, "disable": not (progress and is_main()), "unit": "step"}
+    with tqdm(total=loop.recipe.steps, initial=loop.done, **shown) as bar:
+        while loop.done < loop.recipe.steps:
+            losses = loop.step()
+            if not math.isfinite(losses["loss"]):
+                failed = f"the loss is {losses['loss']} at step {loop.done - 1}"
+                raise FloatingPointError(f"{failed}: lower the learning rate")
+            for name, x in losses.items():  # means of some 20 steps
+                loop.losses[name] = 0.95 * loop.losses.get(name, x) + 0.05 * x
+            bar.update()
+            bar.set_postfix_str(sentence(loop.losses), refresh=False)
+            yield losses
+
+
+def sentence(losses: dict[str, float]) -> str:
+    """Losses as one line of text."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+
+
+def shares(
+    batch: dict[str, Tensor], recipe: Recipe, accelerator: Any
+) -> Iterator[dict[str, Tensor]]:
+    """This process's share of a batch, in micro-batches, on its device."""
+    for name, x in batch.items():
+        if len(x) != recipe.batch_size:
+            size = f"batch_size {recipe.batch_size}, not {len(x)} of {name}"
+            raise ValueError(f"batches must draw as many rows as the recipe's {size}")
+    n = recipe.accumulate * accelerator.num_processes
+    for i in range(recipe.accumulate):
+        k = i * accelerator.num_processes + accelerator.process_index
+        own = {name: x.tensor_split(n)[k] for name, x in batch.items()}
+        yield {name: x.to(accelerator.device) for name, x in own.items()}
 
 
 class LossModule(nn.Module):
@@ -99,181 +213,6 @@ class LossModule(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         losses = self.model.loss(batch)
         return losses if isinstance(losses, dict) else {"loss": losses}
-
-
-class EMA:
-    """Exponential moving average of the weights, with a warm-up of its decay (1412.6980
-    §7.2).
-    """
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.average = {
-            name: p.detach().clone()
-            for name, p in model.named_parameters()
-            if p.requires_grad
-        }
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the weights after this step (counted from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in model.named_parameters():
-            if name in self.average:
-                self.average[name].lerp_(parameter.detach(), 1.0 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Put the average in place of the weights."""
-        for name, parameter in model.named_parameters():
-            if name in self.average:
-                parameter.copy_(self.average[name])
-
-
-@dataclass
-class Progress:
-    """Where a run stands: what a checkpoint holds beside weights, and what its log
-    says.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    losses: dict[str, float] | None = None  # running means
-
-    def note(self, losses: dict[str, Tensor]) -> None:
-        """Take the losses of one step into the running means (window of about 20
-        steps).
-        """
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss is {values['loss']} at step {self.step}: lower the "
-                f"learning rate"
-            )
-        old = self.losses or values
-        self.losses = {
-            name: 0.95 * old.get(name, value) + 0.05 * value
-            for name, value in values.items()
-        }
-
-    def sentence(self) -> str:
-        """The losses as one line of text."""
-        return "  ".join(
-            f"{name} {value:.4f}" for name, value in (self.losses or {}).items()
-        )
-
-
-def train(
-    stage: Trainable,
-    out: Path,
-    resume: bool = False,
-    progress: bool = True,
-    row: int = 0,
-) -> nn.Module:
-    """Train one stage to its last step and return its model, weights averaged, in
-    evaluation mode.
-
-    Args:
-        stage: model, batches and recipe.
-        out: folder for `checkpoints/` and `train.log`.
-        resume: go on from the stage's checkpoint, if there is one, to the very result
-            of an unbroken run.
-        progress: show a bar with loss and time left, in this `row` of those on the
-            screen.
-
-    Raises:
-        ValueError: the batch can't be cut into equal shares for all processes and
-            micro-batches.
-        FloatingPointError: the loss is not finite.
-    """
-    recipe = stage.recipe
-    accelerator = make_accelerator(recipe)
-    check_shares(stage.name, recipe.batch_size, recipe.accumulate)
-    model = stage.model.to(memory_format=torch.channels_last).train()
-    if accelerator.num_processes > 1:
-        share_batch_norm(model)
-    wrapped, optimizer = accelerator.prepare(
-        LossModule(model), make_optimizer(model, recipe)
-    )
-    ema, state = EMA(model, recipe.ema), Progress()
-    path = out / "checkpoints" / f"{stage.name}.pt"
-    if resume and path.is_file():
-        load_checkpoint(path, model, optimizer, ema, state)
-    # the main process may soon write another checkpoint, or remove this one
-    accelerator.wait_for_everyone()
-    began, before = time.monotonic(), state.seconds
-    with tqdm(
-        total=recipe.steps,
-        initial=state.step,
-        desc=stage.name,
-        disable=not (progress and is_main()),
-        unit="step",
-        position=row,
-    ) as bar:
-        while state.step < recipe.steps:
-            losses = training_step(stage, state.step, accelerator, wrapped, optimizer)
-            state.note(losses)
-            ema.update(model, state.step)
-            state.step, state.seconds = (
-                state.step + 1,
-                before + time.monotonic() - began,
-            )
-            bar.update()
-            bar.set_postfix_str(state.sentence(), refresh=False)
-            if state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps:
-                save_checkpoint(path, model, optimizer, ema, state)
-                log(
-                    out,
-                    f"{stage.name:9s} step {state.step:5d}  {state.seconds:6.0f} s  "
-                    f"{state.sentence()}",
-                )
-    if recipe.ema:
-        ema.copy_to(model)
-    return model.eval()
-
-
-def training_step(
-    stage: Trainable, step: int, accelerator: Any, wrapped: nn.Module, optimizer: Any
-) -> dict[str, Tensor]:
-    """Draw the batch of this step, go down its gradient once, and return the losses."""
-    recipe = stage.recipe
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, step)
-    batch = stage.batch(step_generator(stage.seed, stage.name, step))
-    losses: dict[str, Tensor] = {}
-    for part in split(batch, recipe.accumulate, accelerator):
-        losses = wrapped(part)
-        # and takes the mean over all processes
-        accelerator.backward(losses["loss"] / recipe.accumulate)
-    accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return over_processes(losses, accelerator)
-
-
-def over_processes(losses: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:
-    """The means of losses over all processes: where one of them is not finite, all see
-    it and stop.
-    """
-    means = accelerator.reduce(
-        torch.stack([loss.detach() for loss in losses.values()]), reduction="mean"
-    )
-    return dict(zip(losses, means.unbind(), strict=True))
-
-
-def split(
-    batch: dict[str, Tensor], n_parts: int, accelerator: Any
-) -> Iterator[dict[str, Tensor]]:
-    """This process's share of the global batch, in `n_parts` micro-batches, on its
-    device.
-    """
-    n = n_parts * accelerator.num_processes
-    for i in range(n_parts):
-        k = i * accelerator.num_processes + accelerator.process_index
-        yield {
-            name: tensor.tensor_split(n)[k].to(accelerator.device)
-            for name, tensor in batch.items()
-        }
 
 
 def make_accelerator(recipe: Recipe) -> Any:
@@ -292,66 +231,21 @@ def has_bf16() -> bool:
     """Whether the CPU multiplies in bfloat16; one that only imitates it is slower than
     in float32.
     """
-    known = (
-        torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    )
-    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    ask = getattr(torch.cpu, "get_capabilities", dict)
+    return any(ask().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW (1711.05101), with no decay on biases, norms and other vectors, or Muon
     beside it.
     """
+    lr, betas, decay = recipe.lr, recipe.betas, recipe.weight_decay
     if recipe.muon:
-        return Muon(model, recipe.muon, recipe.lr, recipe.betas, recipe.weight_decay)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in parameters if p.dim() > 1],
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
-
-
-def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: Any, ema: EMA, state: Progress
-) -> None:
-    """Write all that a run needs to go on, whole or not at all."""
-    if not is_main():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema.average,
-        "step": state.step,
-        "seconds": state.seconds,
-        "losses": state.losses,
-    }
-    with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
-
-
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: Any, ema: EMA, state: Progress
-) -> None:
-    """Put a run back where its checkpoint left it."""
-    checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    for name, average in checkpoint["ema"].items():
-        ema.average[name].copy_(average)
-    state.step, state.seconds, state.losses = (
-        checkpoint[key] for key in ("step", "seconds", "losses")
+        return Muon(model, recipe.muon, lr, betas, decay)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = (
+        {"params": [p for p in learned if (p.dim() > 1) == matrix]}
+        for matrix in (True, False)
     )
-
-
-def log(out: Path, line: str) -> None:
-    """Add a line to the run's `train.log`."""
-    if not is_main():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "train.log", "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    groups = [{**matrices, "weight_decay": decay}, {**vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)

@@ -1,7 +1,7 @@
 """Muon: a weight matrix learns in all its directions at the same pace.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); at the
-scale of AdamW's steps as Liu et al. (2502.16982) take it. Chapter 16 builds it.
+scale of AdamW's steps as Liu et al. (2502.16982) take it.
 """
 
 from __future__ import annotations

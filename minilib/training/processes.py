@@ -4,7 +4,7 @@ one machine or many.
 Each holds the whole model, draws the same global batch and takes its share of it; the
 gradients are averaged. What couples the clips of a batch, CLAP's contrast and batch
 norm, must see the clips of all processes. Files are written by the main process alone,
-into a folder that all of them see. Chapter 16 builds it.
+into a folder that all of them see.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Let each batch norm of a model see the global batch; parameters, buffers and
-    their names stay.
+    """Let each batch norm of a model see the global batch, where several processes
+    train; parameters, buffers and their names stay.
     """
-    for module in model.modules():
+    for module in model.modules() if n_processes() > 1 else ():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d

@@ -1,7 +1,5 @@
 """Whole runs: the recipes of a preset, the data, and every stage in turn into a folder
 that ends as a pipeline.
-
-Chapter 16 builds it.
 """
 
 from __future__ import annotations
@@ -16,21 +14,16 @@ from typing import Any
 
 import torch
 
-from minilib.audioldm2 import (
-    load_part,
-    load_tokenizers,
-    save_description,
-    save_tokenizers,
-)
-from minilib.chain import SEPARATE, TUNED
+from minilib import folders
 from minilib.data import OPEN_LICENCES, AudioFolder, Corpus, of_part
 from minilib.files import replacing
+from minilib.guidance import Sampling
 from minilib.model import read_json
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabulary
 from minilib.tokenizer import Tokenizer, split_words
-from minilib.training.beside import Beside
+from minilib.training.checkpoints import log, train
 from minilib.training.clips import TrainingData
-from minilib.training.loop import Recipe, log, train
+from minilib.training.loop import Recipe
 from minilib.training.processes import (
     check_shares,
     is_main,
@@ -48,11 +41,10 @@ class Run:
     n_clips: int  # clips of SoundWorld that the stages see
     seconds: float
     recipes: dict[str, Recipe]
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)  # of stages
     pairs: float = 0.5  # share of the clips of effects with two events
     music: float = 0.0  # share of clips that are tunes
-    # how the pipeline samples, where not as usual: steps, guidance, guidance_interval,
-    # temperature, rescale
-    sampling: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = Sampling()  # how the pipeline wants to be sampled
 
 
 RUNS = {
@@ -61,62 +53,37 @@ RUNS = {
         seconds=2.56,
         pairs=0.4,
         music=0.4,
-        sampling={
-            "steps": 10,
-            "guidance": 1.5,
-            "guidance_interval": (300, 1000),
-            "temperature": 0.7,
-        },
+        sampling=Sampling(
+            steps=10, guidance=1.5, guidance_interval=(300, 1000), temperature=0.7
+        ),
         recipes={
-            "vae": Recipe(
-                steps=7600,
-                batch_size=4,
-                lr=2e-3,
-                crop=64,
-                recorded=0.75,
-                narrow=0.25,
-                ema=0.995,
-            ),
-            "vocoder": Recipe(
-                steps=1500, batch_size=16, lr=1e-3, crop=48, recorded=0.5, ema=0.99
-            ),
+            "vae": Recipe(steps=7600, batch_size=4, lr=2e-3, ema=0.995),
+            "vocoder": Recipe(steps=1500, batch_size=16, lr=1e-3, ema=0.99),
             "adversarial": Recipe(
-                steps=400,
-                batch_size=16,
-                lr=2e-4,
-                betas=(0.8, 0.99),
-                crop=48,
-                recorded=0.5,
-                ema=0.99,
+                steps=400, batch_size=16, lr=2e-4, ema=0.99, betas=(0.8, 0.99)
             ),
-            "audiomae": Recipe(
-                steps=1000, batch_size=48, lr=1e-3, recorded=0.25, ema=0.99
-            ),
+            "audiomae": Recipe(steps=1000, batch_size=48, lr=1e-3, ema=0.99),
             "clap": Recipe(steps=320, batch_size=64, lr=1e-3, ema=0.99),
             "text": Recipe(steps=1500, batch_size=64, lr=2e-3),
             "gpt": Recipe(
                 steps=4500, batch_size=32, lr=2e-3, ema=0.998, muon=("linear",)
             ),
             "ldm": Recipe(
-                steps=4000,
-                batch_size=16,
-                lr=2e-3,
-                ema=0.998,
-                level_power=0.7,
+                steps=4000, batch_size=16, lr=2e-3, ema=0.998, muon=("conv",),
                 precision="bf16",
-                muon=("conv",),
             ),
             "joint": Recipe(
-                steps=3200,
-                batch_size=16,
-                levels=2,
-                lr=1.5e-3,
-                ema=0.998,
-                level_power=1.2,
+                steps=3200, batch_size=16, lr=1.5e-3, ema=0.998, muon=("conv",),
                 precision="bf16",
-                muon=("conv",),
             ),
             "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
+        },
+        options={
+            "vae": {"crop": 64, "recorded": 0.75},
+            "vocoder": {"crop": 48, "recorded": 0.5},
+            "adversarial": {"crop": 48, "recorded": 0.5},
+            "audiomae": {"recorded": 0.25},
+            "joint": {"levels": 2},
         },
     ),
     "colab": Run(
@@ -125,33 +92,14 @@ RUNS = {
         music=0.25,
         recipes={
             "vae": Recipe(
-                steps=20000,
-                batch_size=16,
-                recorded=0.5,
-                lr=5e-4,
-                crop=128,
-                ema=0.999,
-                precision="bf16",
+                steps=20000, batch_size=16, lr=5e-4, ema=0.999, precision="bf16"
             ),
-            "vocoder": Recipe(
-                steps=20000, batch_size=16, recorded=0.5, lr=2e-4, crop=64, ema=0.999
-            ),
+            "vocoder": Recipe(steps=20000, batch_size=16, lr=2e-4, ema=0.999),
             "adversarial": Recipe(
-                steps=20000,
-                batch_size=16,
-                lr=2e-4,
-                betas=(0.8, 0.99),
-                crop=64,
-                recorded=0.5,
-                ema=0.999,
+                steps=20000, batch_size=16, lr=2e-4, ema=0.999, betas=(0.8, 0.99)
             ),
             "audiomae": Recipe(
-                steps=10000,
-                batch_size=64,
-                recorded=0.5,
-                lr=5e-4,
-                ema=0.999,
-                precision="bf16",
+                steps=10000, batch_size=64, lr=5e-4, ema=0.999, precision="bf16"
             ),
             "clap": Recipe(
                 steps=5000, batch_size=128, lr=5e-4, ema=0.999, precision="bf16"
@@ -168,8 +116,14 @@ RUNS = {
             ),
             "judge": Recipe(steps=2000, batch_size=64, lr=1e-3),
         },
+        options={
+            "vae": {"crop": 128, "recorded": 0.5},
+            "vocoder": {"crop": 64, "recorded": 0.5},
+            "adversarial": {"crop": 64, "recorded": 0.5},
+            "audiomae": {"recorded": 0.5},
+        },
     ),
-}
+}  # fmt: skip
 
 
 @one_voice()
@@ -204,123 +158,64 @@ def train_stages(
             batch that the processes can't share equally.
         FileNotFoundError: a stage needs a part that is not there yet.
     """
-    names = (
-        list(ALL_STAGES)
-        if stages == "all"
-        else [stages]
-        if isinstance(stages, str)
-        else list(stages)
-    )
+    asked = ALL_STAGES if stages == "all" else stages
+    names = [asked] if isinstance(asked, str) else list(asked)
     check_run(names, preset, steps)
-    out, run = Path(out), RUNS[preset]
-    todo = []
-    for name in names:
-        if resume and (record := finished(out, name)):
-            say(f"{name}: finished before, {record['steps']} steps")
-        else:
-            todo.append(name)
+    out, run, todo = Path(out), RUNS[preset], names
+    if resume:
+        todo = [name for name in names if not told_finished(out, name)]
     if not todo:
         return out
     check_released(out, todo)
     check_needs(out, todo[0])
-    recipes = {
-        name: replace(run.recipes[name], steps=steps or run.recipes[name].steps)
-        for name in todo
-    }
+    recipes = {name: run.recipes[name] for name in todo}
     for name, recipe in recipes.items():
         check_shares(name, recipe.batch_size, recipe.accumulate)
-    training_data = prepare_data(run, out, data, seed, todo)
-    log(out, opening_line(preset, seed, training_data))
-    order = {
-        "preset": preset,
-        "out": out,
-        "seed": seed,
-        "resume": resume,
-        "progress": progress,
-    }
-    first, others = in_parallel(todo)
-    with Beside(
-        run_beside, first, recipe=recipes.get(first), run=run, folder=data, **order
-    ) as beside:
-        for name in others:
-            beside.check(wait=first in STAGES[name].needs)
-            check_needs(out, name)
-            run_stage(name, recipes[name], training_data, **order)
-        beside.check(wait=True)
+    clips = prepare_data(run, out, data, seed, todo)
+    log(out, opening_line(preset, seed, clips))
+    for name, recipe in recipes.items():
+        check_needs(out, name)
+        recipe = replace(recipe, steps=steps or recipe.steps)
+        options = run.options.get(name, {})
+        run_stage(name, recipe, options, clips, preset, out, seed, resume, progress)
     return out
 
 
 def run_stage(
     name: str,
     recipe: Recipe,
+    options: dict[str, Any],
     data: TrainingData,
     preset: str,
     out: Path,
-    seed: int,
-    resume: bool,
-    progress: bool,
-    row: int = 0,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
 ) -> None:
     """Train one stage, save what it makes, and note that it is finished."""
-    began = time.monotonic()
-    parts = {part: load_part(out, part, torch.float32) for part in STAGES[name].needs}
-    stage = STAGES[name](preset, recipe, data, parts, seed)
-    train(stage, out, resume, progress, row)
-    for part in stage.makes:
-        data.features.pop(part, None)
-        if part in ("clap", "text"):
-            data.conditions.clear()
+    began, kind = time.monotonic(), STAGES[name]
+    renewed = [part for part in kind.renews if holds(out, part)]
+    parts = {x: folders.load_part(out, x, torch.float32) for x in kind.needs}
+    parts |= {x: folders.load_part(out, x, torch.float32) for x in renewed}
+    stage = kind(preset, recipe, data, parts, seed, **options)
+    train(stage, out, resume, progress)
     if is_main():
         for part, model in stage.finish().items():
             model.save_pretrained(out / part, dtype=torch.float16)
             # what joint makes of it will be compared with it
-            if part in TUNED and name != "joint":
-                model.save_pretrained(out / SEPARATE / part, dtype=torch.float16)
+            if part in folders.TUNED and name != "joint":
+                apart = out / folders.SEPARATE / part
+                model.save_pretrained(apart, dtype=torch.float16)
         seconds = time.monotonic() - began
-        note_finished(
-            out,
-            name,
-            {
-                "steps": recipe.steps,
-                "seconds": round(seconds),
-                "recipe": asdict(recipe),
-            },
-        )
-        log(
-            out,
-            f"{name:9s} finished: {recipe.steps} steps in {seconds:.0f} s, caches "
-            f"included",
-        )
+        how = {"recipe": {**asdict(recipe), **options}}
+        taken = {"steps": recipe.steps, "seconds": round(seconds)}
+        note_finished(out, name, taken | how)
+        taken = f"{recipe.steps} steps in {seconds:.0f} s, caches included"
+        log(out, f"{name:9s} finished: {taken}")
         (out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+    for part in stage.makes:
+        data.forget(part)
     meet().wait_for_everyone()  # the next stage reads these parts
-
-
-def run_beside(name: str, run: Run, folder: str | Path | None, **order: Any) -> None:
-    """Train one stage in a process of its own, whose bar stands below the other's."""
-    data = prepare_data(run, order["out"], folder, order["seed"], [name])
-    run_stage(name, data=data, row=1, **order)
-
-
-def in_parallel(names: list[str]) -> tuple[str | None, list[str]]:
-    """The stage to train in a process beside the others, if any, and the others in
-    turn.
-
-    Small models leave a CPU's second core half idle, and nothing before ldm needs the
-    VAE, which takes as long as all other stages before ldm together: two processes of
-    half the threads each are sooner done than one of all. A GPU, or a run of several
-    processes, works on one stage at a time.
-    """
-    alone = (
-        torch.cuda.is_available()
-        or torch.backends.mps.is_available()
-        or "WORLD_SIZE" in os.environ
-    )
-    independent = [
-        name for name in names if name != "vae" and "vae" not in STAGES[name].needs
-    ]
-    if alone or "vae" not in names or not independent or torch.get_num_threads() < 2:
-        return None, names
-    return "vae", [name for name in names if name != "vae"]
 
 
 def opening_line(preset: str, seed: int, data: TrainingData) -> str:
@@ -355,13 +250,24 @@ def finished(out: Path, name: str) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def told_finished(out: Path, name: str) -> bool:
+    """Whether a stage was finished before; if so, it is said."""
+    if record := finished(out, name):
+        say(f"{name}: finished before, {record['steps']} steps")
+    return bool(record)
+
+
+def holds(out: Path, part: str) -> bool:
+    """Whether a part has been trained into the folder."""
+    return (out / part / "config.json").is_file()
+
+
 def check_run(names: list[str], preset: str, steps: int | None) -> None:
     """Raise ValueError for stages, presets and numbers of steps that there are not."""
     for name in names:
         if name not in STAGES:
-            raise ValueError(
-                f"stage must be all or one of {', '.join(STAGES)}, not {name!r}"
-            )
+            known = ", ".join(STAGES)
+            raise ValueError(f"stage must be all or one of {known}, not {name!r}")
     if preset not in RUNS:
         raise ValueError(f"preset must be one of {', '.join(RUNS)}, not {preset!r}")
     if steps is not None and steps < 1:
@@ -372,16 +278,12 @@ def check_released(out: Path, names: list[str]) -> None:
     """Raise ValueError for a stage that would put a part of a preset among those of a
     released pipeline.
     """
-    others = [
-        name
-        for name in names
-        if name not in ("adversarial", "audiomae", "joint", "judge")
-    ]
-    if holds_released(out) and others:
+    tunes = ("adversarial", "audiomae", "joint", "judge")
+    others = [name for name in names if name not in tunes]
+    if folders.holds_released(out) and others:
         raise ValueError(
             f"{out} holds a released pipeline, which audiomae and joint tune further; "
-            f"{others[0]} would start anew: "
-            "give it another --out"
+            f"{others[0]} would start anew: give it another --out"
         )
 
 
@@ -390,7 +292,7 @@ def check_needs(out: Path, name: str) -> None:
     trained.
     """
     for part in STAGES[name].needs:
-        if not (out / part / "config.json").is_file():
+        if not holds(out, part):
             maker = next(stage for stage in STAGES.values() if part in stage.makes).name
             raise FileNotFoundError(
                 f"stage {name} needs {part}, which is not in {out}: train stage "
@@ -414,69 +316,53 @@ def prepare_data(
     recorded = None if folder is None else of_part(folder, "train")
     if recorded is None:
         corpus = cached_soundworld(run, out / "cache", seed)
-        classes = sorted([*CLASSES, *(INSTRUMENTS if run.music else ())])
-        captions = known_captions(classes, corpus)
-        words = {
-            "words": vocabulary(music=run.music > 0),
-            "classes": classes,
-            "captions": captions,
-        }
+        words, heard = soundworld_words(run, corpus), recordings(run.seconds)
     else:
         corpus = Corpus.from_folder(recorded, run.seconds, progress=is_main())
-        spoken = {word for caption in corpus.captions for word in split_words(caption)}
-        words = {
-            "words": sorted(spoken - {""}),
-            "classes": [],
-            "captions": sorted(set(corpus.captions))[:200],
-        }
-    heard = recordings(run.seconds) if folder is None else []
-    if holds_released(out):
-        tokenizer, clap_tokenizer = load_tokenizers(out, load_part(out, "gpt"))
-        return TrainingData(
-            corpus, tokenizer, heard, clap_tokenizer=clap_tokenizer, folder=recorded
-        )
-    stays = any(
-        (out / part / "config.json").is_file()
-        for part in {"clap", "text"}.difference(names)
-    )
+        words, heard = caption_words(corpus), []
+    if folders.holds_released(out):
+        return TrainingData(corpus, None, heard, folder=recorded)
+    stays = any(holds(out, part) for part in {"clap", "text"}.difference(names))
     if is_main():
         if not stays:
             tokenizer = Tokenizer.train(corpus.captions)
-            save_tokenizers(out, tokenizer, tokenizer)
+            folders.save_tokenizers(out, tokenizer, tokenizer)
         # these learn what the words sound like
         if not stays or {"gpt", "joint"}.intersection(names):
-            save_description(out, run.seconds, words, **run.sampling)
+            folders.save_description(out, run.seconds, words, run.sampling)
     meet().wait_for_everyone()
-    return TrainingData(
-        corpus, Tokenizer.load(out / "tokenizer.json"), heard, folder=recorded
-    )
-
-
-def holds_released(out: Path) -> bool:
-    """Whether a folder holds a released pipeline, converted, which brings its own
-    tokenizers.
-    """
-    return (out / "clap_tokenizer").is_dir()
+    tokenizer = Tokenizer.load(out / "tokenizer.json")
+    return TrainingData(corpus, tokenizer, heard, folder=recorded)
 
 
 def cached_soundworld(run: Run, cache: Path, seed: int) -> Corpus:
     """The training clips of SoundWorld, rendered once and kept on disk."""
-    path = (
-        cache / f"soundworld-{run.n_clips}-{run.seconds}-{run.pairs}-{run.music}-{seed}"
-    )
+    name = f"soundworld-{run.n_clips}-{run.seconds}-{run.pairs}-{run.music}-{seed}"
     with meet().main_process_first():
-        if not path.is_dir():
+        if not (cache / name).is_dir():
             world = SoundWorld("train", seed, run.seconds, run.pairs, run.music)
-            Corpus.from_soundworld(
-                world, run.n_clips, workers=os.cpu_count() or 1
-            ).save(path)
-    return Corpus.load(path)
+            workers = os.cpu_count() or 1
+            corpus = Corpus.from_soundworld(world, run.n_clips, workers=workers)
+            corpus.save(cache / name)
+    return Corpus.load(cache / name)
 
 
-def known_captions(classes: list[str], corpus: Corpus) -> list[str]:
-    """Captions to suggest: the plain one of every class, then some of the corpus."""
+def soundworld_words(run: Run, corpus: Corpus) -> dict[str, list[str]]:
+    """What a pipeline of SoundWorld knows: words, classes, and captions to suggest, the
+    plain one of every class first.
+    """
+    classes = sorted([*CLASSES, *(INSTRUMENTS if run.music else ())])
     told = [plain(name) for name in classes]
-    return told + sorted(set(corpus.captions[:300]) - set(told))
+    captions = told + sorted(set(corpus.captions[:300]) - set(told))
+    words = vocabulary(music=run.music > 0)
+    return {"words": words, "classes": classes, "captions": captions}
+
+
+def caption_words(corpus: Corpus) -> dict[str, list[str]]:
+    """What a pipeline of recordings knows: words, and captions to suggest."""
+    captions = sorted(set(corpus.captions))
+    words = {word for caption in captions for word in split_words(caption)}
+    return {"words": sorted(words - {""}), "classes": [], "captions": captions[:200]}
 
 
 def recordings(seconds: float) -> list[Corpus]:
@@ -490,9 +376,6 @@ def recordings(seconds: float) -> list[Corpus]:
             "only"
         )
         return []
-    kinds = AudioFolder(
-        folder, part="train", licences=OPEN_LICENCES, captions=False
-    ).by("category")
-    return [
-        Corpus.from_folder(kind, seconds, progress=False) for kind in kinds.values()
-    ]
+    given = {"part": "train", "licences": OPEN_LICENCES, "captions": False}
+    kinds = AudioFolder(folder, **given).by("category").values()
+    return [Corpus.from_folder(kind, seconds, progress=False) for kind in kinds]

@@ -3,57 +3,66 @@ trains, on which batches.
 
 vae, vocoder and audiomae hear sound alone; clap and text read captions; gpt learns to
 write the LOA, ldm to turn true LOA into latents; joint tunes these two together;
-adversarial sharpens the vocoder. The judge stands apart. Chapter 16 builds them.
+adversarial sharpens the vocoder. The judge stands apart. Each is built in the chapter
+of its model.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle
-from tqdm.auto import tqdm
 
 from minilib import audio
-from minilib.audioldm2 import VOCODERS, encode_captions
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
 from minilib.classifier import Classifier
-from minilib.discriminators import (
-    Discriminators,
-    adversarial_loss,
-    discriminator_loss,
-    feature_loss,
-)
-from minilib.gpt import LOARegressor
+from minilib.conditions import Context, drop, from_batch, to_batch
+from minilib.discriminators import Adversarial, Discriminators
+from minilib.gpt import LOARegressor, Loudness, LoudnessConfig
 from minilib.model import Model
 from minilib.text import T5, noise_spans, span_corrupt
 from minilib.tokenizer import PAD
-from minilib.training.clips import Recordings, Renders, TrainingData, crop
+from minilib.training.clips import (
+    Recordings,
+    Renders,
+    TrainingData,
+    bar,
+    concatenated,
+    crop,
+)
 from minilib.training.loop import Recipe
-from minilib.training.processes import is_main
 from minilib.unet import UNet
 from minilib.vae import VAE, centre, standardise
+from minilib.vocoder import VOCODERS
 
 P_EMPTY = 0.1  # share of the conditions that are emptied, for classifier-free guidance
 # share of the clips of which GPT-2 is shown true vectors, in its own stage
 P_TAUGHT = 0.25
 P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
-# weights of HiFi-GAN's losses beside the adversarial one (2010.05646 §2.4)
-FEATURES, MEL = 2.0, 45.0
 MEL_MEAN, MEL_STD = -7.0, 3.0  # about, of SoundWorld's log-mels and of recordings
 
 
 class Stage(ABC):
-    """One stage of the training: which parts it needs, which it makes, and its batches."""
+    """One stage of the training: which parts it needs, which it makes, and its batches.
+
+    Args:
+        preset: of the models that it makes.
+        recipe: how they are trained; data: from what.
+        parts: by name, those that it needs; an encoder has its tokenizer.
+        seed: of weights and batches.
+        options: other values for the class's own `crop`, `recorded` or `levels`.
+    """
 
     name: str
     needs: tuple[str, ...] = ()  # parts that must have been trained before
     makes: tuple[str, ...] = ()  # parts that it trains
+    renews: tuple[str, ...] = ()  # of these, parts that it makes only where they were
+    crop = 0  # frames of each clip that a batch takes; 0 takes all
+    recorded = 0.0  # share of recordings in a batch, where there are recordings
 
     def __init__(
         self,
@@ -62,14 +71,14 @@ class Stage(ABC):
         data: TrainingData,
         parts: dict[str, Model],
         seed: int = 0,
+        **options: Any,
     ):
-        self.preset, self.recipe, self.data, self.parts, self.seed = (
-            preset,
-            recipe,
-            data,
-            parts,
-            seed,
-        )
+        self.preset, self.recipe, self.data = preset, recipe, data
+        self.parts, self.seed = parts, seed
+        for name, value in options.items():
+            if not hasattr(self, name):
+                raise TypeError(f"stage {self.name} has no option {name}")
+            setattr(self, name, value)
         for name, part in parts.items():
             if name not in self.makes:
                 part.requires_grad_(False)
@@ -87,27 +96,22 @@ class Stage(ABC):
         """The trained parts by name, in evaluation mode."""
         return {self.makes[0]: self.model}
 
-    def encode(self, captions: list[str]) -> dict[str, Tensor]:
-        """Conditions of captions by the frozen encoders, as the losses name them."""
-        known = over_captions(self.parts["clap"], self.parts["text"], self.data)
-        clap, states = zip(*(known[caption] for caption in captions), strict=True)
-        S = max(self.data.tokenizer.pad_to, *map(len, states))
-        # (B, S, D)
-        text = torch.stack([F.pad(x, (0, 0, 0, S - len(x))) for x in states])
-        # (B, S)
-        text_mask = torch.arange(S) < torch.tensor([len(x) for x in states])[:, None]
-        clap = torch.stack(clap)  # (B, 1, D)
-        clap_mask = torch.ones(clap.shape[:2], dtype=torch.bool)
-        return {
-            "clap": clap,
-            "clap_mask": clap_mask,
-            "text": text,
-            "text_mask": text_mask,
-        }
+    def waves(self, generator: torch.Generator) -> Tensor:
+        """Waveforms (B, N) to listen to, cut and mixed as the stage's options say."""
+        n = self.recipe.batch_size
+        waves = self.data.waves(n, self.recorded, generator)
+        return crop(waves, self.crop * audio.HOP, generator) if self.crop else waves
+
+    def encoders(self, gpt: LOARegressor) -> dict[str, Model]:
+        """The encoders of what GPT-2 reads, by name."""
+        return {name: self.parts[name] for name in gpt.config.conditions}
 
 
 class VAEStage(Stage):
-    """The KL-regularised autoencoder on crops of log-mels, self-supervised."""
+    """The KL-regularised autoencoder on crops of log-mels, self-supervised.
+
+    Chapter 07.
+    """
 
     name, makes = "vae", ("vae",)
 
@@ -117,39 +121,27 @@ class VAEStage(Stage):
         return vae
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        waves = self.data.waves(self.recipe, generator)
-        mel = audio.log_mel(crop(waves, self.recipe.crop * audio.HOP, generator))
-        B, _, T, F = mel.shape
-        C, r = self.model.config.z_channels, self.model.config.reduction
-        return {
-            "mel": mel,
-            "eps": torch.randn(B, C, T // r, F // r, generator=generator),
-        }
+        mel = audio.log_mel(self.waves(generator))  # (B, 1, T, F)
+        C, r = self.model.config.latent_channels, self.model.config.reduction
+        shape = len(mel), C, mel.shape[2] // r, mel.shape[3] // r
+        return {"mel": mel, "eps": torch.randn(shape, generator=generator)}
 
+    @torch.no_grad()
     def finish(self) -> dict[str, Model]:
-        """Bring draws from the posterior to mean 0 and variance 1 in every channel,
-        over the captioned clips.
+        """Bring draws from the posterior to mean 0 and variance 1 in every channel.
 
         A channel that the KL term has emptied holds the posterior's variance and hardly
         a mean: it stays small.
         """
-        mel = audio.log_mel(
-            self.data.corpus.wave(range(min(256, len(self.data.corpus))))
-        )
-        mel = mel.to(self.model.device)
-        with torch.no_grad():
-            # (n, latent_channels, ...), not packed
-            mean, log_variance = (
-                pixel_shuffle(x, self.model.config.pack)
-                for x in self.model.moments(mel)
-            )
+        mel = self.data.mels(256).to(self.model.device)
+        mean, log_variance = self.model.moments(mel)  # each (n, C, T/r, F/r)
         variance = mean.var(dim=(0, 2, 3)) + log_variance.exp().mean(dim=(0, 2, 3))
         standardise(self.model, mean.mean(dim=(0, 2, 3)), variance.sqrt())
         return {"vae": self.model}
 
 
 class VocoderStage(Stage):
-    """The vocoder on short pieces of waveform, self-supervised."""
+    """The vocoder on short pieces of waveform, self-supervised. Chapter 08."""
 
     name, makes = "vocoder", ("vocoder",)
 
@@ -157,82 +149,27 @@ class VocoderStage(Stage):
         return seeded(VOCODERS[self.preset], self.preset, self.seed)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        waves = self.data.waves(self.recipe, generator)
-        wave = crop(waves, self.recipe.crop * audio.HOP, generator)
+        wave = self.waves(generator)
         return {"wave": wave, "mel": audio.log_mel(wave)}
-
-
-class Adversarial(nn.Module):
-    """A vocoder against discriminators, as one model: each side's loss reaches its own
-    weights only.
-
-    Chapter 08.
-    """
-
-    def __init__(self, vocoder: Model, discriminators: Discriminators):
-        super().__init__()
-        self.vocoder, self.discriminators = vocoder, discriminators
-
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What both sides lose (2010.05646 §2.4): vocoder and discriminators take their
-        steps at the same time.
-
-        AdamW scales the step of each weight by its own gradients, so one optimizer
-        serves both sides; only the norm at which gradients are clipped is that of both.
-
-        Args:
-            batch: `wave` (B, N) and its `mel` (B, 1, T, F).
-        """
-        wave = batch["wave"]
-        speak = getattr(self.vocoder, "unlimited", self.vocoder)
-        generated = speak(batch["mel"])[:, : wave.shape[1]]
-        real = self.discriminators(wave)
-        discriminator = discriminator_loss(
-            real, self.discriminators(generated.detach())
-        )
-        still = {
-            name: weight.detach()
-            for name, weight in self.discriminators.named_parameters()
-        }
-        judged = torch.func.functional_call(self.discriminators, still, (generated,))
-        real = [
-            (score.detach(), [x.detach() for x in features]) for score, features in real
-        ]
-        mel_l1 = (audio.log_mel(generated) - batch["mel"]).abs().mean()
-        parts = {
-            "adversarial": adversarial_loss(judged),
-            "features": feature_loss(real, judged),
-        }
-        loss = (
-            parts["adversarial"]
-            + FEATURES * parts["features"]
-            + MEL * mel_l1
-            + discriminator
-        )
-        parts |= {"mel_l1": mel_l1, "discriminator": discriminator}
-        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
 
 class AdversarialStage(VocoderStage):
     """The trained vocoder goes on against discriminators, which start anew and don't
-    ship.
-
-    Chapter 08.
+    ship. Chapter 08.
     """
 
-    name, makes, needs = "adversarial", ("vocoder",), ("vocoder",)
+    name, needs = "adversarial", ("vocoder",)
 
     def build(self) -> nn.Module:
-        return Adversarial(
-            self.parts["vocoder"], seeded(Discriminators, self.preset, self.seed)
-        )
+        discriminators = seeded(Discriminators, self.preset, self.seed)
+        return Adversarial(self.parts["vocoder"], discriminators)
 
     def finish(self) -> dict[str, Model]:
         return {"vocoder": self.model.vocoder}
 
 
 class AudioMAEStage(Stage):
-    """The masked autoencoder on whole clips, self-supervised."""
+    """The masked autoencoder on whole clips, self-supervised. Chapter 09."""
 
     name, makes = "audiomae", ("audiomae",)
 
@@ -240,31 +177,19 @@ class AudioMAEStage(Stage):
         return seeded(AudioMAE, self.preset, self.seed)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        mel = audio.log_mel(self.data.waves(self.recipe, generator))
+        mel = audio.log_mel(self.waves(generator))
         time_patches, mel_patches = self.model.config.grid
-        return {
-            "mel": mel,
-            "noise": torch.rand(
-                len(mel), time_patches * mel_patches, generator=generator
-            ),
-        }
+        shape = len(mel), time_patches * mel_patches
+        return {"mel": mel, "noise": torch.rand(shape, generator=generator)}
 
     def finish(self) -> dict[str, Model]:
-        """Measure mean and deviation of every LOA dimension, so that the regression
-        sees unit variance.
-        """
-        mel = audio.log_mel(
-            self.data.corpus.wave(range(min(512, len(self.data.corpus))))
-        )
-        with torch.no_grad():
-            loa = self.model.loa(mel.to(self.model.device)).flatten(0, 1)
-        self.model.loa_mean.copy_(loa.mean(dim=0))
-        self.model.loa_std.copy_(loa.std(dim=0))
+        """Measure the LOA, so that the regression sees unit variance."""
+        self.model.fit_statistics(self.data.mels(512))
         return {"audiomae": self.model}
 
 
 class CLAPStage(Stage):
-    """Both towers of CLAP on captioned clips."""
+    """Both towers of CLAP on captioned clips. Chapter 10."""
 
     name, makes = "clap", ("clap",)
 
@@ -274,15 +199,15 @@ class CLAPStage(Stage):
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, captions = self.data.pairs(self.recipe.batch_size, generator)
         ids, mask = self.data.tokenizer.encode(captions)
-        return {
-            "ids": ids,
-            "mask": mask,
-            "log_mel": audio.log_mel(self.data.corpus.wave(indices)),
-        }
+        log_mel = audio.log_mel(self.data.corpus.wave(indices))
+        return {"ids": ids, "mask": mask, "log_mel": log_mel}
 
 
 class TextStage(Stage):
-    """The T5 encoder by span corruption on captions, with a decoder that does not ship."""
+    """The T5 encoder by span corruption on captions, with a decoder that does not ship.
+
+    Chapter 11.
+    """
 
     name, makes = "text", ("text",)
 
@@ -296,13 +221,8 @@ class TextStage(Stage):
         noise = noise_spans(mask, generator, rate=0.3)
         _, targets = span_corrupt(ids, mask, noise)
         # the shares of a batch differ in it
-        n_targets = (targets != PAD).sum() / len(ids)
-        return {
-            "ids": ids,
-            "mask": mask,
-            "noise": noise,
-            "n_targets": n_targets.expand(len(ids)),
-        }
+        n_targets = ((targets != PAD).sum() / len(ids)).expand(len(ids))
+        return {"ids": ids, "mask": mask, "noise": noise, "n_targets": n_targets}
 
     def finish(self) -> dict[str, Model]:
         return {"text": self.model.text_encoder()}
@@ -312,72 +232,91 @@ class GPTStage(Stage):
     """GPT-2 on true LOA; a tenth of the captions emptied.
 
     Teacher-forced is a quarter of the clips, and of these a random share of the
-    vectors: elsewhere it goes on from its own.
+    vectors: elsewhere it goes on from its own. Encoders that it also makes learn with
+    it. Chapter 13.
     """
 
-    name, makes, needs = "gpt", ("gpt",), ("audiomae", "clap", "text")
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.loa = over_clips("audiomae", self.parts["audiomae"].loa, self.data)
+    name, makes, needs = "gpt", ("gpt", "loudness"), ("audiomae", "clap", "text")
 
     def build(self) -> nn.Module:
-        return seeded(LOARegressor, self.preset, self.seed)
-
-    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        indices, captions = self.data.pairs(self.recipe.batch_size, generator)
-        loa = self.loa[indices]
-        taught = torch.rand(len(loa), 1, generator=generator) < P_TAUGHT
-        share = torch.rand(len(loa), 1, generator=generator)
-        keep = taught & (torch.rand(loa.shape[:2], generator=generator) < share)
-        return {"loa": loa, "keep": keep, **self.encode(emptied(captions, generator))}
-
-    def finish(self) -> dict[str, Model]:
-        """GPT-2, having learned how loud the clips are."""
-        fit_level(self, self.model)
-        return {"gpt": self.model}
-
-
-class LDMStage(Stage):
-    """The U-Net on true LOA, self-supervised: no caption is read (2308.05734 §3.3)."""
-
-    name, makes, needs = "ldm", ("unet",), ("vae", "audiomae", "clap", "text", "gpt")
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.loa = over_clips("audiomae", self.parts["audiomae"].loa, self.data)
-        vae = self.parts["vae"].to(memory_format=torch.channels_last)
-        self.z0 = over_clips("vae", vae.encode, self.data)
-        empty = self.encode([""])
-        with torch.no_grad():
-            # (1, L, D): what "no condition" is
-            self.empty_loa = self.parts["gpt"].generate(named(empty))
-        self.empty = empty
-
-    def build(self) -> nn.Module:
-        return seeded(UNet, self.preset, self.seed)
+        self.gpt = seeded(LOARegressor, self.preset, self.seed)
+        self.loa = self.data.loa(self.parts["audiomae"], self.gpt.config.n_tokens)
+        encoders = self.encoders(self.gpt).items()
+        self.learning = {name: x for name, x in encoders if name in self.makes}
+        return Reading(self.gpt, self.learning) if self.learning else self.gpt
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, _ = self.data.pairs(self.recipe.batch_size, generator)
-        batch = noised(
-            self.z0[indices],
-            self.model.config.n_steps,
-            generator,
-            self.recipe.level_power,
-        )
+        loa = self.loa[indices]  # (B, L, D)
+        taught = torch.rand(len(loa), 1, generator=generator) < P_TAUGHT
+        share = torch.rand(len(loa), 1, generator=generator)
+        keep = taught & (torch.rand(loa.shape[:2], generator=generator) < share)
+        dropped = torch.rand(len(loa), generator=generator) < P_EMPTY
+        encoders = self.encoders(self.gpt)
+        told = self.data.told(encoders, indices, dropped, learning=self.learning)
+        return {"loa": loa, "keep": keep, **told}
+
+    def finish(self) -> dict[str, Model]:
+        """GPT-2, the encoders that learned with it, and how loud the clips are."""
+        loudness = fitted_loudness(self.gpt, self.encoders(self.gpt), self.data)
+        return {"gpt": self.gpt, **self.learning, "loudness": loudness}
+
+
+class Reading(nn.Module):
+    """GPT-2 and encoders that learn with it, as one model: they encode inside the loss,
+    whose gradient reaches them.
+    """
+
+    def __init__(self, gpt: LOARegressor, encoders: dict[str, Model]):
+        super().__init__()
+        self.gpt, self.encoders = gpt, nn.ModuleDict(encoders)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """`LOARegressor.loss` of a batch in which `NAME_ids` and `NAME_ids_mask` (B, S)
+        are what encoder NAME reads, and `dropped` (B,) says where it reads nothing.
+        """
+        told, empty = {}, {}
+        for name, encoder in self.encoders.items():
+            ids, mask = batch[f"{name}_ids"], batch[f"{name}_ids_mask"]
+            told[name] = Context(encoder(ids, mask), mask)
+            empty[name] = encoder.empty(1, pad_to=ids.shape[1])
+        told = drop(told, empty, batch["dropped"])
+        return self.gpt.loss({**batch, **to_batch(told)})
+
+
+class LDMStage(Stage):
+    """The U-Net on true LOA, self-supervised: no caption is read (2308.05734 §3.3).
+
+    Chapter 14.
+    """
+
+    name, makes, needs = "ldm", ("unet",), ("vae", "audiomae", "clap", "text", "gpt")
+
+    @torch.no_grad()
+    def build(self) -> nn.Module:
+        gpt = self.parts["gpt"]
+        self.loa = self.data.loa(self.parts["audiomae"], gpt.config.n_tokens)
+        self.z0 = self.data.latents(self.parts["vae"])
+        # what "no condition" is
+        empty = {name: x.empty(1) for name, x in self.encoders(gpt).items()}
+        self.empty = {**empty, "loa": Context(gpt.generate(empty))}
+        unet = seeded(UNet, self.preset, self.seed)
+        unet.recompute_activations(self.recipe.recompute)
+        return unet
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        indices, _ = self.data.pairs(self.recipe.batch_size, generator)
         n = len(indices)
-        keep = torch.rand(n, 1, 1, generator=generator) >= P_EMPTY
-        batch["loa"] = torch.where(keep, self.loa[indices], self.empty_loa)
-        batch["text"], batch["text_mask"] = (
-            self.empty["text"].expand(n, -1, -1),
-            self.empty["text_mask"].expand(n, -1),
-        )
-        return batch
+        batch = noised(self.z0[indices], self.model.config.n_steps, generator)
+        dropped = torch.rand(n, generator=generator) < P_EMPTY
+        loa = drop({"loa": Context(self.loa[indices])}, self.empty, dropped)
+        told = {name: context.repeat(n) for name, context in self.empty.items()}
+        return batch | to_batch(told | loa)
 
 
 class Joint(nn.Module):
     """GPT-2 and U-Net as one model: the noise loss flows through the predicted LOA into
-    GPT-2.
+    GPT-2. Chapter 16.
     """
 
     def __init__(self, gpt: LOARegressor, unet: UNet):
@@ -398,97 +337,77 @@ class Joint(nn.Module):
             batch: of B clips, `loa` (B, L, D) and the conditions; of each at K noise
                 levels, `z0` and `eps` (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
         """
-        conditions, levels = named(batch), batch["t"].shape[1]
+        K, conditions = (
+            batch["t"].shape[1],
+            from_batch(batch, self.gpt.config.conditions),
+        )
         with torch.no_grad():
             own = self.gpt.generate(conditions)
         predicted = self.gpt(conditions, own)
-        noisy = {
-            name: batch[name].flatten(0, 1) for name in ("z0", "t", "eps", "true_loa")
-        }
-        clips = {
-            "predicted": predicted,
-            **{name: batch[name] for name in ("loa", "text", "text_mask")},
-        }
-        clips = {name: x.repeat_interleave(levels, dim=0) for name, x in clips.items()}
-        loa = torch.where(
-            noisy["true_loa"][:, None, None], clips["loa"], clips["predicted"]
-        )
-        noise = self.unet.loss({**noisy, **clips, "loa": loa})
         regression = F.mse_loss(predicted, batch["loa"])
-        return {
-            "loss": noise + regression,
-            "noise": noise.detach(),
-            "loa": regression.detach(),
-        }
+        true = batch["true_loa"].flatten()[:, None, None]  # (B K, 1, 1)
+        both = (x.repeat_interleave(K, dim=0) for x in (batch["loa"], predicted))
+        told = {name: context.repeat(K) for name, context in conditions.items()}
+        told["loa"] = Context(torch.where(true, *both))
+        noisy = {name: batch[name].flatten(0, 1) for name in ("z0", "t", "eps")}
+        noise = self.unet.loss({**noisy, **to_batch(told)})
+        losses = {"noise": noise.detach(), "loa": regression.detach()}
+        return {"loss": noise + regression, **losses}
 
 
-class JointStage(LDMStage):
+class JointStage(Stage):
     """Joint fine-tuning: true LOA with probability 0.25, predicted LOA with 0.75
-    (2308.05734 §3.4).
+    (2308.05734 §3.4). Chapter 16.
     """
 
-    name, makes, needs = (
-        "joint",
-        ("gpt", "unet"),
-        ("vae", "audiomae", "clap", "text", "gpt", "unet"),
-    )
+    name, makes, renews = "joint", ("gpt", "unet", "loudness"), ("loudness",)
+    needs = ("vae", "audiomae", "clap", "text", "gpt", "unet")
+    levels = 1  # of noise, at which each latent is shown to the U-Net
 
     def build(self) -> nn.Module:
-        return Joint(self.parts["gpt"], self.parts["unet"])
+        gpt, unet = self.parts["gpt"], self.parts["unet"]
+        self.loa = self.data.loa(self.parts["audiomae"], gpt.config.n_tokens)
+        self.z0 = self.data.latents(self.parts["vae"])
+        unet.recompute_activations(self.recipe.recompute)
+        return Joint(gpt, unet)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
-        indices, captions = self.data.pairs(self.recipe.batch_size, generator)
-        # (K * B, C, T/r, F/r)
-        z0 = self.z0[indices].repeat(self.recipe.levels, 1, 1, 1)
-        batch = noised(
-            z0, self.model.unet.config.n_steps, generator, self.recipe.level_power
-        )
-        batch = {
-            name: x.unflatten(0, (-1, len(indices))).transpose(0, 1)
-            for name, x in batch.items()
-        }
-        captions = emptied(captions, generator)
-        full = torch.tensor([bool(caption) for caption in captions])[:, None]  # (B, 1)
-        batch["true_loa"] = full & (
-            torch.rand(batch["t"].shape, generator=generator) < P_TRUE_LOA
-        )
-        return {**batch, "loa": self.loa[indices], **self.encode(captions)}
+        indices, _ = self.data.pairs(self.recipe.batch_size, generator)
+        B, K = len(indices), self.levels
+        z0 = self.z0[indices].repeat(K, 1, 1, 1)  # (K B, C, T/r, F/r)
+        noisy = noised(z0, self.model.unet.config.n_steps, generator)
+        noisy = {k: x.unflatten(0, (K, B)).transpose(0, 1) for k, x in noisy.items()}
+        dropped = torch.rand(B, generator=generator) < P_EMPTY
+        # where nothing is read, the LOA is GPT-2's own
+        true = torch.rand(B, K, generator=generator) < P_TRUE_LOA
+        noisy["true_loa"] = true & ~dropped[:, None]
+        told = self.data.told(self.encoders(self.model.gpt), indices, dropped)
+        return {**noisy, "loa": self.loa[indices], **told}
 
     def finish(self) -> dict[str, Model]:
-        """Both parts; GPT-2 has learned anew how loud the clips are, for it writes
-        another LOA now.
-        """
-        fit_level(self, self.model.gpt)
-        return {"gpt": self.model.gpt, "unet": self.model.unet}
+        """Both parts, and how loud the clips are: GPT-2 writes another LOA now."""
+        gpt, made = self.model.gpt, {"gpt": self.model.gpt, "unet": self.model.unet}
+        if "loudness" in self.parts:
+            made["loudness"] = fitted_loudness(gpt, self.encoders(gpt), self.data)
+        return made
 
 
 class JudgeStage(Stage):
     """The classifier that scores generated sounds, trained apart from all that it
-    judges.
+    judges. Chapter 17.
     """
 
     name, makes = "judge", ("judge",)
 
-    def __init__(
-        self,
-        preset: str,
-        recipe: Recipe,
-        data: TrainingData,
-        parts: dict[str, Model],
-        seed: int = 0,
-    ):
-        if data.folder is None:
-            self.sounds = Renders(
-                Classifier.presets[preset].classes, len(data.corpus), seed
-            )
-        else:
-            self.sounds = Recordings(
-                data.folder, data.corpus.waves.shape[1] / audio.SAMPLE_RATE
-            )
-        super().__init__(preset, recipe, data, parts, seed)
-
     def build(self) -> nn.Module:
-        return seeded(Classifier, self.preset, self.seed, classes=self.sounds.classes)
+        data, known = self.data, Classifier.presets[self.preset].classes
+        seconds = data.corpus.waves.shape[1] / audio.SAMPLE_RATE
+        if data.folder is None:
+            self.sounds = Renders(known, len(data.corpus), self.seed)
+        else:
+            self.sounds = Recordings(data.folder, seconds)
+        classes = self.sounds.classes
+        return seeded(Classifier, self.preset, self.seed, classes=classes)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         waves, labels = self.sounds.draw(self.recipe.batch_size, generator)
@@ -499,8 +418,8 @@ class JudgeStage(Stage):
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
     for stage in (
-        VAEStage, VocoderStage, AudioMAEStage, CLAPStage, TextStage, GPTStage, LDMStage, JointStage, AdversarialStage,
-        JudgeStage,
+        VAEStage, VocoderStage, AudioMAEStage, CLAPStage, TextStage, GPTStage, LDMStage,
+        JointStage, AdversarialStage, JudgeStage,
     )
 }  # fmt: skip
 APART = ("judge",)  # trained only where it is asked for
@@ -514,129 +433,34 @@ def seeded(model_class: type[Model], preset: str, seed: int, **changes: Any) -> 
         return model_class.preset(preset, **changes)
 
 
-def emptied(captions: list[str], generator: torch.Generator) -> list[str]:
-    """The captions, a tenth of them emptied, for classifier-free guidance.
+def noised(z0: Tensor, n_steps: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Latents (B, ...) with a noise level and the noise for each (2006.11239 Algorithm
+    1, lines 3 and 4).
 
-    Chapter 15.
+    Every level is as likely as any other. Those of one batch are spread evenly, so that
+    its loss depends less on which it happened to draw (the low-discrepancy sampler of
+    2107.00630).
     """
-    empty = torch.rand(len(captions), generator=generator) < P_EMPTY
-    return [
-        "" if e else caption
-        for caption, e in zip(captions, empty.tolist(), strict=True)
-    ]
-
-
-def named(batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The conditions of a batch as GPT-2 takes them."""
-    return {name: (batch[name], batch[f"{name}_mask"]) for name in ("clap", "text")}
-
-
-def noised(
-    z0: Tensor, n_steps: int, generator: torch.Generator, power: float = 1.0
-) -> dict[str, Tensor]:
-    """Latents with a noise level and the noise for each (2006.11239 Algorithm 1, lines
-    3 and 4).
-
-    Levels are T u^power. With power 1 each is as likely as any other. Below 1 the high
-    ones are drawn more often: there it is settled what will be heard. Above 1 the low
-    ones: there, how clean and, to the decibel, how loud. The u of one batch are spread
-    evenly over [0, 1), so that its loss depends less on which levels it happened to
-    draw (the low-discrepancy sampler of 2107.00630).
-    """
-    # (B,)
-    u = (torch.rand((), generator=generator) + torch.arange(len(z0)) / len(z0)) % 1
-    places = u**power
-    t = 1 + (places * n_steps).long().clamp_max(n_steps - 1)
+    places = torch.arange(len(z0)) / len(z0)
+    u = (torch.rand((), generator=generator) + places) % 1  # (B,), in [0, 1)
+    t = 1 + (u * n_steps).long().clamp_max(n_steps - 1)
     return {"z0": z0, "t": t, "eps": torch.randn(z0.shape, generator=generator)}
 
 
 @torch.no_grad()
-def over_captions(
-    clap: Model, text: Model, data: TrainingData
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the frozen encoders make of the empty caption and of all others, computed
-    once.
+def fitted_loudness(
+    gpt: LOARegressor, encoders: dict[str, Model], data: TrainingData
+) -> Loudness:
+    """How loud the clips are, as read from what GPT-2 writes from their captions."""
+    n, everything = len(data.corpus), torch.arange(len(data.corpus)).split(64)
 
-    Returns:
-        by caption, CLAP's vector (1, D) and T5's states (S, D'), without those of its
-        padding.
-    """
-    if not data.conditions:
-        tokenizers = data.tokenizer, data.clap_tokenizer or data.tokenizer
-        captions = sorted(
-            {"", *data.corpus.captions}, key=lambda caption: (len(caption), caption)
-        )
-        n_tokens = data.tokenizer.encode(captions)[1].sum(dim=1).tolist()
-        vectors = torch.empty(len(captions), 1, clap.dim)
-        # in one piece, as what is `concatenated`
-        states, end = torch.empty(sum(n_tokens), text.dim), 0
-        for start in range(0, len(captions), 64):
-            some = captions[start : start + 64]
-            (vector, _), (state, mask) = encode_captions(some, *tokenizers, clap, text)
-            vectors[start : start + 64] = vector
-            n = int(mask.sum())
-            states[end : end + n] = state[mask]
-            end += n
-        by_caption = zip(vectors, states.split(n_tokens), strict=True)
-        data.conditions.update(zip(captions, by_caption, strict=True))
-    return data.conditions
+    def written(indices: Tensor) -> Tensor:
+        dropped = torch.zeros(len(indices), dtype=torch.bool)
+        told = data.told(encoders, indices, dropped)
+        told = {name: x.to(gpt.device) for name, x in told.items()}
+        return gpt.generate(from_batch(told, gpt.config.conditions)).cpu()
 
-
-@torch.no_grad()
-def fit_level(stage: Stage, gpt: LOARegressor) -> None:
-    """Fit what GPT-2 says of the level to the clips and to what it writes from their
-    captions.
-    """
-    if not gpt.config.level:
-        return
-    captions, batches = (
-        stage.data.corpus.captions,
-        torch.arange(len(stage.data.corpus)).split(64),
-    )
-
-    def written(batch: Tensor) -> Tensor:
-        conditions = named(stage.encode([captions[i] for i in batch.tolist()]))
-        here = {
-            name: (x.to(gpt.device), mask.to(gpt.device))
-            for name, (x, mask) in conditions.items()
-        }
-        return gpt.generate(here).cpu()
-
-    bar = tqdm(batches, desc="GPT-2 over all captions", unit="batch", leave=False)
-    loa = concatenated(len(captions), map(written, bar))
-    gpt.fit_level(loa, over_clips("level", audio.loudness, stage.data)[:, 0])
-
-
-@torch.no_grad()
-def over_clips(
-    part: str, function: Callable[[Tensor], Tensor], data: TrainingData
-) -> Tensor:
-    """What a frozen part makes of the log-mels of all clips, computed once: (N, ...)."""
-    if part not in data.features:
-        # what fits into a cache of the CPU
-        batches = torch.arange(len(data.corpus)).split(8)
-        bar = tqdm(
-            batches,
-            desc=f"{part} over all clips",
-            unit="batch",
-            leave=False,
-            disable=not is_main(),
-        )
-        made = (function(audio.log_mel(data.corpus.wave(batch))) for batch in bar)
-        data.features[part] = concatenated(len(data.corpus), made)
-    return data.features[part]
-
-
-def concatenated(n: int, pieces: Iterable[Tensor]) -> Tensor:
-    """Pieces (k, ...) as one tensor (n, ...), each copied at once to where it will
-    stay.
-
-    Kept one by one they would lie scattered among all that was computed and freed
-    between them, and a process would grow by several times what they hold.
-    """
-    whole, end = torch.empty(0), 0
-    for piece in pieces:
-        whole = whole if len(whole) else piece.new_empty(n, *piece.shape[1:])
-        whole[end : end + len(piece)] = piece
-        end += len(piece)
-    return whole
+    loa = concatenated(n, map(written, bar(everything, "GPT-2")))
+    loudness = Loudness(LoudnessConfig(*loa.shape[1:]))
+    loudness.fit(loa, data.over_clips(("loudness", 0), audio.loudness)[:, 0])
+    return loudness

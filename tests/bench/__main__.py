@@ -24,9 +24,9 @@ SECTIONS = {
 }
 TITLE = """# Benchmarks
 
-What `make bench` printed, machine by machine. Times are medians of runs that take turns, so that the ratios are better
-known than the times; memory is what a fresh process takes above what it held before, or, where it says so, all that the
-process has.
+What `make bench` printed, machine by machine. Times are medians of runs that take
+turns, so that the ratios are better known than the times; memory is what a fresh
+process takes above what it held before, or, where it says so, all that the process has.
 """
 
 

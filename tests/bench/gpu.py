@@ -13,6 +13,7 @@ from measure import Work, heading, row, take_turns
 from peers import training_step
 from torch.utils.flop_counter import FlopCounterMode
 
+from minilib.conditions import Context
 from minilib.convert.pretrained import unet_out
 from minilib.unet import UNet, UNetConfig
 
@@ -29,7 +30,8 @@ def report(
 ) -> Iterator[str]:
     """Two tables: calls on two latents of 10.24 s, and training steps on eight."""
     rate = product_rate(device)
-    yield f"A product of two large bfloat16 matrices runs at {rate / 1e12:.3g} TFLOP/s.\n"
+    speed = f"{rate / 1e12:.3g} TFLOP/s"
+    yield f"A product of two large bfloat16 matrices runs at {speed}.\n"
     for kind, batch in (("calls", 2), ("training steps", 8)):
         yield from heading(
             f"{kind} a second, batch of {batch}",
@@ -63,7 +65,7 @@ def report(
 def conditions(
     unet: UNet, batch: int, dtype: torch.dtype, device: str
 ) -> tuple[torch.Tensor, ...]:
-    """Noisy latents of 10.24 s, times, eight vectors of LOA and sixteen states of T5."""
+    """Noisy latents of 10.24 s, times, eight LOA vectors and sixteen states of T5."""
     dims = [dim for dim in unet.config.cross_attention_dim if dim is not None]
     shapes = ((unet.config.in_channels, 256, 16), (8, dims[0]), (16, dims[1]))
     z, loa, text = (
@@ -75,7 +77,7 @@ def conditions(
 def our_call(inputs: tuple[torch.Tensor, ...]) -> Callable[[Any], torch.Tensor]:
     """How our U-Net is called."""
     z, t, loa, text = inputs
-    return lambda unet: unet(z, t, (loa, None), (text, None))
+    return lambda unet: unet(z, t, {"loa": Context(loa), "text": Context(text)})
 
 
 def their_call(inputs: tuple[torch.Tensor, ...]) -> Callable[[Any], torch.Tensor]:
@@ -103,7 +105,7 @@ def prepared(
 
 
 def operations(work: Work) -> int:
-    """Floating-point operations of a work that is not compiled, counted by running it."""
+    """Floating-point operations of a work that is not compiled: it is run once."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()

@@ -82,7 +82,8 @@ def machine() -> str:
         ]
         cpu = names[0] if names else cpu
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
+    threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{cpu}, {threads}{gpu}, torch {torch.__version__}"
 
 
 def heading(*columns: str) -> Iterator[str]:
@@ -94,7 +95,7 @@ def heading(*columns: str) -> Iterator[str]:
 
 
 def row(*cells: str | float | None) -> str:
-    """A line of a table: numbers with three significant digits, None as an empty cell."""
+    """A line of a table: numbers with three significant digits, None as nothing."""
     shown = ("" if c is None else c if isinstance(c, str) else digits(c) for c in cells)
     return "| " + " | ".join(shown) + " |"
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from peer import PROMPTS, peer
 
 from minilib import AudioLDM2, audio, lean
+from minilib.conditions import Context
 from minilib.vocoder import vocode
 
 # ours, theirs, and the least ratio that is promised
@@ -85,32 +86,34 @@ def cases(theirs: Any, ours: AudioLDM2) -> Cases:
     """What is timed in use."""
     prompt = PROMPTS[1:2]
     conditions = ours.encode(prompt)
-    prefix, mask = ours.gpt.projection(list(conditions))
+    prefix, mask = ours.gpt.projection(conditions)
     latents = torch.randn(ours.latent_shape(2, round(10.24 * audio.SAMPLE_RATE)))
     t, loa = torch.full((2,), 500), torch.randn(2, 8, ours.gpt.config.n_embd)
-    text, text_mask = (x.repeat(2, *[1] * (x.ndim - 1)) for x in conditions.text)
-    text_mask = text_mask.clone()
+    text, text_mask = conditions["text"].repeat(2)
     text_mask[0, -3:] = False
     mel = theirs.vae.decode(latents[:1]).sample
     padded = theirs.tokenizer(
         prompt, padding="max_length", max_length=512, return_tensors="pt"
     )
-    ids, own_mask = ours.clap_tokenizer.encode(prompt)
+    ids, own_mask = ours.clap.tokenizer.encode(prompt)
     n_long = min(512, ours.gpt.config.n_positions - prefix.shape[1])
 
     def unet(with_mask: bool) -> tuple[Work, Work]:
         own = text_mask if with_mask else None
         call = dict(encoder_hidden_states=loa, encoder_hidden_states_1=text)
         call |= {"encoder_attention_mask_1": text_mask.long()} if with_mask else {}
-        return lambda: ours.unet(
-            latents, t, (loa, None), (text, own)
-        ), lambda: theirs.unet(latents, t - 1, **call)
+        given = {"loa": Context(loa), "text": Context(text, own)}
+        return (
+            lambda: ours.unet(latents, t, given),
+            lambda: theirs.unet(latents, t - 1, **call),
+        )
 
     def language(n: int) -> tuple[Work, Work]:
         given = dict(inputs_embeds=prefix, attention_mask=mask.long(), max_new_tokens=n)
-        return lambda: ours.gpt.generate(
-            list(conditions), n
-        ), lambda: theirs.generate_language_model(**given)
+        return (
+            lambda: ours.gpt.generate(conditions, n),
+            lambda: theirs.generate_language_model(**given),
+        )
 
     def whole(**own: Any) -> Work:
         return lambda: ours(
@@ -173,7 +176,8 @@ def training_cases(theirs: Any, ours: AudioLDM2) -> Cases:
     )
     t, loa = torch.full((2,), 500), torch.randn(2, 8, ours.gpt.config.n_embd)
     text = torch.randn(2, 12, ours.text.dim)
-    own = lambda: ours.unet(latents, t, (loa, None), (text, None))
+    given = {"loa": Context(loa), "text": Context(text)}
+    own = lambda: ours.unet(latents, t, given)
     other = lambda: (
         theirs.unet(
             latents, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text

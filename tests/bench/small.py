@@ -29,10 +29,10 @@ WARM_UP, TIMED = 3, 12  # training steps
 def report(folder: Path, seconds: float) -> Iterator[str]:
     """Tables of first sound, stages, rates and training."""
     yield from heading("in a fresh process", "seconds")
-    importing = "import minilib"
-    sounding = f"import minilib.cli; minilib.cli.main(['generate', 'a dog barks', '-o', r'{folder / 'a.wav'}'])"
+    arguments = ["generate", "a dog barks", "-o", str(folder / "a.wav")]
+    sounding = f"from minilib import cli; cli.main({arguments})"
     for name, code in (
-        ("`import minilib`", importing),
+        ("`import minilib`", "import minilib"),
         ("`minilib generate`, first sound", sounding),
     ):
         yield row(name, statistics.median(fresh(code) for _ in range(3)))
@@ -40,7 +40,7 @@ def report(folder: Path, seconds: float) -> Iterator[str]:
     pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
     for _ in range(2):  # the first one is slower
         pipe(CAPTIONS[0], progress=False)
-    yield from heading(f"a sound of 2.56 s, {pipe.steps} steps", "seconds")
+    yield from heading(f"a sound of 2.56 s, {pipe.sampling.steps} steps", "seconds")
     for stage, taken in pipe.profile.seconds.items():
         yield row(stage, taken)
     yield ""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
+from minilib.conditions import Conditions, Context
 from minilib.gpt import GPTConfig, LOARegressor
 
 CONFIG = GPTConfig(
@@ -55,7 +56,7 @@ def ours_from(gpt2: torch.nn.Module, projection: torch.nn.Module) -> LOARegresso
     return model
 
 
-def conditions(padded: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def conditions(padded: bool) -> Conditions:
     generator = torch.Generator().manual_seed(1)
     clap, text = (
         torch.randn(3, S, dim, generator=generator) for S, dim in ((1, 20), (12, 28))
@@ -63,7 +64,7 @@ def conditions(padded: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
     mask = (
         torch.arange(12) < torch.tensor([12, 5, 1] if padded else [12, 12, 12])[:, None]
     )
-    return [(clap, torch.ones(3, 1, dtype=torch.bool)), (text, mask)]
+    return {"clap": Context(clap), "text": Context(text, mask)}
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -75,8 +76,9 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @torch.no_grad()
 def test_the_projection_equals_audioldm2projectionmodel(padded):
     gpt2, projection = peers()
-    (clap, clap_mask), (text, mask) = conditions(padded)
-    expected = projection(clap, text, clap_mask.long(), mask.long())
+    (clap, _), (text, mask) = conditions(padded).values()
+    clap_mask = torch.ones(3, 1, dtype=torch.long)
+    expected = projection(clap, text, clap_mask, mask.long())
     x, keep = ours_from(gpt2, projection).projection(conditions(padded))
     assert relative_error(x, expected.hidden_states) < 1e-6
     assert torch.equal(keep.long(), expected.attention_mask)
@@ -106,8 +108,9 @@ def test_generation_equals_the_released_loop(padded):
     1, plain positions.
     """
     gpt2, projection = peers()
-    (clap, clap_mask), (text, mask) = conditions(padded)
-    out = projection(clap, text, clap_mask.long(), mask.long())
+    (clap, _), (text, mask) = conditions(padded).values()
+    clap_mask = torch.ones(3, 1, dtype=torch.long)
+    out = projection(clap, text, clap_mask, mask.long())
     x, mask = out.hidden_states, out.attention_mask
     for _ in range(8):
         position_ids = torch.arange(x.shape[1])[None]

@@ -3,21 +3,25 @@ of diffusers.
 """
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from peer import peer
 
 from minilib import AudioLDM2
+from minilib.convert import released
 
 VAE_NAMES = {
-    "conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut", "mid_block.resnets.0": "mid.block_1",
-    "mid_block.resnets.1": "mid.block_2", "mid_block.attentions.0": "mid.attn_1", "group_norm": "norm",
-    "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
+    "conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut",
+    "mid_block.resnets.0": "mid.block_1", "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1", "group_norm": "norm", "to_q": "q",
+    "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
 }  # fmt: skip
 AUDIO_NAMES = {
-    "attention.self": "attn", "attention.output.dense": "attn.proj", "batch_norm": "bn0",
-    "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2", "layernorm_before": "norm1", "layernorm_after": "norm2",
+    "attention.self": "attn", "attention.output.dense": "attn.proj",
+    "batch_norm": "bn0", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1", "layernorm_after": "norm2",
 }  # fmt: skip
 CLAP_NAMES = {
     "audio_model.audio_encoder": "audio_branch", "text_model": "text_branch",
@@ -79,8 +83,9 @@ def as_published(folder, path):
         ][0]
     )
     for theirs, ours in (
-        ("time_embed.0", "time_embedding.linear_1"), ("time_embed.2", "time_embedding.linear_2"),
-        ("input_blocks.0.0", "conv_in"), ("out.0", "conv_norm_out"), ("out.2", "conv_out"),
+        ("time_embed.0", "time_embedding.linear_1"),
+        ("time_embed.2", "time_embedding.linear_2"), ("input_blocks.0.0", "conv_in"),
+        ("out.0", "conv_norm_out"), ("out.2", "conv_out"),
     ):  # fmt: skip
         move(theirs, ours)
     level = lambda i, j: [f"down_blocks.{i}.attentions.{j * n + k}" for k in range(n)]
@@ -159,56 +164,89 @@ def as_published(folder, path):
 
 
 @pytest.fixture(scope="module", params=["base", "large"])
-def published(request, tmp_path_factory):
+def published(request, peers, tmp_path_factory):
     """A folder of diffusers and the same weights in one file of the authors' layout."""
-    folder = tmp_path_factory.mktemp(f"published-{request.param}")
-    peer(folder, request.param).save_pretrained(folder / "peer")
-    return (
-        folder / "peer",
-        folder / "audioldm2.pth",
-        as_published(folder / "peer", folder / "audioldm2.pth"),
-    )
+    _, folder = peers(request.param)
+    path = tmp_path_factory.mktemp("published") / "audioldm2.pth"
+    return folder, path, as_published(folder, path)
 
 
 def test_the_authors_file_holds_the_same_pipeline(published):
     folder, path, _ = published
-    a = AudioLDM2.from_diffusers(folder, device="cpu")
-    b = AudioLDM2.from_original(
-        path, like=folder, device="cpu", head_width=None, unconditional_loa="gpt"
-    )
-    for first, second in zip(a.models(), b.models(), strict=True):
-        first, second = first.state_dict(), second.state_dict()
-        assert set(first) == set(second) and all(
-            torch.equal(first[name], second[name]) for name in first
-        )
+    a = AudioLDM2.from_diffusers(folder, "cpu")
+    load = partial(AudioLDM2.from_original, path, "cpu", like=folder)
+    b = load(head_width=None, unconditional_loa="gpt")
+    assert set(a.models) == set(b.models)
+    for name, model in a.models.items():
+        first, second = model.state_dict(), b.models[name].state_dict()
+        assert set(first) == set(second)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert not any(x.is_meta for x in second.values())
     # in single precision there
-    assert b.vae.config.scaling_factor == pytest.approx(a.vae.config.scaling_factor)
-    assert b.seconds == a.seconds
-    trained = AudioLDM2.from_original(path, like=folder, device="cpu", head_width=8)
-    assert trained.unet.config.n_head == (2, 4) and trained.unconditional_loa == "zeros"
+    factor = b.vae.config.scaling_factor
+    assert factor == pytest.approx(a.vae.config.scaling_factor, rel=1e-6)
+    assert replace(b.vae.config, scaling_factor=0.4) == a.vae.config
+    assert (b.unet.config, b.gpt.config) == (a.unet.config, a.gpt.config)
+    assert (b.seconds, b.sampling) == (a.seconds, a.sampling)
+    ids = [pipe.text.tokenizer.encode(["a dog"])[0].tolist() for pipe in (a, b)]
+    assert ids[0] == ids[1]
+    trained = load(dtype=torch.bfloat16, head_width=8)
+    assert trained.unet.config.n_head == (2, 4)
+    assert trained.sampling.unconditional_loa == "zeros"
+    for model in trained.models.values():
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+only_base = pytest.mark.parametrize("published", ["base"], indirect=True)
+OUT = "model.diffusion_model.out.2.weight"
+CLAP = "clap.model.text_projection.0"
+
+
+@only_base
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s.pop("model.diffusion_model.out.2.weight"), "conv_out.weight is "
-                                                                "missing"),
-        (lambda s: s.update({"cond_stage_models.2.x": torch.zeros(1)}), "holds cond_stage_models.2.x, which is no"),
-        (lambda s: s.update({"first_stage_model.quant_conv.bias": torch.zeros(2)}), "quant_conv.bias has shape"),
-        (lambda s: s.update({"clap.model.text_projection.0.bias": torch.zeros(2)}), "linear1.bias has shape \\(2,\\)"),
-        (lambda s: s.pop("clap.model.text_projection.0.weight"), "text_projection.linear1.weight is missing"),
-        (lambda s: [s.pop(name) for name in list(s) if "diffusion" in name], "is no checkpoint of AudioLDM 2"),
-        (lambda s: s.update(code=pytest.raises), "holds more than tensors: reading it "
-                                                 "would run its code"),
+        (lambda s: s.pop(OUT), "conv_out.weight is missing"),
+        (
+            lambda s: s.update({"cond_stage_models.2.x": torch.zeros(1)}),
+            "holds cond_stage_models.2.x, which is no part of AudioLDM 2",
+        ),
+        (
+            lambda s: s.update({"first_stage_model.quant_conv.bias": torch.zeros(2)}),
+            "quant_conv.bias has shape",
+        ),
+        (
+            lambda s: s.update({f"{CLAP}.bias": torch.zeros(2)}),
+            r"text_projection.linear1.bias has shape \(2,\)",
+        ),
+        (
+            lambda s: s.pop(f"{CLAP}.weight"),
+            "text_projection.linear1.weight is missing",
+        ),
+        (
+            lambda s: [s.pop(name) for name in list(s) if "diffusion" in name],
+            "is no checkpoint of AudioLDM 2",
+        ),
+        (
+            lambda s: s.update(code=pytest.raises),
+            "holds more than tensors: reading it would run its code",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_not_the_authors_is_refused(published, change, said, tmp_path):
     folder, _, state = published
     state = dict(state)
     change(state)
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=said) as caught:
-        AudioLDM2.from_original(
-            tmp_path / "other.pth", like=folder, device="cpu", head_width=8
-        )
+        released.read_original(tmp_path / "other.pth", folder, head_width=8)
     assert "\n" not in str(caught.value)
+
+
+@only_base
+def test_a_missing_file_and_a_speech_model_are_refused(published, peers, tmp_path):
+    folder, path, _ = published
+    with pytest.raises(FileNotFoundError, match="other.pth is missing"):
+        released.read_original(tmp_path / "other.pth", folder)
+    with pytest.raises(ValueError, match="is a speech model, which is read from a fol"):
+        released.read_original(path, peers("speech")[1])

@@ -3,12 +3,17 @@ without a bit changed.
 """
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
-from minilib.convert import pretrained
+from minilib.clap import CLAP
+from minilib.convert import pretrained, released
+from minilib.gpt import GPTConfig, LOARegressor
+from minilib.unet import UNet
+from minilib.vae import VAE
 from minilib.vocoder import Vocos
 
 
@@ -16,9 +21,10 @@ def vae():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        norm_num_groups=2, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-        scaling_factor=0.4,
+        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 16),
+        layers_per_block=1, norm_num_groups=2,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, scaling_factor=0.4,
     )  # fmt: skip
 
 
@@ -26,9 +32,11 @@ def unet():
     from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 
     return AudioLDM2UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, cross_attention_dim=[[None, 12, 20]] * 2, attention_head_dim=4,
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        cross_attention_dim=[[None, 12, 20]] * 2, attention_head_dim=4,
     )  # fmt: skip
 
 
@@ -67,22 +75,24 @@ def vocoder():
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
     config = SpeechT5HifiGanConfig(
-        model_in_dim=8, upsample_initial_channel=16, upsample_rates=[5, 4], upsample_kernel_sizes=[16, 8],
-        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], normalize_before=False,
+        model_in_dim=8, upsample_initial_channel=16, upsample_rates=[5, 4],
+        upsample_kernel_sizes=[16, 8], resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]], normalize_before=False,
     )  # fmt: skip
     return SpeechT5HifiGan(config)
 
 
 SCHEDULE = {"n_steps": 1000, "beta_1": 0.0015, "beta_T": 0.0195, "prediction": "eps"}
+read = lambda kind: lambda folder: pretrained.read(kind, folder)
 MODELS = {  # what is saved, how it is read, how it goes back
-    "vae": (vae, pretrained.read_vae, pretrained.vae_out),
+    "vae": (vae, read("AutoencoderKL"), pretrained.vae_out),
     "unet": (
         unet,
         lambda folder: pretrained.read_unet(folder, SCHEDULE),
         pretrained.unet_out,
     ),
-    "t5": (t5, pretrained.read_t5, pretrained.t5_out),
-    "vocoder": (vocoder, pretrained.read_vocoder, pretrained.vocoder_out),
+    "t5": (t5, read("T5EncoderModel"), pretrained.t5_out),
+    "vocoder": (vocoder, read("SpeechT5HifiGan"), pretrained.vocoder_out),
 }
 
 
@@ -138,15 +148,18 @@ def test_the_phoneme_encoder_comes_out_of_a_whole_vits(tmp_path):
 
     torch.manual_seed(0)
     config = VitsConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=1, ffn_dim=24, flow_size=8, spectrogram_bins=9,
-        upsample_initial_channel=16, upsample_rates=[2, 2], upsample_kernel_sizes=[4, 4],
-        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]], prior_encoder_num_flows=1,
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, ffn_dim=24, flow_size=8,
+        spectrogram_bins=9, upsample_initial_channel=16, upsample_rates=[2, 2],
+        upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1]], prior_encoder_num_flows=1,
         posterior_encoder_num_wavenet_layers=1, prior_encoder_num_wavenet_layers=1,
         duration_predictor_num_flows=1, depth_separable_num_layers=1,
     )  # fmt: skip
     theirs = VitsModel(config)
     theirs.save_pretrained(tmp_path)
-    assert same(pretrained.read_phonemes(tmp_path), theirs.text_encoder)
+    ours = pretrained.read("VitsModel", tmp_path)
+    assert same(ours, theirs.text_encoder)
+    assert same(pretrained.phonemes_out(ours).text_encoder, theirs.text_encoder)
 
 
 def spoil(key: str, value: object):
@@ -193,7 +206,7 @@ def test_what_cannot_be_read_is_named(damage, error, said, tmp_path):
     vae().save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(error, match=said) as caught:
-        pretrained.read_vae(tmp_path)
+        pretrained.read("AutoencoderKL", tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -202,13 +215,60 @@ def test_a_bin_file_of_tensors_reads_as_safetensors_does(tmp_path):
     theirs.save_pretrained(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(theirs.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
-    assert same(pretrained.read_vae(tmp_path), theirs)
+    assert same(pretrained.read("AutoencoderKL", tmp_path), theirs)
+
+
+def test_weights_in_many_files_read_as_from_one(tmp_path):
+    theirs = vae()
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert same(pretrained.read("AutoencoderKL", tmp_path), theirs)
+
+
+def test_weights_are_read_in_the_type_that_is_asked_for(tmp_path):
+    vae().half().save_pretrained(tmp_path)
+    for dtype, found in ((None, torch.float16), (torch.float32, torch.float32)):
+        ours = pretrained.read("AutoencoderKL", tmp_path, dtype)
+        assert {p.dtype for p in ours.parameters()} == {found}
+
+
+def test_the_transformers_of_the_released_unet_read_by_their_place():
+    names = [
+        pretrained.conditions_of(dims)
+        for dims in ([None, 12, 20], [None, 12, 20, None], [None, 12], [12, 12, 20])
+    ]
+    base, large = (None, "loa", "text"), (None, "loa", "text", None)
+    assert names == [base, large, (None, "loa"), ("loa", "loa", "text")]
+
+
+def test_unets_and_gpts_whose_numbers_do_not_fit_are_refused(tmp_path):
+    folder = tmp_path / "unet"
+    unet().save_pretrained(folder)
+    config = partial(pretrained.unet_config, folder, SCHEDULE)
+    assert config().cross_attention == (None, "loa", "text")
+    assert config().attention == (False, True)
+    assert (config().n_head, config(head_width=8).n_head) == (4, (2, 4))
+    for width in (0, 5):
+        with pytest.raises(ValueError, match="head_width must divide .*, not"):
+            config(head_width=width)
+    spoil("cross_attention_dim", [[None, 12, 20], [None, 12, 21]])(folder)
+    with pytest.raises(ValueError, match="must be the same at every level"):
+        config()
+    gpt2().save_pretrained(tmp_path / "gpt2")
+    projection().save_pretrained(tmp_path / "projection")
+    spoil("langauge_model_dim", 13)(tmp_path / "projection")
+    with pytest.raises(ValueError, match="it projects to 13, but GPT-2 reads 12"):
+        pretrained.gpt_config(tmp_path / "gpt2", tmp_path / "projection")
 
 
 def test_the_schedule_is_read_or_refused(tmp_path):
-    scheduler = pretrained.scheduler_out(pretrained.UNet.preset("tiny"))
+    scheduler = pretrained.scheduler_out(UNet.preset("tiny"))
     scheduler.save_config(tmp_path)
     assert pretrained.read_schedule(tmp_path) == {**SCHEDULE, "prediction": "v"}
+    scheduler.register_to_config(prediction_type="sample")
+    scheduler.save_config(tmp_path)
+    with pytest.raises(ValueError, match="must be one of epsilon, v_prediction for"):
+        pretrained.read_schedule(tmp_path)
     scheduler.register_to_config(beta_schedule="linear")
     scheduler.save_config(tmp_path)
     with pytest.raises(
@@ -218,30 +278,37 @@ def test_the_schedule_is_read_or_refused(tmp_path):
         pretrained.read_schedule(tmp_path)
 
 
-def test_what_has_no_counterpart_is_named():
-    tiny = lambda model: model.preset("tiny")
-    for write, model, said in (
+bare = {"loa_channels": 0, "patch": 1}  # as the released U-Net
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (VAE.preset("tiny"), "a VAE with final_norm=False has no counterpart in"),
+        (UNet.preset("tiny"), "a U-Net with loa_channels=32 has no counterpart in"),
+        (UNet.preset("tiny", **bare | {"patch": 2}), "train one with patch=1"),
         (
-            pretrained.vae_out,
-            tiny(pretrained.VAE),
-            "a VAE that packs 2 x 2 latents has no counterpart",
+            UNet.preset("tiny", **bare, cross_attention=(None, "loa", "clap")),
+            r"train one with cross_attention=\(None, 'loa', 'text'\)",
         ),
         (
-            pretrained.unet_out,
-            tiny(pretrained.UNet),
-            "a U-Net that lays the LOA beside the latent has no",
+            LOARegressor(GPTConfig(n_layer=1, conditions=("text", "clap"))),
+            r"an LOA regressor with conditions=\('text', 'clap'\) has no counterpart",
         ),
-        (pretrained.vocoder_out, tiny(Vocos), "the vocoder Vocos has no counterpart"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            write(model)
+        (Vocos.preset("tiny"), "the vocoder Vocos has no counterpart in transformers"),
+        (CLAP.preset("tiny"), "the CLAP and the tokenizer of this package have no"),
+    ],
+)
+def test_what_has_no_counterpart_is_named(model, said):
+    with pytest.raises(ValueError, match=said):
+        released.out(model)
 
 
 def test_configs_of_other_modules_are_refused(tmp_path):
     t5().save_pretrained(tmp_path / "t5")
     vae().save_pretrained(tmp_path / "vae")
     with pytest.raises(ValueError, match="is not the config of a GPT2Model"):
-        pretrained.read_sizes("language_model", tmp_path / "t5")
+        pretrained.read_sizes("GPT2Model", tmp_path / "t5" / "config.json")
     gpt2().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(
         ValueError,

@@ -3,12 +3,14 @@ key and number by number.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
 from minilib.audiomae import AudioMAE, AudioMAEConfig, sincos_positions
+from minilib.conditions import Conditions, Context
 from minilib.unet import LOAMap, UNet, UNetConfig
 from minilib.vae import VAE, VAEConfig, standardise
 from minilib.vocoder import HiFiGAN, HiFiGANConfig
@@ -46,15 +48,17 @@ def gradient_error(ours: torch.nn.Module, theirs: torch.nn.Module) -> float:
 def vaes() -> tuple[VAE, torch.nn.Module]:
     from diffusers import AutoencoderKL
 
-    theirs = AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 16, 24), layers_per_block=2,
-        norm_num_groups=2, down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+    sizes = dict(
+        in_channels=1, latent_channels=4, block_out_channels=(8, 16, 24),
+        layers_per_block=2, norm_num_groups=2,
     )  # fmt: skip
-    ours = VAE(
-        VAEConfig(
-            1, 4, (8, 16, 24), layers_per_block=2, norm_num_groups=2, scaling_factor=0.5
-        )
+    theirs = AutoencoderKL(
+        **sizes,
+        out_channels=1,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
     )
+    ours = VAE(VAEConfig(**sizes, scaling_factor=0.5))
     # strict: every key, every shape
     ours.load_state_dict(randomise(theirs).state_dict())
     return ours.eval(), theirs
@@ -91,157 +95,155 @@ def test_folding_the_latents_scale_into_the_vae_changes_no_decoded_mel():
     )
 
 
-VARIANTS = {"base": (None, 12, 20), "large": (None, 12, 20, None), "speech": (None, 12)}
+VARIANTS = {
+    "base": {"loa": 12, "text": 20},
+    "large": {"loa": 12, "text": 20, None: None},
+    "speech": {"loa": 12},
+}
 
 
-@pytest.mark.parametrize("dims", VARIANTS.values(), ids=VARIANTS.keys())
+def unets(
+    reads: dict[str | None, int | None],
+    attention: tuple[bool, ...] = (False, True),
+    n_head: int | tuple[int, ...] = 4,
+    transformer_layers: int = 1,
+    layers_per_block: int = 1,
+    **ours: Any,
+) -> tuple[UNet, torch.nn.Module]:
+    """Our U-Net and diffusers', of the same weights, but for the map of the LOA."""
+    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
+
+    names, dims = zip((None, None), *reads.items())
+    widths, kinds = (16, 32, 32)[: len(attention)], ["DownBlock2D", "UpBlock2D"]
+    down, up = (
+        [f"CrossAttn{kind}" if attended else kind for attended in attention]
+        for kind in kinds
+    )
+    config = UNetConfig(
+        in_channels=4, block_out_channels=widths, attention=attention,
+        layers_per_block=layers_per_block, norm_num_groups=4, cross_attention=names,
+        cross_attention_dim=dims, transformer_layers=transformer_layers, n_head=n_head,
+        **ours,
+    )  # fmt: skip
+    theirs = AudioLDM2UNet2DConditionModel(
+        sample_size=16, in_channels=4 + config.loa_channels, out_channels=4,
+        layers_per_block=layers_per_block, block_out_channels=widths,
+        down_block_types=down, up_block_types=up[::-1], norm_num_groups=4,
+        cross_attention_dim=[list(dims)] * len(widths), attention_head_dim=n_head,
+        transformer_layers_per_block=transformer_layers,
+    )  # fmt: skip
+    unet = randomise(UNet(config))
+    state = unet.state_dict()
+    # strict: every key, every shape
+    theirs.load_state_dict({k: x for k, x in state.items() if "loa_map." not in k})
+    return unet, theirs.eval()
+
+
+def batch(n_loa: int = 5, n_read: int = 7) -> tuple[torch.Tensor, ...]:
+    """Latents, noise levels and conditions, of whose second text `n_read` of 7 vectors
+    are to be read.
+    """
+    generator = torch.Generator().manual_seed(2)
+    random = lambda *shape: torch.randn(shape, generator=generator)
+    z, loa, text = random(2, 4, 16, 8), random(2, n_loa, 12), random(2, 7, 20)
+    mask = None if n_read == 7 else torch.arange(7) < torch.tensor([[7], [n_read]])
+    conditions = {"loa": Context(loa), "text": Context(text, mask)}
+    return z, torch.tensor([3, 700]), conditions
+
+
+def their_eps(
+    theirs: torch.nn.Module, z: torch.Tensor, t: torch.Tensor, conditions: Conditions
+) -> torch.Tensor:
+    """What diffusers' U-Net says; it counts noise levels from 0."""
+    text, mask = conditions["text"]
+    return theirs(
+        z, t - 1, encoder_hidden_states=conditions["loa"].sequence,
+        encoder_hidden_states_1=text, encoder_attention_mask_1=mask,
+    ).sample  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def both(request):
+    """The U-Nets of a variant, with two layers a block, transformers as released."""
+    depth = 2 if request.param == "large" else 1
+    return unets(VARIANTS[request.param], (False, True, True), 4, depth, 2)
+
+
 @pytest.mark.parametrize(
     ("padded", "recompute"), [(False, False), (True, False), (True, True)]
 )
-def test_unet_equals_audioldm2unet_forward_and_backward(dims, padded, recompute):
-    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
-
-    layers = 2 if len(dims) == 4 else 1
-    theirs = AudioLDM2UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 32, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, cross_attention_dim=[list(dims)] * 3, attention_head_dim=4,
-        transformer_layers_per_block=layers,
-    )  # fmt: skip
-    config = UNetConfig(4, (16, 32, 32), (False, True, True), 2, 4, dims, layers, 4)
-    ours = UNet(config)
+def test_unet_equals_audioldm2unet_forward_and_backward(both, padded, recompute):
+    ours, theirs = both
     ours.recompute_activations(recompute)
-    ours.load_state_dict(randomise(theirs).state_dict())
-    generator = torch.Generator().manual_seed(2)
-    z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
-    loa, text = (
-        torch.randn(2, 5, 12, generator=generator),
-        torch.randn(2, 7, 20, generator=generator),
-    )
-    mask = torch.arange(7) < torch.tensor([[7], [4 if padded else 7]])
-    expected = theirs(
-        z, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text if len(dims) > 2 else loa,
-        encoder_attention_mask_1=mask if len(dims) > 2 else None,
-    ).sample  # fmt: skip
-    got = ours(z, t, (loa, None), (text, mask))
+    z, t, conditions = batch(n_read=4 if padded else 7)
+    expected, got = their_eps(theirs, z, t, conditions), ours(z, t, conditions)
     assert relative_error(got, expected) < 1e-5
-    got.square().mean().backward()
-    expected.square().mean().backward()
+    for model, eps in ((ours, got), (theirs, expected)):
+        model.zero_grad()
+        eps.square().mean().backward()
     assert gradient_error(ours, theirs) < 1e-4
 
 
-def test_heads_level_by_level_are_theirs():
+@torch.no_grad()
+def test_heads_one_by_one_are_theirs():
     """Heads of one width, as the original code trained the released weights: other
     numbers, the same keys.
     """
-    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
-
-    theirs = AudioLDM2UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        norm_num_groups=4, cross_attention_dim=[[None, 12, 20]] * 2, attention_head_dim=(2, 4),
-    )  # fmt: skip
-    ours = UNet(UNetConfig(4, (16, 32), (True, True), 1, 4, (None, 12, 20), 1, (2, 4)))
-    ours.load_state_dict(randomise(theirs).state_dict())
-    generator = torch.Generator().manual_seed(2)
-    z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
-    loa, text = (
-        torch.randn(2, 5, 12, generator=generator),
-        torch.randn(2, 7, 20, generator=generator),
-    )
-    with torch.no_grad():
-        expected = theirs(
-            z, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text
-        ).sample
-        assert relative_error(ours(z, t, (loa, None), (text, None)), expected) < 1e-5
-        same_everywhere = UNet(replace(ours.config, n_head=4))
-        same_everywhere.load_state_dict(ours.state_dict())
-        assert (
-            relative_error(same_everywhere(z, t, (loa, None), (text, None)), expected)
-            > 1e-3
-        )
-    with pytest.raises(
-        ValueError,
-        match=r"n_head must be one number or one for each of 2 levels, not \(2, 4, 8\)",
-    ):
+    ours, theirs = unets(VARIANTS["base"], (True, True), n_head=(2, 4))
+    expected = their_eps(theirs, *batch())
+    assert relative_error(ours(*batch()), expected) < 1e-5
+    same_everywhere = UNet(replace(ours.config, n_head=4))
+    same_everywhere.load_state_dict(ours.state_dict())
+    assert relative_error(same_everywhere(*batch()), expected) > 1e-3
+    said = r"n_head must be one number or one for each of 2, not \(2, 4, 8\)"
+    with pytest.raises(ValueError, match=said):
         UNet(replace(ours.config, n_head=(2, 4, 8)))
 
 
+@torch.no_grad()
 def test_unet_with_the_loa_beside_its_latent_is_theirs_with_more_input_channels():
-    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
-
-    theirs = AudioLDM2UNet2DConditionModel(
-        sample_size=16, in_channels=4 + 3, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, cross_attention_dim=[[None, 12, 20]] * 2, attention_head_dim=4,
-    )  # fmt: skip
-    config = UNetConfig(4, (16, 32), (False, True), 1, 4, (None, 12, 20), 1, 4)
-    ours = UNet(replace(config, loa_channels=3, loa_grid=(4, 2), loa_patch=4))
-    randomise(ours)
-    theirs.load_state_dict(
-        {k: v for k, v in ours.state_dict().items() if not k.startswith("loa_map.")}
-    )
-    generator = torch.Generator().manual_seed(2)
-    z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
-    loa, text = (
-        torch.randn(2, 8, 12, generator=generator),
-        torch.randn(2, 7, 20, generator=generator),
-    )
-    with torch.no_grad():
-        wide = torch.cat([z, ours.loa_map(loa, 16)], dim=1)
-        expected = theirs(
-            wide, t - 1, encoder_hidden_states=loa, encoder_hidden_states_1=text
-        ).sample
-        assert relative_error(ours(z, t, (loa, None), (text, None)), expected) < 1e-5
+    ours, theirs = unets(VARIANTS["base"], loa_channels=3, loa_grid=(4, 2))
+    z, t, conditions = batch(n_loa=8)
+    wide = torch.cat([z, ours.loa_map(conditions["loa"].sequence, 16)], dim=1)
+    expected = their_eps(theirs, wide, t, conditions)
+    assert relative_error(ours(z, t, conditions), expected) < 1e-5
 
 
+@torch.no_grad()
 def test_each_loa_vector_unfolds_into_its_own_patch_and_repeats_in_a_longer_latent():
-    loa_map = LOAMap(12, 3, grid=(4, 2), patch=4)
+    config = UNetConfig(loa_channels=3, loa_grid=(4, 2), loa_patch=4)
+    loa_map = LOAMap(config, loa_dim=12)
     loa = torch.randn(1, 8, 12, generator=torch.Generator().manual_seed(0))
     other = loa.clone()
     other[0, 5] += 1.0  # the vector of row 2 in time, column 1 in frequency
-    with torch.no_grad():
-        plane = loa_map(loa, 16)
-        changed = (loa_map(other, 16) != plane)[0].all(dim=0)  # (16, 8)
-        assert plane.shape == (1, 3, 16, 8)
-        assert changed[8:12, 4:].all() and changed.sum() == 16
-        assert torch.equal(
-            loa_map(loa, 40), torch.cat([plane, plane, plane[:, :, :8]], dim=2)
-        )
-        assert torch.equal(loa_map(loa, 6), plane[:, :, :6])
+    plane = loa_map(loa, 16)
+    changed = (loa_map(other, 16) != plane)[0].all(dim=0)  # (16, 8)
+    assert plane.shape == (1, 3, 16, 8)
+    assert changed[8:12, 4:].all() and changed.sum() == 16
+    longer = torch.cat([plane, plane, plane[:, :, :8]], dim=2)
+    assert torch.equal(loa_map(loa, 40), longer)
+    assert torch.equal(loa_map(loa, 6), plane[:, :, :6])
 
 
+@torch.no_grad()
 def test_unet_sees_no_padding_of_the_text():
-    unet = randomise(
-        UNet(UNetConfig(4, (16, 32), (False, True), 1, 4, (None, 12, 20), 1, 4))
-    )
-    generator = torch.Generator().manual_seed(3)
-    z, t = torch.randn(2, 4, 16, 8, generator=generator), torch.tensor([3, 700])
-    loa, text = (
-        torch.randn(2, 5, 12, generator=generator),
-        torch.randn(2, 7, 20, generator=generator),
-    )
-    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    unet, _ = unets(VARIANTS["base"])
+    z, t, conditions = batch(n_read=4)
+    text, mask = conditions["text"]
     other = text.clone()
     other[1, 4:] = 100.0
-    with torch.no_grad():
-        assert torch.equal(
-            unet(z, t, (loa, None), (text, mask)),
-            unet(z, t, (loa, None), (other, mask)),
-        )
-        assert not torch.equal(
-            unet(z, t, (loa, None), (text, None)),
-            unet(z, t, (loa, None), (other, None)),
-        )
+    eps = lambda *text: unet(z, t, {**conditions, "text": Context(*text)})
+    assert torch.equal(eps(text, mask), eps(other, mask))
+    assert not torch.equal(eps(text), eps(other))
 
 
 def test_hifigan_equals_speecht5hifigan():
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
     sizes = dict(
-        model_in_dim=8, upsample_initial_channel=32, upsample_rates=[5, 4], upsample_kernel_sizes=[16, 8],
-        resblock_kernel_sizes=[3, 7], resblock_dilation_sizes=[[1, 3], [1, 5]],
+        model_in_dim=8, upsample_initial_channel=32, upsample_rates=[5, 4],
+        upsample_kernel_sizes=[16, 8], resblock_kernel_sizes=[3, 7],
+        resblock_dilation_sizes=[[1, 3], [1, 5]],
     )  # fmt: skip
     theirs = SpeechT5HifiGan(SpeechT5HifiGanConfig(**sizes, normalize_before=False))
     ours = HiFiGAN(HiFiGANConfig(8, 32, (5, 4), (16, 8), (3, 7), ((1, 3), (1, 5))))
@@ -286,7 +288,19 @@ def test_audiomae_encoder_equals_vitmae_without_masking():
     # the other way round
     theirs.embeddings.position_embeddings.data = sincos_positions(16, (4, 4))[None]
     ours = AudioMAE(
-        AudioMAEConfig(32, 32, 8, 16, 2, 2, 8, 1, 2, mel_mean=0.0, mel_std=1.0)
+        AudioMAEConfig(
+            n_frames=32,
+            n_mels=32,
+            patch_size=8,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            decoder_hidden_size=8,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            mel_mean=0.0,
+            mel_std=1.0,
+        )
     ).eval()
     state = theirs.state_dict()
     mine = {}
@@ -305,18 +319,18 @@ def test_audiomae_encoder_equals_vitmae_without_masking():
 
 
 def test_recomputed_activations_are_not_kept():
-    unet = UNet(UNetConfig(4, (16, 32), (False, True), 1, 4, (None, 12, 20), 1, 4))
-    z, t = torch.randn(2, 4, 16, 8), torch.tensor([3, 700])
-    contexts = (torch.randn(2, 5, 12), None), (torch.randn(2, 7, 20), None)
+    unet, _ = unets(VARIANTS["base"])
     kept = []
     for recompute in (False, True):
         unet.recompute_activations(recompute)
         sizes: dict[int, int] = {}
-        keep = lambda x, sizes=sizes: (
-            sizes.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()})
-            or x
-        )
+
+        def keep(x, sizes=sizes):
+            storage = x.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return x
+
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            unet(z, t, *contexts)
+            unet(*batch())
         kept.append(sum(sizes.values()))
     assert kept[1] < 0.5 * kept[0]

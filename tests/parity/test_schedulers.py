@@ -226,8 +226,9 @@ def test_the_defaults_are_the_released_models():
     steps_offset 1, leading.
     """
     released = DDIMScheduler(
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading",
-        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195,
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        timestep_spacing="leading", beta_schedule="scaled_linear", beta_start=0.0015,
+        beta_end=0.0195,
     )  # fmt: skip
     close(
         ddim_sample(model, sqrt_linear_schedule(), xT, 200),

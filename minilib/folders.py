@@ -1,0 +1,351 @@
+"""Pipelines on disk: folders of any layout, read into one `Parts` and written from it.
+
+This package's own folder holds `pipeline.json`, `vocabulary.json`, tokenizers and a
+folder for each part; `pipeline.json` may name a part of another folder
+(`"vae": "../tiny/vae"`). diffusers' folders and the authors' file come by `convert`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minilib.audiomae import AudioMAE
+from minilib.clap import CLAP
+from minilib.convert import released
+from minilib.files import replacing, replacing_entries
+from minilib.gpt import LOARegressor, Loudness
+from minilib.guidance import Sampling
+from minilib.model import Model, read_json
+from minilib.phonemes import PhonemeEncoder
+from minilib.text import T5Encoder
+from minilib.tokenizer import Tokenizer
+from minilib.unet import UNet
+from minilib.vae import VAE
+from minilib.vocoder import HiFiGAN, Vocos
+
+CLASSES: dict[str, tuple[type[Model], ...]] = {  # that the folder of a part may hold
+    "text": (T5Encoder, PhonemeEncoder),
+    "clap": (CLAP,),  # or transformers' own
+    "gpt": (LOARegressor,),
+    "unet": (UNet,),
+    "vae": (VAE,),
+    "vocoder": (Vocos, HiFiGAN),
+    "audiomae": (AudioMAE,),
+    "loudness": (Loudness,),
+}
+OPTIONAL = ("audiomae", "loudness")  # for training, and for sounds as loud as told
+# Beside its parts a folder keeps those that joint fine-tuning changed, as they were.
+SEPARATE, TUNED = "separate", ("gpt", "unet")
+TOKENIZERS = ("tokenizer.json", "tokenizer", "clap_tokenizer")
+
+Device = str | torch.device | None
+
+
+@dataclass(eq=False)
+class Parts:
+    """All that a pipeline is made of; encoders carry their tokenizers."""
+
+    text: nn.Module
+    clap: nn.Module
+    gpt: LOARegressor
+    unet: UNet
+    vae: VAE
+    vocoder: nn.Module
+    audiomae: AudioMAE | None = None
+    loudness: Loudness | None = None
+    seconds: float = 10.24  # the length that the weights were trained on
+    vocabulary: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = Sampling()  # how these weights want to be sampled
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """What encodes the conditions, by name, in the order in which GPT-2 reads."""
+        return {name: getattr(self, name) for name in self.gpt.config.conditions}
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """The networks by name, in the order in which data passes them."""
+        named = {name: getattr(self, name) for name in CLASSES}
+        return {name: model for name, model in named.items() if model is not None}
+
+
+class Stored(Parts):
+    """Parts that are loaded, moved and saved as one."""
+
+    def __init__(self, parts: Parts):
+        super().__init__(**vars(parts))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: Device = None,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> Stored:
+        """Load a pipeline from a folder of any layout, or from the hub.
+
+        Args:
+            folder: holds `pipeline.json`, tokenizers and a folder for each part; or a
+                folder of diffusers, which `from_diffusers` reads.
+            device: where to put it; a GPU if there is one, else the CPU.
+            dtype: floating-point type of the loaded weights, whatever is stored; None
+                keeps what is stored.
+
+        Raises:
+            FileNotFoundError: the folder or a file in it is missing.
+            ValueError: a file is damaged, or weights and configs do not belong
+                together.
+        """
+        return cls(load(folder, dtype)).to(device)
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        folder: str | Path,
+        device: Device = None,
+        dtype: torch.dtype | None = torch.float32,
+        unconditional_loa: str = "gpt",
+        **options: Any,
+    ) -> Stored:
+        """Load the released AudioLDM 2: base, large, music or speech.
+
+        The authors' code and diffusers' pipeline differ in three places; the defaults
+        are diffusers'. The authors' are head_width=32, unconditional_loa="zeros" and,
+        when called, eta=1.
+
+        Args:
+            folder: a folder as diffusers writes it, or a hub id, e.g.
+                "cvssp/audioldm2".
+            device, dtype: as in `from_pretrained`.
+            unconditional_loa: what guidance leads away from: "gpt", the LOA of the
+                negative caption, or "zeros".
+            options: `head_width` of the U-Net's attention heads, None for 8 heads
+                everywhere; `n_tokens`, LOA vectors that GPT-2 writes, None for those
+                that its config names, and 512 for speech; for a `.pth` also `like`.
+
+        Raises:
+            FileNotFoundError: the folder or a module in it is missing, or the hub can't
+                be reached.
+            ValueError: it is not an AudioLDM 2, a file is damaged, or reading it would
+                run the code in a pickle.
+        """
+        pipe = cls(load(folder, dtype, **options)).to(device)
+        pipe.sampling = pipe.sampling.changed(unconditional_loa=unconditional_loa)
+        return pipe
+
+    @classmethod
+    def from_original(cls, path: str | Path, *args: Any, **options: Any) -> Stored:
+        """Load a checkpoint as the authors published it: a `.pth` with all parts in it.
+
+        As `from_diffusers`, but for the defaults, head_width=32 and
+        unconditional_loa="zeros", and for `like`: a folder or hub id of the same model
+        in diffusers' form, for configs and tokenizers.
+        """
+        authors = {"head_width": 32, "unconditional_loa": "zeros"}
+        return cls.from_diffusers(path, *args, **authors | options)
+
+    def to(self, device: Device) -> Stored:
+        """Move every part to a device (None: a GPU if there is one), its feature maps
+        channels last, as convolutions are fastest.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        for model in self.models.values():
+            model.to(device, memory_format=torch.channels_last)
+        return self
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write what `from_pretrained` reads, whole or not at all."""
+        save(self, folder, dtype)
+
+    def to_diffusers(self, folder: str | Path) -> None:
+        """Write a folder that diffusers' AudioLDM2Pipeline loads, and that gives the
+        same sounds, as loud as `decode` leaves them.
+
+        Raises:
+            ValueError: a part has no counterpart there; the sentence names it, and
+                nothing is written.
+            FileExistsError: the folder holds something else.
+        """
+        released.write(released.as_diffusers(self), Path(folder))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return self.unet.device
+
+
+def load(
+    source: str | Path,
+    dtype: torch.dtype | None = torch.float32,
+    like: str | Path = "cvssp/audioldm2",
+    **options: Any,
+) -> Parts:
+    """Read a pipeline, whatever its layout.
+
+    Args:
+        source: this package's folder, diffusers' folder, a hub id, or a `.pth` of the
+            authors.
+        dtype: floating-point type of the loaded weights, whatever is stored; None keeps
+            what is stored.
+        like: for a `.pth`: the same model in diffusers' form, for configs and
+            tokenizers.
+        options: for released weights, as `convert.released.read` takes them.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: a file is damaged, or weights and configs do not belong together.
+    """
+    if Path(source).suffix == ".pth":
+        found = released.read_original(
+            Path(source), released.fetch(like), dtype, **options
+        )
+    else:
+        folder = released.fetch(source)
+        whole = released.is_released(folder)
+        found = (
+            released.read(folder, dtype, **options) if whole else read(folder, dtype)
+        )
+    parts = Parts(**found)
+    check_widths(parts, Path(source))
+    return parts
+
+
+def read(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The fields of `Parts` from this package's own folder."""
+    description = read_description(folder)
+    here = [n for n in CLASSES if n not in OPTIONAL or part_folder(folder, n).is_dir()]
+    found: dict[str, Any] = {name: load_part(folder, name, dtype) for name in here}
+    vocabulary = folder / "vocabulary.json"
+    if vocabulary.is_file():
+        found["vocabulary"] = read_json(vocabulary)
+    return {**found, **description}
+
+
+def part_folder(folder: Path, name: str) -> Path:
+    """Where a part is: in the folder, or where its `pipeline.json` says."""
+    path = folder / "pipeline.json"
+    named = read_json(path).get(name, name) if path.is_file() else name
+    if not isinstance(named, str):
+        raise ValueError(
+            f"{path} is damaged: `{name}` must name a folder, not {named!r}"
+        )
+    return folder / named
+
+
+def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """Load one part of this package's own folder, by the class that its config names;
+    an encoder with its tokenizer, if it is there.
+    """
+    path = part_folder(folder, name)
+    config = read_json(path / "config.json")
+    if config.get("model_type") == "clap":  # transformers' own
+        part = released.ReleasedCLAP.from_pretrained(path, dtype=dtype)
+    else:  # an older save may lack a field that was added since: it takes the default
+        known = lambda c: {field.name for field in fields(c.config_class)}
+        classes = [c for c in CLASSES[name] if config and set(config) <= known(c)]
+        if not classes:
+            expected = " or ".join(c.__name__ for c in CLASSES[name])
+            raise ValueError(
+                f"{path / 'config.json'} is not the config of a {expected}"
+            )
+        part = classes[0].from_pretrained(path, dtype=dtype)
+    if hasattr(part, "tokenizer"):
+        part.tokenizer = load_tokenizer(path.parent, name)
+    return part
+
+
+def load_tokenizer(folder: Path, name: str) -> Any:
+    """The tokenizer of an encoder: one file for all, or transformers' own for each."""
+    if not holds_released(folder):
+        return Tokenizer.load(folder / "tokenizer.json")
+    gpt = read_json(part_folder(folder, "gpt") / "config.json")
+    if name == "clap":
+        return released.load_tokenizer(folder / "clap_tokenizer")
+    return released.load_tokenizer(
+        folder / "tokenizer", gpt.get("learned_positions", 0)
+    )
+
+
+def holds_released(folder: Path) -> bool:
+    """Whether this package's folder holds a released pipeline, with its tokenizers."""
+    return (folder / "clap_tokenizer").is_dir()
+
+
+def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write all parts, tokenizers and the description, so that `load` finds them.
+
+    They take the place of an older pipeline's in `folder`, all or none; what else is
+    there stays.
+    """
+    with replacing_entries(Path(folder), [*CLASSES, *TOKENIZERS]) as new:
+        for name, model in parts.models.items():
+            model.save_pretrained(new / name, dtype=dtype)
+        save_tokenizers(new, parts.text.tokenizer, parts.clap.tokenizer)
+        save_description(new, parts.seconds, parts.vocabulary, parts.sampling)
+
+
+def save_tokenizers(folder: Path, tokenizer: Any, clap_tokenizer: Any) -> None:
+    """Write what `load_tokenizer` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.save(folder / "tokenizer.json")
+    else:
+        tokenizer.save(folder / "tokenizer")
+        clap_tokenizer.save(folder / "clap_tokenizer")
+
+
+def save_description(
+    folder: Path, seconds: float, vocabulary: dict[str, Any], sampling: Sampling
+) -> None:
+    """Write what a pipeline needs beside parts and tokenizers: `pipeline.json`, with
+    the length of its sounds and how to sample, and the vocabulary.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"seconds": seconds, **asdict(sampling)}
+    for name, values in (("pipeline", description), ("vocabulary", vocabulary)):
+        with replacing(folder / f"{name}.json") as path:
+            path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`seconds` and `sampling` from a `pipeline.json`; a sentence if it is damaged."""
+    path = folder / "pipeline.json"
+    found = {k: v for k, v in read_json(path).items() if k not in CLASSES}
+    seconds = found.pop("seconds", None)
+    number = isinstance(seconds, int | float) and math.isfinite(seconds)
+    if not number or seconds <= 0:
+        raise ValueError(f"{path} is damaged: it must tell the `seconds` of a sound")
+    try:
+        return {"seconds": seconds, "sampling": Sampling().changed(**found)}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def check_widths(parts: Parts, source: Path) -> None:
+    """Raise ValueError where one part's output does not fit the next one's input."""
+    gpt, unet, vae = parts.gpt.config, parts.unet.config, parts.vae.config
+    widths = {name: encoder.dim for name, encoder in parts.encoders.items()}
+    pairs = [("vae", vae.latent_channels, "unet", unet.in_channels)]
+    read = zip(gpt.conditions, gpt.condition_dims)
+    pairs += [(name, widths[name], "gpt", dim) for name, dim in read]
+    widths["loa"] = gpt.n_embd
+    read = zip(unet.cross_attention, unet.cross_attention_dim)
+    pairs += [(name, widths[name], "unet", dim) for name, dim in read if name]
+    for giver, given, taker, taken in pairs:
+        if given != taken:
+            widths = f"{giver} gives width {given}, but {taker} takes {taken}"
+            raise ValueError(f"{source} mixes configs: {widths}")
+    if unet.loa_channels and gpt.n_tokens != math.prod(unet.loa_grid):
+        lengths = (
+            f"gpt writes {gpt.n_tokens} LOA vectors, but unet lays out {unet.loa_grid}"
+        )
+        raise ValueError(f"{source} mixes configs: {lengths}")

@@ -1,0 +1,107 @@
+"""What the tests of training share: the preset "small", a few thousand parameters a
+model and clips of 0.64 s, so that every stage trains in a moment.
+"""
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SECONDS, small_parts
+
+from minilib import training, vocoder
+from minilib.classifier import Classifier, ClassifierConfig
+from minilib.data import Corpus
+from minilib.discriminators import Discriminators, DiscriminatorsConfig
+from minilib.gpt import Loudness, LoudnessConfig
+from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld
+from minilib.text import T5
+from minilib.tokenizer import Tokenizer
+from minilib.training import RUNS, STAGES, Recipe, TrainingData, stages
+
+RECIPE = Recipe(steps=3, batch_size=8, lr=3e-3, warmup=1, ema=0.9, checkpoint_every=2)
+OPTIONS = {
+    **{name: {"crop": 48} for name in ("vae", "vocoder", "adversarial")},
+    "joint": {"levels": 2},
+}
+
+
+def add_small(patch: pytest.MonkeyPatch) -> None:
+    """Add the preset "small" of every model, and its run."""
+    configs = {type(model): model.config for model in small_parts().values()}
+    for kind, config in configs.items():
+        if hasattr(config, "d_model") or kind is stages.CLAP:
+            config = replace(config, vocab_size=1000)
+        patch.setitem(kind.presets, "small", config)
+    classes = (*CLASSES, *INSTRUMENTS)
+    judge = ClassifierConfig(classes=classes, channels=(4, 8))
+    patch.setitem(Classifier.presets, "small", judge)
+    patch.setitem(vocoder.VOCODERS, "small", vocoder.Vocos)
+    small = DiscriminatorsConfig(
+        (2, 3), (2, 2, 4, 4, 4), 1, (4, 4, 4, 8, 8, 8, 8), (1, 2, 2, 2, 2, 2, 1)
+    )
+    patch.setitem(Discriminators.presets, "small", small)
+    of = lambda name: replace(RECIPE, muon=RUNS["tiny"].recipes[name].muon)
+    recipes = {name: of(name) for name in STAGES}
+    run = training.Run(16, SECONDS, recipes, OPTIONS)
+    patch.setitem(RUNS, "small", run)
+    patch.setattr(os, "cpu_count", lambda: 1)
+    patch.delenv("MINILIB_REALAUDIO", raising=False)
+
+
+def small_data() -> TrainingData:
+    """Sixteen captioned clips, and a tokenizer of their words."""
+    world = SoundWorld("train", seed=5, seconds=SECONDS)
+    corpus = Corpus.from_soundworld(world, 16, progress=False)
+    return TrainingData(corpus, Tokenizer.train(corpus.captions))
+
+
+def made_parts(data: TrainingData) -> dict[str, torch.nn.Module]:
+    """Every part at the small preset, its weights random but fixed."""
+    classes = {
+        "vae": stages.VAE, "vocoder": vocoder.Vocos, "audiomae": stages.AudioMAE,
+        "clap": stages.CLAP, "gpt": stages.LOARegressor, "unet": stages.UNet,
+        "text": T5,
+    }  # fmt: skip
+    made = {k: stages.seeded(kind, "small", 1).eval() for k, kind in classes.items()}
+    made["text"] = made["text"].text_encoder()
+    made["loudness"] = Loudness(LoudnessConfig(4, 16))
+    for name in ("clap", "text"):
+        made[name].tokenizer = data.tokenizer
+    return made
+
+
+def make(
+    name: str, data: TrainingData, parts: dict, double: bool = False, **changes
+) -> training.Stage:
+    """A stage of the small preset; in float64 if `double`."""
+    kind = STAGES[name]
+    given = {k: copy.deepcopy(parts[k]) for k in (*kind.needs, *kind.renews)}
+    recipe = replace(RUNS["small"].recipes[name], **changes)
+    stage = kind("small", recipe, data, given, **OPTIONS.get(name, {}))
+    if double:
+        stage.model.double()
+        draw = stage.batch
+        twice = lambda x: x.double() if x.is_floating_point() else x
+        stage.batch = lambda g: {key: twice(x) for key, x in draw(g).items()}
+    return stage
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    """All that a model knows, as one vector."""
+    every = model.state_dict().values()
+    return torch.cat([x.detach().double().flatten().cpu() for x in every])
+
+
+@contextmanager
+def small_world() -> Iterator[TrainingData]:
+    """The data of the small preset, which exists as long."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        add_small(patch)
+        yield small_data()
+    torch.set_num_threads(n_threads)
