@@ -64,8 +64,8 @@ def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     omega = 1.0 / 10000.0 ** (torch.arange(dim // 4) / (dim // 4))  # (dim/4,)
     places = torch.cartesian_prod(*(torch.arange(n) for n in grid))  # (P, 2)
     angles = places.flip(1)[:, :, None] * omega  # (P, 2, dim/4)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)  # (P, dim)
-    return torch.cat([torch.zeros(1, dim), waves])
+    table = torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)  # (P, dim)
+    return torch.cat([torch.zeros(1, dim), table])
 
 
 class SelfAttention(nn.Module):

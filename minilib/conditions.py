@@ -88,7 +88,7 @@ def from_batch(batch: Mapping[str, Tensor], names: Iterable[str]) -> Conditions:
 
 
 def to_batch(conditions: Conditions) -> dict[str, Tensor]:
-    """What `from_batch` reads."""
+    """The entries of a batch from which `from_batch` reads these conditions."""
     batch = {name: context.sequence for name, context in conditions.items()}
     masks = {f"{name}_mask": mask for name, (_, mask) in conditions.items()}
     return batch | {name: mask for name, mask in masks.items() if mask is not None}

@@ -39,6 +39,7 @@ MAKES_A_SOUND = 0.5e9  # bytes of memory: 0.43 GB were measured
 # of 8000
 TRAINS = 3.5e9
 PIP = f"{sys.executable} -m pip"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def torch_itself() -> Finding:
         requirement for requirement in declared()[1] if requirement.name == "torch"
     )
     if problem := misfit(requirement):
-        mend = f'{PIP} install "{requirement}" --index-url https://download.pytorch.org/whl/cpu'
+        mend = f'{PIP} install "{requirement}" --index-url {CPU_WHEELS}'
         return Finding(
             "not to be used",
             f"{problem}: install it anew, for the CPU with: {mend}",
@@ -225,7 +226,8 @@ def device() -> Finding:
         if cuda
         else "is built for the CPU alone"
     )
-    mend = "choose a build that fits what nvidia-smi says, at https://pytorch.org/get-started/locally"
+    builds = "https://pytorch.org/get-started/locally"
+    mend = f"choose a build that fits what nvidia-smi says, at {builds}"
     return Finding(
         found,
         f"an NVIDIA driver is here, but torch {torch.__version__} {reason}: {mend}",

@@ -18,7 +18,7 @@ from minilib.conditions import Conditions, from_batch
 from minilib.model import Model
 from minilib.transformer import GPT2, TransformerConfig
 
-RIDGE = 2e-3  # penalty of `Loudness.fit` a clip, where LOA dimensions have variance 1
+RIDGE = 2e-3  # penalty per clip in `Loudness.fit`, for an LOA of variance 1
 
 
 @dataclass(frozen=True)
@@ -188,16 +188,14 @@ class LOARegressor(Model):
         """Mean squared error of each predicted vector (2308.05734 §3.2; the released
         code takes L1).
 
-        Neighbours of the LOA are alike, so with the truth before its eyes the
-        regression copies instead of reading, and is lost when it has to go on from its
-        own vectors. Where `keep` says so the input is what the regression writes by
-        itself, as in scheduled sampling (Bengio et al., 1506.03099) and DAgger (Ross et
-        al., 1011.0686): then only the caption can tell it more. No gradient goes
-        through the writing.
+        Neighbouring LOA vectors are alike, so given the true ones the regression learns
+        to copy instead of to read, and is lost when it must continue from its own.
+        Where `keep` (B, L), if it is in the batch, is false, the input is what the
+        model wrote itself, as in scheduled sampling (Bengio et al., 1506.03099) and
+        DAgger (Ross et al., 1011.0686): then only the caption can help. No gradient
+        flows through the writing.
 
-        The batch holds `loa` (B, L, n_embd) and the conditions
-        (`conditions.from_batch`). `keep` (B, L), if it is there, is false where the
-        input is the model's own vector instead of the true one.
+        The batch holds `loa` (B, L, n_embd) and the conditions (`from_batch`).
         """
         conditions, teacher = from_batch(batch, self.config.conditions), batch["loa"]
         if "keep" in batch:
@@ -212,7 +210,7 @@ def initialise(module: nn.Module) -> None:
     biases zero.
 
     With weights as small as GPT-2's, attention begins blind to what it reads, and
-    minutes are not enough to open its eyes. Chapter 13.
+    minutes of training do not open its eyes. Chapter 13.
     """
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -247,11 +245,11 @@ class Loudness(Model):
     """How loud a sound is to be, read from the LOA that GPT-2 wrote for it; not in the
     paper.
 
-    GPT-2 puts the loudness where it is small beside all else that an LOA says, and what
-    is made of it by diffusion, VAE and vocoder is off by several decibels. Read by one
-    linear map it can be set right in the end: gain and shape apart, as speech coders
-    have it (Sabin and Gray, IEEE Trans. ASSP 32, 1984). It has no parameters: `fit`
-    knows the map in closed form.
+    Loudness is a small part of what an LOA says, and the sound that diffusion, VAE and
+    vocoder make from it is off by several decibels. One linear map reads the loudness
+    that is wanted, so that it can be set right at the end: gain and shape apart, as in
+    speech coders (Sabin and Gray, IEEE Trans. ASSP 32, 1984). There are no parameters
+    to train: `fit` finds the map in closed form.
     """
 
     config_class = LoudnessConfig
@@ -264,9 +262,7 @@ class Loudness(Model):
         self.register_buffer("range", torch.zeros(2))  # what the training clips had
 
     def forward(self, loa: Tensor) -> Tensor:
-        """LOA (B, n_tokens, n_embd) -> the `audio.loudness` (B,) that is wanted, in
-        decibels.
-        """
+        """LOA (B, n_tokens, n_embd) -> the loudness (B,) that it wants, in decibels."""
         decibels = (loa.float() * self.weight.float()).sum(dim=(1, 2))
         return (decibels + self.bias.float()).clamp(*self.range.float())
 

@@ -26,7 +26,7 @@ UNCONDITIONAL = ("gpt", "zeros")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a pipeline samples. Weights bring their own; `changed` makes another.
+    """How a pipeline samples. Weights bring their own, `changed` makes another.
 
     Raises:
         ValueError, TypeError: a field is not as described; the sentence names it.
@@ -72,7 +72,7 @@ class Sampling:
     def guides(self, t: Tensor | int) -> bool:
         """Whether there is guidance at a noise level."""
         low, high = self.guidance_interval
-        # asking a GPU for its level takes time
+        # reading a level from a GPU takes time
         everywhere = (low, high) == (0, MAX_STEPS)
         return self.guidance != 1 and (everywhere or bool(low < t <= high))
 

@@ -1,8 +1,8 @@
 """Layers that models share: attention, the residual block and the two ways to change
 resolution.
 
-Names and layout are those of diffusers, so that weights carry over key by key. Chapter
-07 builds them.
+Names and layout are those of diffusers, so that weights carry over key by key.
+Chapter 07 builds them.
 """
 
 from __future__ import annotations

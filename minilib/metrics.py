@@ -301,7 +301,8 @@ def attributes(waves: Tensor, events: list[Event]) -> dict[str, Tensor]:
     For each question a tensor (n,) of 0 and 1, NaN for the events that it is not asked
     of. Chapter 17.
     """
-    found = [judges.answers(wave, event) for wave, event in zip(waves, events)]
+    pairs = zip(waves, events, strict=True)
+    found = [judges.answers(wave, event) for wave, event in pairs]
     asked = sorted({question for answer in found for question in answer} - {"cents"})
     column = lambda q: torch.tensor([answer.get(q, math.nan) for answer in found])
     return {question: column(question) for question in asked}

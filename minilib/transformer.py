@@ -1,8 +1,9 @@
 """GPT-2's transformer (Radford et al., 2019): vectors in, vectors out, with any mask.
 
-No words at either end: what the vectors stand for is the business of who uses it, the
-LOA regressor or a codec language model. Names are those of transformers' GPT2Model,
-whose linear layers are stored transposed. Nothing drops out. Chapter 13 builds it.
+There are no words at either end: what the vectors stand for is decided by whoever uses
+it, the LOA regressor or a codec language model. Names are those of transformers'
+GPT2Model, whose linear layers are stored transposed; there is no dropout. Chapter 13
+builds it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class TransformerConfig:
     n_layer: int = 12
     n_head: int = 12
     n_positions: int = 1024
-    vocab_size: int = 50257  # rows of a table that the released file holds, not read
+    vocab_size: int = 50257  # rows of a table that is stored, but never read
     layer_norm_epsilon: float = 1e-5
 
 

@@ -38,8 +38,8 @@ class UNetConfig:
     cross_attention: tuple[str | None, ...] = (None, "loa", "text")
     cross_attention_dim: tuple[int | None, ...] = (None, 768, 1024)  # its width
     transformer_layers: int = 1
-    # At every resolution, as diffusers runs the released weights, or one by one:
-    # trained they were with (4, 8, 12, 20), heads of width 32.
+    # one number for every resolution, as diffusers runs the released weights, or one
+    # each: they were trained with (4, 8, 12, 20), heads of width 32
     n_head: int | tuple[int, ...] = 8
     n_steps: int = 1000  # T
     beta_1: float = 0.0015
@@ -193,8 +193,8 @@ class LOAMap(nn.Module):
         self.proj = nn.Conv2d(loa_dim, config.loa_channels * math.prod(self.patch), 1)
 
     def forward(self, loa: Tensor, n_time: int) -> Tensor:
-        """loa (B, L, D) -> (B, channels, n_time, n_frequency): a longer latent has it
-        again and again, a shorter one a part.
+        """loa (B, L, D) -> (B, channels, n_time, n_frequency): repeated along a longer
+        latent, cut for a shorter one.
         """
         plane = loa.transpose(1, 2).unflatten(2, (-1, self.n_frequency))  # (B, D, T, F)
         plane = self.proj(plane).unflatten(1, (-1, *self.patch))  # (B, C, pT, pF, T, F)
@@ -207,7 +207,7 @@ class UNetBlock(nn.Module):
     its transformers, one for each entry of `cross_attention`. Chapter 14.
     """
 
-    recompute = False  # activations for the gradient, instead of keeping them
+    recompute = False  # activations, in the backward pass, instead of keeping them
 
     def __init__(
         self,
@@ -383,8 +383,8 @@ def check(config: UNetConfig) -> None:
 
 
 UNet.presets = {
-    # minutes do not teach a network to copy the noise well enough: so v; nor
-    # cross-attention to find the place that an LOA vector speaks of: so the LOA's map
+    # in minutes a network does not learn to copy the noise well enough, hence "v", nor
+    # cross-attention to find the place that an LOA vector speaks of, hence the map
     "tiny": UNetConfig(
         in_channels=4, patch=2, block_out_channels=(64, 112, 160),
         attention=(False, False, False), layers_per_block=1, norm_num_groups=8,

@@ -125,6 +125,18 @@ def test_a_prediction_depends_on_every_visible_patch_and_on_no_hidden_one(mae):
 
 
 @torch.no_grad()
+def test_the_decoder_reads_every_visible_patch_for_every_hidden_one(mae):
+    visible, mask = random_mask(noise(1), 0.75)
+    features = normal(1, 1 + 8, 16)
+    before = mae.decoder(features, visible)
+    for i in range(1, 1 + 8):
+        other = features.clone()
+        other[:, i] += 1.0 + normal(16)
+        change = (mae.decoder(other, visible) - before)[0, mask[0].bool()]
+        assert (change.abs().amax(dim=1) > 1e-3).all()
+
+
+@torch.no_grad()
 def test_the_decoder_puts_every_patch_and_the_mask_token_at_its_place(mae):
     decoder = mae.decoder
     seen = []

@@ -21,8 +21,9 @@ USE_ONLY = {"02", "16b", "18"}  # chapters that build nothing of the library
 
 # The modules that teach: what is tagged "Chapter 07." stands in them alone.
 TEACH = {
-    "audio", "diffusion", "guidance", "layers", "conditions", "quantise", "vae", "vocoder",
-    "discriminators", "audiomae", "clap", "tokenizer", "text", "phonemes", "bind",
+    "audio", "diffusion", "guidance", "layers", "conditions", "quantise", "vae",
+    "vocoder", "discriminators", "audiomae", "clap", "tokenizer", "text", "phonemes",
+    "bind",
     "transformer", "gpt", "codec", "codec_lm", "unet", "classifier", "audioldm2",
     "training", "metrics", "chain", "peers",
 }  # fmt: skip
@@ -217,7 +218,8 @@ def test_a_definition_that_differs_in_a_docstring_is_seen():
 def test_tags_are_counted_with_decorators_and_docstring_and_without_blank_lines():
     module = (
         '"""Chapter 03 builds this."""\n\n'
-        '@cache\ndef f(x):\n    """One.\n\n    Chapter 11b.\n    """\n\n    return x\n\n\n'
+        '@cache\ndef f(x):\n    """One.\n\n    Chapter 11b.\n    """\n\n'
+        "    return x\n\n\n"
         'class A:\n    """Two. Chapter 07."""\n\n    def g(self):\n'
         '        """Of chapter 08."""\n\n\n'
         'def h():\n    """Of chapter 09, and of Chapter 12.5, but untagged."""\n'

@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 from minilib import audio, cli
+from minilib.guidance import Sampling
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,79 +76,54 @@ def refused(capsys, *argv) -> str:
 # What the commands do
 
 
+COMMANDS = ["generate", "train", "reconstruct", "evaluate", "chain", "vocabulary"]
+COMMANDS += ["convert", "info", "doctor"]
+
+
+def python(*line: str, **environment: str) -> subprocess.CompletedProcess:
+    said = {"capture_output": True, "text": True, "env": environment or None}
+    return subprocess.run([sys.executable, *line], **said)
+
+
 def test_help_is_quick_and_names_every_command():
-    code = "import sys; from minilib.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
-    assert all(
-        name in done.stdout
-        for name in (
-            "generate",
-            "train",
-            "reconstruct",
-            "evaluate",
-            "chain",
-            "vocabulary",
-            "doctor",
-        )
-    )
-    assert "'minilib'" in done.stdout and not {"'torch'", "'numpy'"} & set(
-        re.findall(r"'\w+'", done.stdout)
-    )
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += "from minilib.cli import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: print(set(sys.modules))"
+    told = python("-c", code).stdout
+    assert all(name in told for name in COMMANDS)
+    loaded = set(re.findall(r"'\w+'", told))
+    assert "'minilib'" in loaded and not {"'torch'", "'numpy'"} & loaded
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["generate", "train", "reconstruct", "evaluate", "chain", "vocabulary", "doctor"],
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_a_command_has_examples_that_it_understands(capsys, name):
     code, out, _ = run(capsys, name, "--help")
-    examples = re.findall(
-        r"^  minilib (.*?)(?:   .*)?$", out.split("examples:")[1], re.M
-    )
-    assert (
-        code == 0 and examples and any(example.startswith(name) for example in examples)
-    )
+    shown = out.split("examples:")[1]
+    examples = re.findall(r"^  minilib (.*?)(?:   .*)?$", shown, re.M)
+    assert code == 0 and any(example.startswith(name) for example in examples)
     for example in examples:
         assert callable(cli.build_parser().parse_args(shlex.split(example)).run)
+    assert max(map(len, shown.splitlines())) <= 80  # as wide as a terminal
 
 
 def test_python_m_minilib_is_the_command_line_and_tells_no_traceback(here):
-    done = subprocess.run(
-        [sys.executable, "-m", "minilib", "generate", " ", "-o", "x.wav"],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )
-    assert (
-        done.returncode == 2
-        and done.stderr
-        == "minilib: a caption is empty: describe the sound in a few words\n"
-    )
-    assert list(here.iterdir()) == []
+    line = ["-m", "minilib", "generate", "a dog barks", "-o", "x.xyz"]
+    done = python(*line, PYTHONPATH=str(ROOT), PATH="")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("minilib: the output must end in .wav")
+    assert done.stderr.count("\n") == 1 and list(here.iterdir()) == []
 
 
 def test_generate_writes_a_sound_and_says_its_seed(capsys, here, weights):
-    code, out, err = run(capsys, "generate", "a dog barks", "--steps", "2")
+    line = ["generate", "a dog barks", "--steps", "2"]
+    code, out, err = run(capsys, *line)
     assert code == 0 and err == ""
     assert audio.load(here / "sound.wav").shape == (10240,)
     assert out.startswith("sound.wav  0.64 s  a dog barks\nseed ")
-    seed = out.split()[-1]
     first = (here / "sound.wav").read_bytes()
-    run(
-        capsys,
-        "generate",
-        "a dog barks",
-        "--steps",
-        "2",
-        "--seed",
-        seed,
-        "-o",
-        "again.wav",
-    )
+    run(capsys, *line, "--seed", out.split()[-1], "-o", "again.wav")
     assert (here / "again.wav").read_bytes() == first
-    run(capsys, "generate", "a dog barks", "--steps", "2")
+    run(capsys, *line)
     assert (here / "sound.wav").read_bytes() != first  # drawn anew
 
 
@@ -155,29 +131,12 @@ def test_generate_numbers_the_sounds_and_plots_of_several_captions(
     capsys, here, weights
 ):
     captions = ["a bell rings", r"rain for $5\q or $6"]
-    options = [
-        "-o",
-        "a.b.flac",
-        "--plot",
-        "a.png",
-        "--steps",
-        "1",
-        "--seed",
-        "1",
-        "--seconds",
-        "0.5",
-    ]
+    options = "-o a.b.flac --plot a.png --steps 1 --seed 1 --seconds 0.5".split()
     code, out, _ = run(capsys, "generate", *captions, *options)
-    assert code == 0
-    assert sorted(path.name for path in here.iterdir()) == [
-        "a-1.png",
-        "a-2.png",
-        "a.b-1.flac",
-        "a.b-2.flac",
-    ]
-    assert all(
-        (here / f"a-{i}.png").read_bytes().startswith(b"\x89PNG") for i in (1, 2)
-    )
+    written = sorted(path.name for path in here.iterdir())
+    assert code == 0 and written == "a-1.png a-2.png a.b-1.flac a.b-2.flac".split()
+    for i in (1, 2):
+        assert (here / f"a-{i}.png").read_bytes().startswith(b"\x89PNG")
     assert audio.load(here / "a.b-2.flac").shape == (8000,)
     assert "a.b-1.flac  0.50 s  a bell rings" in out and out.endswith("seed 1\n")
 
@@ -195,51 +154,54 @@ def test_generate_tries_unknown_words_and_names_what_is_near(capsys, here, weigh
 def test_generate_profiles_every_stage(capsys, here, weights):
     options = ["--steps", "1", "--candidates", "2", "--profile"]
     code, out, _ = run(capsys, "generate", "a dog barks", *options)
-    rows = [line.split() for line in out.split("\n\n")[1].splitlines()]
-    stages = [
-        "imports",
-        "load weights",
-        "encode",
-        "loa",
-        "sample",
-        "decode",
-        "rank",
-        "write",
-        "total",
-    ]
-    assert code == 0 and [" ".join(row[:-1]) for row in rows[1:]] == stages
-    seconds = [float(row[-1]) for row in rows[1:]]
+    heading, *rows = (
+        line.rsplit(None, 1) for line in out.split("\n\n")[1].splitlines()
+    )
+    stages = "imports", "load weights", "encode", "loa", "sample", "decode", "rank"
+    assert code == 0 and heading == ["stage", "seconds"]
+    assert [stage for stage, _ in rows] == [*stages, "write", "total"]
+    seconds = [float(taken) for _, taken in rows]
     assert sum(seconds[:-1]) == pytest.approx(seconds[-1], abs=0.01)
+    assert all(0 <= taken < 30 for taken in seconds) and seconds[1] > 0
 
 
-def test_generate_takes_weights_from_a_folder_and_options_from_the_line(
-    capsys, here, weights, monkeypatch
-):
+@pytest.fixture
+def taken(monkeypatch) -> dict:
+    """What the command gives to the pipeline, which makes silence of it."""
     from minilib.audioldm2 import AudioLDM2
 
     taken = {}
+
+    def silence(pipe, captions, sampling, **given):
+        taken.update(given, captions=captions, sampling=sampling)
+        return torch.zeros(len(captions), 1600)
+
+    monkeypatch.setattr(AudioLDM2, "__call__", silence)
+    return taken
+
+
+def test_generate_takes_weights_from_a_folder_and_options_from_the_line(
+    capsys, here, weights, monkeypatch, taken
+):
     monkeypatch.setattr(cli, "DATA", here)  # no weights ship here
-    monkeypatch.setattr(
-        AudioLDM2,
-        "__call__",
-        lambda self, captions, **given: taken.update(given) or torch.zeros(1, 1600),
-    )
-    line = "--steps 7 --sampler dpm --guidance 2 --seconds 1.5 --seed 4 --candidates 3 --transcription yes"
-    line += " --temperature 0.5 --guidance-interval 300 900"
-    assert (
-        run(capsys, "generate", "a dog barks", "--weights", weights, *line.split())[0]
-        == 0
-    )
-    numbers = {
-        "steps": 7,
-        "guidance": 2.0,
-        "temperature": 0.5,
-        "seconds": 1.5,
-        "seed": 4,
-        "candidates": 3,
-    }
-    words = {"sampler": "dpm", "transcription": "yes"}
-    assert taken == {**numbers, **words, "guidance_interval": [300, 900]}
+    line = "--steps 7 --sampler dpm --guidance 2 --seconds 1.5 --seed 4 --candidates 3"
+    line += " --transcription yes --temperature 0.5 --guidance-interval 300 900"
+    options = "--weights", weights, *line.split()
+    assert run(capsys, "generate", "a dog barks", *options)[0] == 0
+    numbers = {"seconds": 1.5, "seed": 4, "candidates": 3, "transcription": "yes"}
+    how = Sampling(7, 2.0, (300, 900), 0.5, "dpm")
+    assert taken == {"captions": ["a dog barks"], "sampling": how, **numbers}
+
+
+def test_generate_samples_as_the_weights_want_where_the_line_says_nothing(
+    capsys, here, weights, taken
+):
+    path = weights / "pipeline.json"
+    own = {"steps": 3, "guidance": 1.5, "sampler": "dpm", "temperature": 0.5}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    assert run(capsys, "generate", "a dog barks", "--steps", "9")[0] == 0
+    assert taken["sampling"] == Sampling(**{**own, "steps": 9})
+    assert taken["seconds"] is None and taken["candidates"] == 1
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(
@@ -263,18 +225,32 @@ def test_reconstruct_writes_what_comes_back_and_scores_silence_apart(
     assert code == 0 and err == ""
     assert audio.load(here / "back.wav").shape == audio.load(recording).shape
     lines = out.splitlines()
-    assert lines[0] == f"{recording}  0.75 s" and lines[1].split()[-2:] == [
-        "sound",
-        "silence",
+    assert lines[0] == f"{recording}  0.75 s"
+    assert lines[1] == f"{'log-mel error (dB)':20}   sound   silence"
+    rows = [re.fullmatch(r"(.{20}) *\d+\.\d\d *\d+\.\d\d", x) for x in lines[2:5]]
+    names = [row[1].strip() for row in rows]
+    assert names == ["VAE", "vocoder", "VAE and vocoder"]
+    said = r"\d+% of the recording is digital silence, scored apart"
+    assert re.fullmatch(said, lines[5]) and lines[6:] == ["written: back.wav"]
+
+
+def test_losses_are_in_decibels_of_sound_and_of_silence():
+    keys = "vae_db", "vae_silent_db", "vocoder_db", "vocoder_silent_db"
+    keys += "total_db", "total_silent_db", "silent_share"
+    found = dict(zip(keys, (1.234, 22.0, 3.0, 4.0, 5.0, 6.0, 0.256), strict=True))
+    assert cli.losses(found).splitlines() == [
+        "log-mel error (dB)     sound   silence",
+        "VAE                     1.23     22.00",
+        "vocoder                 3.00      4.00",
+        "VAE and vocoder         5.00      6.00",
+        "26% of the recording is digital silence, scored apart",
     ]
-    assert [line.rsplit(None, 2)[0] for line in lines[2:5]] == [
-        "VAE",
-        "vocoder",
-        "VAE and vocoder",
+    without = cli.losses({**found, "silent_share": 0.0}).splitlines()
+    assert without[:2] == [
+        "log-mel error (dB)     sound",
+        "VAE                     1.23",
     ]
-    assert re.fullmatch(
-        r"\d+% of the recording is digital silence, scored apart", lines[5]
-    )
+    assert len(without) == 4
 
 
 def test_reconstruct_takes_what_soundfile_reads(capsys, here, weights):
@@ -296,24 +272,168 @@ def a_judge_and_a_listener(weights: Path) -> None:
     shutil.copy(weights / "tokenizer.json", judges)
 
 
-def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights):
+@pytest.fixture
+def heard(monkeypatch) -> None:
+    """What else a caption tells, whatever the sound: the judges in closed form take
+    their time.
+    """
+    from minilib import metrics
+
+    answers = dict.fromkeys(metrics.QUESTIONS, torch.ones(1))
+    monkeypatch.setattr(metrics, "attributes", lambda waves, events: answers)
+    monkeypatch.setattr(metrics, "enough_scenes", lambda n, seed, seconds: n)
+
+
+def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights, heard):
     a_judge_and_a_listener(weights)
-    line = "--n 2 --steps 1 --seed 3 --guidance 1 --candidates 2"
-    code, out, _ = run(capsys, "evaluate", *line.split(), "--json", "numbers.json")
+    line = "--n 2 --steps 1 --seed 3 --guidance 1 --candidates 2 --json numbers.json"
+    code, out, _ = run(capsys, "evaluate", *line.split())
     numbers = json.loads((here / "numbers.json").read_text())
-    said = "2 times each question of held-out scenes; 1 steps, guidance 1, temperature 1, seed 3"
-    assert code == 0 and out.startswith(said + ", the best of 2 candidates each\n")
+    said = "2 times each question of held-out scenes; 1 steps, guidance 1, temperature "
+    assert code == 0
+    assert out.startswith(f"{said}1, seed 3, the best of 2 candidates each\n")
     assert numbers["candidates"] == 2 and numbers["guidance.high"] == 1000
     assert all(isinstance(value, int | float) for value in numbers.values())
     assert f"{numbers['single.class']:.3f}" in out
-    assert {
-        "n",
-        "pair.both",
-        "pitch",
-        "control.loudness",
-        "frechet",
-        "ceiling.single.class",
-    } <= set(numbers)
+    keys = {"n", "pair.both", "pitch", "control.loudness", "frechet"}
+    assert {*keys, "ceiling.single.class"} <= set(numbers)
+
+
+def test_evaluate_hands_on_what_the_line_and_the_weights_say(
+    capsys, here, weights, monkeypatch
+):
+    from minilib import metrics
+
+    a_judge_and_a_listener(weights)
+    asked = []
+
+    def evaluate(pipe, judge, sampling, **options):
+        asked.append((sampling, options))
+        return {}
+
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    monkeypatch.setattr(metrics, "report", lambda results, recorded: str(recorded))
+    assert run(capsys, "evaluate") == (0, "False\n", "")
+    run(capsys, *"evaluate --sampler dpm --steps 3 --guidance 2 --n 7".split())
+    (usual, options), (told, others) = asked
+    assert usual == Sampling() and told == Sampling(3, 2.0, sampler="dpm")
+    assert (options["n"], others["n"]) == (200, 7)
+    assert (options["seed"], options["candidates"]) == (0, 1)
+    assert options["listener"].tokenizer is not None
+    assert options["listener"].dtype == torch.float32
+
+
+def test_chain_prints_the_table_and_writes_the_numbers(
+    capsys, here, weights, monkeypatch
+):
+    from minilib import chain
+
+    a_judge_and_a_listener(weights)
+    asked = []
+
+    def explain(pipe, judge, untuned, **given):
+        asked.append((untuned, given, judge.training, pipe.seconds))
+        return {"n": given["n"]}
+
+    monkeypatch.setattr(chain, "explain", explain)
+    monkeypatch.setattr(chain, "report", str)
+    line = "chain --n 5 --seed 6 --json chain.json".split()
+    assert run(capsys, *line) == (0, "{'n': 5}\n", "")
+    assert json.loads((here / "chain.json").read_text()) == {"n": 5}
+    assert run(capsys, "chain")[0] == 0
+    wanted = {"n": 5, "seed": 6}, {"n": 200, "seed": 0}
+    assert asked == [(None, given, False, 0.64) for given in wanted]
+
+
+def test_convert_writes_the_other_layout(capsys, here, weights, monkeypatch):
+    from minilib.audioldm2 import AudioLDM2
+    from minilib.convert import released
+
+    write = lambda pipe, folder: (folder / "whose").write_text("diffusers'")
+    monkeypatch.setattr(AudioLDM2, "to_diffusers", write)
+    code, out, _ = run(capsys, "convert", weights, "out")
+    assert (code, out) == (0, f"out: a folder of diffusers, from {weights}\n")
+    assert (here / "out" / "whose").read_text() == "diffusers'"
+    assert "DST must be a new or an empty folder, not 'out'" in refused(
+        capsys, "convert", weights, "out"
+    )
+    (here / "file").touch()
+    assert "DST must be a new" in refused(capsys, "convert", weights, "file")
+    (here / "back").mkdir()  # an empty one will do
+    pipe = AudioLDM2.from_pretrained(weights, device="cpu", dtype=None)
+    assert pipe.unet.dtype == torch.float16
+    monkeypatch.setattr(AudioLDM2, "from_pretrained", lambda *_, **given: pipe)
+    monkeypatch.setattr(released, "is_released", lambda folder: True)
+    code, out, _ = run(capsys, "convert", weights, "back")
+    assert (code, out) == (0, f"back: a folder of minilib, from {weights}\n")
+    assert (here / "back" / "pipeline.json").is_file()
+
+    def from_original(path, **given):
+        assert (path, given) == ("x.pth", {"device": "cpu", "dtype": None, "like": "y"})
+        return pipe
+
+    monkeypatch.setattr(AudioLDM2, "from_original", from_original)
+    code, out, _ = run(capsys, "convert", "x.pth", "third", "--like", "y")
+    assert (code, out) == (0, "third: a folder of minilib, from x.pth\n")
+
+
+def test_convert_keeps_the_type_of_the_numbers(capsys, here, weights, monkeypatch):
+    from minilib.audioldm2 import AudioLDM2
+
+    types = []
+    write = lambda pipe, folder: types.append((pipe.unet.dtype, pipe.device.type))
+    monkeypatch.setattr(AudioLDM2, "to_diffusers", write)
+    assert run(capsys, "convert", weights, "out")[0] == 0
+    assert types == [(torch.float16, "cpu")]
+
+
+def test_info_takes_a_folder_or_a_preset(capsys, here, weights, monkeypatch):
+    from minilib import costs
+    from minilib.audioldm2 import AudioLDM2
+
+    asked = []
+    parts = AudioLDM2.from_pretrained(weights, device="cpu").models
+    monkeypatch.setattr(costs, "preset_parts", lambda name: parts)
+
+    def operations(parts, seconds, how):
+        asked.append((list(parts), seconds, how))
+        return {"sample": 5 * how.steps}
+
+    monkeypatch.setattr(costs, "operations", operations)
+    path = weights / "pipeline.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "steps": 3}))
+    code, out, _ = run(capsys, "info", "--json", "info.json")
+    assert code == 0 and "0.64 s of sound, 3 steps, guided" in out and "on disk" in out
+    numbers = json.loads((here / "info.json").read_text())
+    assert numbers["flops"] == {"sample": 15}
+    assert (numbers["seconds"], numbers["steps"]) == (0.64, 3)
+    assert [row["name"] for row in numbers["parts"]][:2] == ["text", "clap"]
+    for line in ("info tiny --steps 7", "info full", "info full --seconds 5"):
+        code, out, _ = run(capsys, *line.split())
+        assert code == 0 and "on disk" not in out
+    wanted = (0.64, 3), (2.56, 7), (10.24, 25), (5.0, 25)
+    assert [(x, how.steps) for _, x, how in asked] == list(wanted)
+
+
+def test_doctor_says_what_is_wrong_and_whether_anything_works(
+    capsys, here, monkeypatch
+):
+    from minilib import doctor
+
+    found = [
+        ("Python", lambda: doctor.Finding("3.11")),
+        ("disk", lambda: doctor.Finding("1 GB", "too little")),
+    ]
+    examined = []
+    examine = lambda folder: examined.append(folder) or found
+    monkeypatch.setattr(doctor, "examine", examine)
+    monkeypatch.setattr(cli, "DATA", here)
+    out = "Python       3.11\ndisk         1 GB\n             warning: too little\n"
+    assert run(capsys, "doctor") == (0, out, "")
+    found.append(("torch", lambda: doctor.Finding("none", "install it", works=False)))
+    out += "torch        none\n             WRONG: install it\n"
+    assert run(capsys, "doctor", "--weights", "mine") == (1, out, "")
+    assert examined == [here / "weights" / "tiny", Path("mine")]
 
 
 def test_vocabulary_lists_words_classes_and_captions(capsys, weights, monkeypatch):
@@ -323,6 +443,21 @@ def test_vocabulary_lists_words_classes_and_captions(capsys, weights, monkeypatc
     assert code == 0 and set(known["words"]) | set(known["classes"]) <= set(out.split())
     assert known["captions"][0] in out and max(map(len, out.splitlines())) <= 40
     assert f"{len(known['classes'])} kinds of sound" in out
+    shown = out.split("captions such as:\n")[1].splitlines()
+    some = known["captions"][:: len(known["captions"]) // 6]
+    assert shown == [f"  {caption}" for caption in some] and 6 <= len(some) < 12
+    some = {"words": ["a", "b"], "captions": ["a b"]}
+    (weights / "vocabulary.json").write_text(json.dumps(some))
+    wanted = "2 words:\n  a  b\n\ncaptions such as:\n  a b\n"
+    assert run(capsys, "vocabulary") == (0, wanted, "")
+
+
+def test_released_weights_are_open_to_any_words(capsys, weights, monkeypatch):
+    from minilib.convert import released
+
+    monkeypatch.setattr(released, "is_released", lambda folder: True)
+    code, out, _ = run(capsys, "vocabulary")
+    assert code == 0 and out.startswith("these weights are open to any words: their en")
 
 
 @pytest.mark.parametrize(
@@ -330,6 +465,14 @@ def test_vocabulary_lists_words_classes_and_captions(capsys, weights, monkeypatc
 )
 def test_columns_hold_every_word_once(words):
     assert sorted(cli.in_columns(words).split()) == sorted(words)
+
+
+def test_columns_are_read_downwards_and_as_wide_as_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "14")  # room for three columns of four letters
+    found = cli.in_columns(["aa", "b", "c", "d", "e", "f", "g"])
+    assert found == "  aa  d   g\n  b   e\n  c   f"
+    monkeypatch.setenv("COLUMNS", "300")  # wider than anyone reads
+    assert len(cli.in_columns(["abcd"] * 60).splitlines()[0]) <= 100
 
 
 def test_train_hands_on_what_is_asked(capsys, here, monkeypatch):
@@ -374,7 +517,8 @@ def test_an_interrupted_training_says_how_to_go_on(capsys, here, monkeypatch):
         capsys, "train", "vae", "gpt", "--data", "my sounds", "--steps", "9"
     )
     assert code == 130
-    go_on = "minilib train vae gpt --out runs/tiny --preset tiny --data 'my sounds' --steps 9 --seed 0 --resume"
+    go_on = "minilib train vae gpt --out runs/tiny --preset tiny --data 'my sounds' "
+    go_on += "--steps 9 --seed 0 --resume"
     assert err == f"minilib: stopped; go on with: {go_on}"
 
 
@@ -407,15 +551,15 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
         ),
         (
             ["a dog barks", "--guidance", "nan"],
-            "guidance must be a finite number, 0 or more, not nan",
+            "guidance must be a finite number and be 0 or more, not nan",
         ),
         (
             ["a dog barks", "--guidance", "-1"],
-            "guidance must be a finite number, 0 or more, not -1",
+            "guidance must be a finite number and be 0 or more, not -1",
         ),
         (
             ["a dog barks", "--temperature", "2"],
-            "temperature must lie above 0, and be at most 1, not 2",
+            "temperature must be a finite number and lie between 0 and 1, not 2",
         ),
         (
             ["a dog barks", "--guidance-interval", "5", "4"],
@@ -423,15 +567,15 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
         ),
         (
             ["a dog barks", "--seconds", "0"],
-            "seconds must lie between 0.1 and 60, not 0",
+            "seconds must be a finite number and lie between 0.1 and 60, not 0",
         ),
         (
             ["a dog barks", "--seconds", "10000"],
-            "seconds must lie between 0.1 and 60, not 10000",
+            "seconds must be a finite number and lie between 0.1 and 60, not 10000",
         ),
         (
             ["a dog barks", "--seconds", "inf"],
-            "seconds must lie between 0.1 and 60, not inf",
+            "seconds must be a finite number and lie between 0.1 and 60, not inf",
         ),
         (
             ["a dog barks", "--candidates", "0"],
@@ -465,6 +609,36 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
 )
 def test_generate_refuses(capsys, here, weights, line, said):
     assert said in refused(capsys, "generate", *line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("generate x --steps 0", "steps must be"),
+        ("generate x --guidance -1", "guidance must be"),
+        ("generate x --temperature 0", "temperature must lie above 0"),
+        ("generate x --guidance-interval 900 300", "guidance_interval must be"),
+        ("generate x --candidates 65", "candidates must be"),
+        ("generate x --seconds 61", "seconds must be"),
+        ("generate x --transcription ''", "a transcription is empty"),
+        ("generate ''", "a caption is empty"),
+        ("evaluate --n 1", "n must be"),
+        ("evaluate --steps 0", "steps must be"),
+        ("evaluate --candidates 0", "candidates must be"),
+        ("chain --n 1", "n must be"),
+        ("info --steps 1001", "steps must be"),
+        ("info --seconds 0", "seconds must be"),
+    ],
+)
+def test_bad_values_are_refused_before_any_weights_are_loaded(
+    capsys, here, weights, monkeypatch, line, said
+):
+    from minilib import folders, model
+
+    loaded = lambda *args, **kwargs: pytest.fail("weights were loaded")
+    monkeypatch.setattr(folders, "load", loaded)
+    monkeypatch.setattr(model.Model, "from_pretrained", loaded)
+    assert said in refused(capsys, *shlex.split(line))
 
 
 def test_an_output_that_can_not_be_written_is_refused_before_anything_is_generated(
@@ -640,13 +814,6 @@ def test_evaluate_and_vocabulary_refuse(capsys, here, weights, tmp_path):
     assert "minilib train clap --seed 1 --out data/weights/judges" in refused(
         capsys, "evaluate"
     )
-    shutil.rmtree(cli.DATA / "weights/judges")
-    a_judge_and_a_listener(weights)
-    for line, said in (
-        (["--n", "1"], "n must be a whole number, 2 or more"),
-        (["--steps", "0"], "steps must be"),
-    ):
-        assert said in refused(capsys, "evaluate", *line)
 
 
 def a_data_folder(folder: Path, table: str, *sounds: str) -> Path:

@@ -41,7 +41,7 @@ from minilib.diffusion import (
 
 
 def exact(schedule):
-    """The schedule in float64, so that what is compared are formulas and not roundings."""
+    """The schedule in float64, so that formulas are compared, and not roundings."""
     return Schedule(schedule.beta.double())
 
 

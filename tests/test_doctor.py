@@ -25,7 +25,8 @@ from minilib.tokenizer import Tokenizer
 from minilib.training import RUNS, STAGES, Recipe, TrainingData, train
 
 NAMES = [
-    "Python", "torch", "device", "torchaudio", "libraries", "disk", "temp folder", "memory", "weights", "recordings",
+    "Python", "torch", "device", "torchaudio", "libraries", "disk", "temp folder",
+    "memory", "weights", "recordings",
 ]  # fmt: skip
 
 
@@ -262,18 +263,17 @@ def test_torchaudio_may_be_absent_and_is_only_a_warning_where_it_is_broken(
 
 
 def test_the_room_for_a_run_is_what_its_files_take(tmp_path, monkeypatch):
-    from minilib import audioldm2
+    from minilib import folders
 
-    recipe = Recipe(steps=1, batch_size=2, lr=1e-3, crop=64, ema=0.9)
+    recipe = Recipe(steps=1, batch_size=2, lr=1e-3, ema=0.9)
     monkeypatch.setitem(RUNS, "tiny", replace(RUNS["tiny"], n_clips=50))
-    monkeypatch.setattr(audioldm2, "PARTS", {"vae": audioldm2.PARTS["vae"]})
+    monkeypatch.setattr(folders, "CLASSES", {"vae": folders.CLASSES["vae"]})
     corpus = Corpus.from_soundworld(
         SoundWorld(seconds=RUNS["tiny"].seconds), 50, progress=False
     )
     corpus.save(tmp_path / "corpus")
-    stage = STAGES["vae"](
-        "tiny", recipe, TrainingData(corpus, Tokenizer.train(corpus.captions)), {}
-    )
+    data = TrainingData(corpus, Tokenizer.train(corpus.captions))
+    stage = STAGES["vae"]("tiny", recipe, data, {}, crop=64)
     model = train(stage, tmp_path / "out", progress=False)
     model.save_pretrained(tmp_path / "vae", dtype=torch.float16)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
@@ -386,7 +386,8 @@ def test_a_released_pipeline_is_loaded_as_one(tmp_path):
 
 def test_recordings_are_counted_as_training_hears_them(tmp_path, monkeypatch):
     audio.save(tmp_path / "a.wav", torch.zeros(100))
-    table = "file,part,licence\na.wav,train,CC0 1.0\na.wav,test,CC0 1.0\na.wav,train,CC BY-NC 4.0\n"
+    rows = "train,CC0 1.0", "test,CC0 1.0", "train,CC BY-NC 4.0"
+    table = "file,part,licence\n" + "".join(f"a.wav,{row}\n" for row in rows)
     (tmp_path / "manifest.csv").write_text(table)
     monkeypatch.setenv("MINILIB_REALAUDIO", str(tmp_path))
     assert doctor.recordings() == doctor.Finding(f"1 to train on in {tmp_path}")

@@ -924,7 +924,7 @@ def test_every_sampler_with_the_exact_noise_of_a_gaussian_gives_the_gaussian(
     assert mean_and_variance(samples) == pytest.approx((1.5, 0.25), rel=0.06)
 
 
-def test_the_two_variances_of_ddpm_are_one_too_small_and_one_too_large_between_their_cases(
+def test_between_their_cases_the_two_variances_of_ddpm_are_too_small_and_too_large(
     draw_from,
 ):
     """Ho et al., section 3.2.

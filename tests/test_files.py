@@ -16,6 +16,7 @@ from conftest import small_parts
 
 from minilib import AudioLDM2, audio, cli, files
 from minilib.data import Corpus
+from minilib.folders import Parts
 from minilib.model import Model
 from minilib.soundworld import SoundWorld
 from minilib.tokenizer import Tokenizer
@@ -29,7 +30,9 @@ LIMIT = 4000  # bytes: less than each writer below wants to write
 
 @contextlib.contextmanager
 def files_of_at_most(n_bytes: int):
-    """The system's own limit: a write beyond it fails in the middle, as on a full disk."""
+    """The system's own limit: a write beyond it fails in the middle, as on a full
+    disk.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:
@@ -70,18 +73,23 @@ def write_tensors(folder: Path, n: int) -> None:
         torch.save({"a": noise(n), "b": torch.arange(n)}, path)  # as checkpoints are
 
 
+def write_model(folder: Path, n: int) -> None:
+    model = small_parts()["vocoder"].to(torch.float16)
+    model.save_pretrained(folder / "target", dtype=(torch.float32, torch.float64)[n])
+
+
 def sound_writer(suffix: str):
     return lambda folder, n: audio.save(folder / f"target{suffix}", noise(n))
 
 
 WRITERS = {  # each writes its n-th version of `target` into a folder
-    "a model": lambda folder, n: small_parts()["vocoder"].to(torch.float16).save_pretrained(
-        folder / "target", dtype=(torch.float32, torch.float64)[n]
-    ),
+    "a model": write_model,
     "a model whose weights fit and whose config does not": lambda folder, n: Wordy(
         WordyConfig("x" * n * 2 * LIMIT)
     ).save_pretrained(folder / "target"),
-    "a tokenizer": lambda folder, n: Tokenizer.train(["ab ab"][:n] or ["cd cd"]).save(folder / "target"),
+    "a tokenizer": lambda folder, n: Tokenizer.train([("cd cd", "ab ab")[n]]).save(
+        folder / "target"
+    ),
     "a corpus": lambda folder, n: Corpus(
         np.full((2, 9000 + n), n, dtype=np.int16), ["a", "b"]
     ).save(folder / "target"),
@@ -89,9 +97,12 @@ WRITERS = {  # each writes its n-th version of `target` into a folder
         np.full((2, 10), n, dtype=np.int16), ["a", n * 2 * LIMIT * "b"]
     ).save(folder / "target"),
     "tensors": write_tensors,
-    "a note on a finished "
-    "stage": lambda folder, n: runs.note_finished(folder, "target", {"a": n * 2 * LIMIT * "b"}),
-    "a plot": lambda folder, n: cli.plot(folder / "target.png", noise(n), f"caption {n}"),
+    "a note on a finished stage": lambda folder, n: runs.note_finished(
+        folder, "target", {"a": n * 2 * LIMIT * "b"}
+    ),
+    "a plot": lambda folder, n: cli.plot(
+        folder / "target.png", noise(n), f"caption {n}"
+    ),
     **{f"a sound, {suffix}": sound_writer(suffix) for suffix in cli.SOUND_FILES},
 }  # fmt: skip
 
@@ -142,14 +153,14 @@ def test_a_folder_that_can_not_take_its_place_is_put_back(tmp_path, monkeypatch)
 
 def pipeline(n: int) -> AudioLDM2:
     """The n-th version: other weights, and a vocabulary that grows."""
-    parts = small_parts()
-    for part in parts.values() if n else ():
+    vocabulary = {"words": [2**20 * n * "x"]}
+    parts = Parts(**small_parts(), seconds=0.64, vocabulary=vocabulary)
+    parts.text.tokenizer = parts.clap.tokenizer = Tokenizer.train(["ab ab"])
+    for part in parts.models.values() if n else ():
         part.load_state_dict(
             {name: torch.zeros_like(x) for name, x in part.state_dict().items()}
         )
-    return AudioLDM2(
-        Tokenizer.train(["ab ab"]), parts, 0.64, {"words": [2**20 * n * "x"]}
-    )
+    return AudioLDM2(parts)
 
 
 def test_of_a_pipeline_that_does_not_fit_no_part_takes_the_place_of_an_older_one(
@@ -322,7 +333,10 @@ def test_training_says_how_to_go_on_and_goes_on(capsys, here, monkeypatch):
     before = contents(here)
     with files_of_at_most(100_000):
         code, said = run(capsys, *train, "2")
-    go_on = "minilib train text --out out --preset tiny --data sounds --steps 2 --seed 0 --resume"
+    go_on = (
+        "minilib train text --out out --preset tiny --data sounds --steps 2 --seed 0"
+    )
+    go_on += " --resume"
     assert code == 2
     assert (
         said

@@ -10,14 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from minilib.conditions import Conditions, Context, to_batch
-from minilib.gpt import (
-    RIDGE,
-    GPTConfig,
-    LOARegressor,
-    Loudness,
-    LoudnessConfig,
-    Projection,
-)
+from minilib.gpt import GPTConfig, LOARegressor, Loudness, LoudnessConfig, Projection
 
 CONFIG = GPTConfig(
     condition_dims=(12, 20), n_embd=32, n_layer=2, n_head=4, n_positions=40, n_tokens=5,
@@ -106,21 +99,31 @@ def test_marks_are_as_large_as_what_stands_between_them():
 @torch.no_grad()
 def test_learned_positions_join_the_last_condition_before_its_projection():
     torch.manual_seed(0)
-    sizes = GPTConfig(condition_dims=(4, 6), n_embd=8, learned_positions=5)
+    names = ("clap", "text", "phonemes")
+    sizes = GPTConfig(
+        conditions=names, condition_dims=(4, 5, 6), n_embd=8, learned_positions=5
+    )
     projection = Projection(sizes)
     positions = projection.learnable_positional_embedding
     assert positions.shape == (1, 6, 5) and (positions == 0).all()
     positions.normal_()
-    clap, phonemes = randn(2, 1, 4), randn(2, 3, 6)
-    moved = phonemes + positions[0, :, :3].T
-    sequence, _ = projection({"clap": Context(clap), "text": Context(phonemes)})
-    torch.testing.assert_close(sequence[:, 1:2], projection.projection(clap))
-    torch.testing.assert_close(sequence[:, 4:7], projection.projection_1(moved))
-    longest = {"clap": Context(randn(2, 8, 4)), "text": Context(randn(2, 5, 6))}
-    assert projection(longest)[0].shape == (2, 17, 8)
-    said = "^condition text must have at most 5 positions, not 6$"
+    given = randn(2, 7, 4), randn(2, 7, 5), randn(2, 3, 6)
+    sequence, _ = projection(dict(zip(names, map(Context, given), strict=True)))
+    moved = given[2] + positions[0, :, :3].T
+    torch.testing.assert_close(sequence[:, 1:8], projection.projection(given[0]))
+    torch.testing.assert_close(sequence[:, 10:17], projection.projection_1(given[1]))
+    torch.testing.assert_close(sequence[:, 19:22], projection.projection_2(moved))
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_last_condition_is_no_longer_than_there_are_learned_positions(n):
+    sizes = GPTConfig(condition_dims=(4, 6), n_embd=8, learned_positions=n)
+    projection, clap = Projection(sizes), Context(randn(2, 8, 4))
+    longest = {"clap": clap, "text": Context(randn(2, n, 6))}
+    assert projection(longest)[0].shape == (2, 12 + n, 8)
+    said = f"^condition text must have at most {n} positions, not {n + 1}$"
     with pytest.raises(ValueError, match=said):
-        projection({"clap": Context(clap), "text": Context(randn(2, 6, 6))})
+        projection({"clap": clap, "text": Context(randn(2, n + 1, 6))})
 
 
 @pytest.mark.parametrize("dims", [(12,), (12, 20, 8)])
@@ -456,7 +459,7 @@ def test_fit_is_ridge_regression_on_what_departs_from_the_mean():
     model.fit(loa, decibels)
     x = (loa - loa.mean(dim=0)).flatten(1).double()
     missed = x @ model.weight.double().flatten() - (decibels - decibels.mean()).double()
-    gradient = x.T @ missed / len(x) + RIDGE * model.weight.double().flatten()
+    gradient = x.T @ missed / len(x) + 2e-3 * model.weight.double().flatten()
     assert gradient.abs().max() < 1e-4
     centre = loa.mean(dim=0)[None]
     torch.testing.assert_close(model(centre)[0], decibels.mean(), rtol=1e-4, atol=1e-4)
@@ -481,3 +484,5 @@ def test_a_saved_map_loads_equal(tmp_path):
     model, loa, _ = fitted()
     model.save_pretrained(tmp_path)
     assert torch.equal(Loudness.from_pretrained(tmp_path)(loa), model(loa))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.config.n_tokens = 6

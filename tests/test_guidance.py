@@ -256,6 +256,16 @@ def test_outside_the_interval_the_model_sees_the_conditions_alone(level, inside)
     assert model.rows == [[6 if inside else 3]]
 
 
+def test_one_item_is_guided_as_in_a_batch():
+    first = lambda given: {
+        name: Context(x[:1], None if mask is None else mask[:1])
+        for name, (x, mask) in given.items()
+    }
+    t = torch.tensor([300, 300, 300])
+    alone = guided(Mixture(), first(CONDITIONAL), first(UNCONDITIONAL), Sampling())
+    torch.testing.assert_close(alone(XT[:1], t[:1]), by_two_calls(t, 3.5)[:1])
+
+
 def test_a_condition_that_the_guided_model_is_not_given_is_not_asked_for():
     model, t = Mixture(), torch.tensor([300, 300, 300])
     more = {**UNCONDITIONAL, "clap": context(3, 1)}

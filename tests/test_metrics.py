@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from minilib import audio, metrics
+from minilib.audioldm2 import AudioLDM2
 from minilib.classifier import Classifier, ClassifierConfig
 from minilib.guidance import Sampling
 from minilib.metrics import Scenes
 from minilib.soundworld import SoundWorld, held_out_combinations, held_out_pairs
 
+# a seed whose first scenes are of few classes: the judge in closed form renders each
+# eighteen times before it answers
+FEW = 17
 NEPER = 20 / math.log(10)  # decibels
 
 
@@ -248,8 +252,9 @@ class Oracle(Classifier):
     """Knows every test clip by heart, and takes anything else for class 0."""
 
     def __init__(self, n: int, seed: int, seconds: float):
-        super().__init__(Classifier.presets["tiny"])
-        self.truth = {}
+        classes = Classifier.presets["tiny"].classes
+        super().__init__(ClassifierConfig(classes, channels=(4, 8)))
+        self.eval().truth = {}
         for n_events, music in ((1, False), (2, False), (1, True)):
             scenes = metrics.held_out_scenes(self, n, seed, seconds, n_events, music)
             # halves of clips of two
@@ -263,7 +268,7 @@ class Oracle(Classifier):
 
 @pytest.fixture(scope="module")
 def oracle() -> Oracle:
-    return Oracle(8, 0, 0.64)
+    return Oracle(8, FEW, 0.64)
 
 
 @pytest.fixture
@@ -273,7 +278,8 @@ def perfect_pipe(tiny_pipe, monkeypatch):
     """
     renders: dict[str, list] = {}
     for pairs, music, n in ((0.0, 0.0, 60), (1.0, 0.0, 8), (0.0, 1.0, 8)):
-        world = SoundWorld("test", seconds=tiny_pipe.seconds, pairs=pairs, music=music)
+        shares = {"pairs": pairs, "music": music}
+        world = SoundWorld("test", FEW, seconds=tiny_pipe.seconds, **shares)
         for clip in map(world.__getitem__, range(n)):
             # clips may share a caption
             renders.setdefault(clip.caption, []).append(clip.wave)
@@ -298,7 +304,7 @@ def test_a_perfect_pipeline_reaches_the_ceiling_and_its_control_does_not(
     perfect_pipe, oracle
 ):
     perfect_pipe.vocabulary = {"classes": ["piano"]}
-    results = metrics.evaluate(perfect_pipe, oracle, n=3, progress=False)
+    results = metrics.evaluate(perfect_pipe, oracle, n=4, seed=FEW, progress=False)
     asked = ["single.class", *(f"pair.{x}" for x in ("first", "second", "both", "any"))]
     for question in asked:
         assert results[question] == results[f"ceiling.{question}"] == 1
@@ -359,16 +365,28 @@ def test_every_question_is_asked_often_enough():
     assert min(asked.values()) == 5 and max(asked.values()) == m
 
 
-def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle, classes_only):
-    how = tiny_pipe.sampling.changed(steps=1)
-    first = metrics.evaluate(tiny_pipe, oracle, how, n=2, progress=False)
-    assert metrics.evaluate(tiny_pipe, oracle, how, n=2, progress=False) == first
-    assert first["n"] == 2 and first["steps"] == 1
-    assert all(math.isfinite(x) for x in first.values())
+QUICK = {"n": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def usual(tiny_pipe_folder, oracle) -> dict[str, float]:
+    """What an evaluation finds whose class and CLAP alone are asked, in one step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "attributes", lambda waves, events: {})
+        patch.setattr(metrics, "enough_scenes", lambda n, seed, seconds: n)
+        pipe = AudioLDM2.from_pretrained(tiny_pipe_folder, device="cpu")
+        return metrics.evaluate(pipe, oracle, Sampling(steps=1), **QUICK)
+
+
+def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle, classes_only, usual):
+    given = tiny_pipe, oracle, Sampling(steps=1)
+    assert metrics.evaluate(*given, **QUICK) == usual
+    assert usual["n"] == 2 and usual["steps"] == 1
+    assert all(math.isfinite(x) for x in usual.values())
     # these weights know no instrument
-    assert not any("music" in key for key in first)
-    other = metrics.evaluate(tiny_pipe, oracle, how, n=2, seed=1, progress=False)
-    assert other["seed"] == 1 and other["single.clap"] != first["single.clap"]
+    assert not any("music" in key for key in usual)
+    other = metrics.evaluate(*given, seed=1, **QUICK)
+    assert other["seed"] == 1 and other["single.clap"] != usual["single.clap"]
 
 
 def test_bad_numbers_are_refused_before_anything_is_drawn(tiny_pipe, monkeypatch):
@@ -390,31 +408,25 @@ def test_bad_numbers_are_refused_before_anything_is_drawn(tiny_pipe, monkeypatch
 
 
 def test_the_best_of_several_candidates_is_more_like_its_caption(
-    tiny_pipe, oracle, classes_only
+    tiny_pipe, oracle, classes_only, usual
 ):
-    how = tiny_pipe.sampling.changed(steps=1)
-    one, four = (
-        metrics.evaluate(tiny_pipe, oracle, how, n=3, candidates=k, progress=False)
-        for k in (1, 4)
-    )
-    assert (one["candidates"], four["candidates"]) == (1, 4)
+    given = tiny_pipe, oracle, Sampling(steps=1)
+    four = metrics.evaluate(*given, candidates=4, **QUICK)
+    assert (usual["candidates"], four["candidates"]) == (1, 4)
     for question in ("single.clap", "pair.clap"):
-        assert four[question] > one[question]
+        assert four[question] > usual[question]
 
 
 def test_evaluation_samples_as_the_pipeline_wants_where_it_is_not_told(
-    tiny_pipe, oracle, classes_only
+    tiny_pipe, oracle, classes_only, usual
 ):
     own = {"steps": 2, "guidance": 1.5, "temperature": 0.5}
-    tiny_pipe.sampling = tiny_pipe.sampling.changed(
-        **own, guidance_interval=(300, 1000)
-    )
-    found = metrics.evaluate(tiny_pipe, oracle, n=2, progress=False)
+    tiny_pipe.sampling = Sampling(**own, guidance_interval=(300, 1000))
+    found = metrics.evaluate(tiny_pipe, oracle, **QUICK)
     assert {name: found[name] for name in own} == own
     assert (found["guidance.low"], found["guidance.high"]) == (300, 1000)
-    how = Sampling(steps=1, guidance=1.0)
-    told = metrics.evaluate(tiny_pipe, oracle, how, n=2, progress=False)
-    assert (told["steps"], told["guidance"], told["temperature"]) == (1, 1.0, 1.0)
+    told = {name: usual[name] for name in own}
+    assert told == {"steps": 1, "guidance": 3.5, "temperature": 1.0}
 
 
 def test_sounds_are_generated_in_batches_from_one_stream_of_noise(
@@ -449,9 +461,8 @@ def test_the_round_trip_goes_through_vae_and_vocoder(tiny_pipe, monkeypatch):
 
 
 def test_clap_trained_apart_listens_in_place_of_the_pipelines_own(
-    tiny_pipe, oracle, classes_only, monkeypatch
+    tiny_pipe, oracle, classes_only, usual
 ):
-    monkeypatch.setattr(metrics, "BATCH", 16)
     sounds, captions = noise(20, 10240), ["a dog barks", "rain falls"] * 10
     embedded = tiny_pipe.clap.embed_waves(sounds)
     torch.testing.assert_close(metrics.embeddings(tiny_pipe.clap, sounds), embedded)
@@ -462,13 +473,10 @@ def test_clap_trained_apart_listens_in_place_of_the_pipelines_own(
     apart = type(tiny_pipe.clap)(tiny_pipe.clap.config).eval()
     apart.tokenizer = tiny_pipe.clap.tokenizer
     given = tiny_pipe, oracle, Sampling(steps=1)
-    by_own, by_other = (
-        metrics.evaluate(*given, n=3, progress=False, listener=listener)
-        for listener in (None, apart)
-    )
-    heard = {key for key in by_own if "clap" in key}
+    by_other = metrics.evaluate(*given, listener=apart, **QUICK)
+    heard = {key for key in usual if "clap" in key}
     assert {"single.clap", "pair.clap", "frechet.clap", "ceiling.frechet.clap"} <= heard
-    assert all((by_own[key] != by_other[key]) == (key in heard) for key in by_own)
+    assert all((usual[key] != by_other[key]) == (key in heard) for key in usual)
 
 
 def test_the_standard_error_of_a_share_is_the_binomial_one():

@@ -64,6 +64,13 @@ def test_distances_count_within_the_window_and_no_further():
     )
 
 
+def test_distances_begin_with_vectors_of_about_unit_length():
+    torch.manual_seed(0)
+    attention = RelativeAttention(PhonemeConfig())
+    for table in (attention.emb_rel_k, attention.emb_rel_v):
+        assert table.norm(dim=2).mean().item() == pytest.approx(1.0, rel=0.1)
+
+
 class Letters:
     """A tokenizer that takes letters for phonemes, 5 at least."""
 

@@ -115,7 +115,17 @@ def test_bad_noise_gets_one_sentence():
     with pytest.raises(ValueError, match="at most 15 spans of a sentence, not 32"):
         span_corrupt(ids, mask, (torch.arange(64) % 2 == 0).expand_as(ids))
     noise = noise_spans(mask, rate=0.5, mean_span=1.0)  # would be 32 spans
-    span_corrupt(ids, mask, noise)
+    inputs, _ = span_corrupt(ids, mask, noise)
+    last = SENTINEL + N_SENTINELS - 1  # ends the target, and so hides nothing
+    assert ((inputs >= SENTINEL) & (inputs < last)).sum(dim=1).max() == 15
+    assert not (inputs == last).any()
+
+
+def test_a_few_hidden_tokens_stand_side_by_side_where_spans_are_long():
+    mask = torch.ones(20, 9, dtype=torch.bool)
+    noise = noise_spans(mask, torch.Generator().manual_seed(0), 0.25, mean_span=9.0)
+    assert (noise[:, 1:] & noise[:, :-1]).sum(dim=1).tolist() == [1] * 20
+    assert noise.sum(dim=1).tolist() == [2] * 20
 
 
 # --- T5

@@ -170,7 +170,25 @@ def test_a_fitted_model_holds_the_average_of_its_weights():
     assert (average - passed[-1]).abs().max() > 1e-3
 
 
+def gradient(recipe: Recipe) -> torch.Tensor:
+    """What the optimizer is given in a first step, in float64."""
+    draw = lambda generator: {k: x.double() for k, x in points(generator).items()}
+    taken, found = training.Loop(Line().double(), draw, recipe, 0, "fit"), []
+    real = taken.optimizer.step
+
+    def noted():
+        found.extend(p.grad.flatten().clone() for p in taken.learned.values())
+        real()
+
+    taken.optimizer.step = noted
+    taken.step()
+    return torch.cat(found)
+
+
 def test_micro_batches_give_gradient_and_losses_of_the_whole():
+    unclipped = replace(SHORT, clip=1e9)
+    whole, parts_of_it = (gradient(replace(unclipped, accumulate=n)) for n in (1, 4))
+    torch.testing.assert_close(whole, parts_of_it)
     ends, curves = [], []
     for n in (1, 4):
         model = Line().double()
@@ -184,16 +202,10 @@ def test_micro_batches_give_gradient_and_losses_of_the_whole():
 
 
 def test_gradients_are_clipped_to_their_norm():
-    model, gradients = Line(), []
-    keep = lambda g: gradients.append(g.clone())
-    fit(model, points, replace(SHORT, steps=1, clip=1e-3), progress=False)
-    taken = training.Loop(Line(), points, replace(SHORT, clip=1e-3), 0, "fit")
-    real = taken.optimizer.step
-    every = lambda: [keep(p.grad) for p in taken.learned.values()]
-    taken.optimizer.step = lambda: every() and real()
-    taken.step()
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+    whole = gradient(replace(SHORT, clip=1e9))
+    clipped = gradient(replace(SHORT, clip=1e-3))
+    assert float(clipped.norm()) == pytest.approx(1e-3, rel=1e-3) and whole.norm() > 1
+    torch.testing.assert_close(clipped / clipped.norm(), whole / whole.norm())
 
 
 def test_the_learning_rate_of_each_step_is_the_recipes():
@@ -336,6 +348,13 @@ def test_frozen_parts_stay_as_they_are(small, parts):
     assert changed == {"gpt", "unet"}
     frozen = [p for n in ("vae", "clap", "text") for p in stage.parts[n].parameters()]
     assert frozen and not any(p.requires_grad for p in frozen)
+
+
+def test_the_text_stages_loss_is_the_mean_over_all_tokens_that_it_hides(small, parts):
+    stage = make("text", small, parts)
+    batch = stage.batch(at(0, "text"))
+    alone = {name: x for name, x in batch.items() if name != "n_targets"}
+    torch.testing.assert_close(stage.model.loss(batch), stage.model.loss(alone))
 
 
 def test_an_unknown_option_of_a_stage_is_refused(small):

@@ -4,6 +4,7 @@ condition, the map of the LOA, and what an output means.
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -47,6 +48,12 @@ def of_order_one(module: torch.nn.Module) -> torch.nn.Module:
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@cache
+def network(config: UNetConfig) -> UNet:
+    """One for all tests that only look at what it says."""
+    return of_order_one(UNet(config))
 
 
 ZT, T = randn(2, 3, 16, 8), torch.tensor([3, 40])
@@ -105,7 +112,7 @@ def test_noise_levels_count_from_1_and_the_network_counts_from_0():
 
 @torch.no_grad()
 def test_each_item_has_its_own_noise_level():
-    unet = of_order_one(UNet(CONFIG))
+    unet = network(CONFIG)
     before, after = (
         unet(ZT, T, CONDITIONS),
         unet(ZT, T + torch.tensor([0, 5]), CONDITIONS),
@@ -249,7 +256,7 @@ def test_the_way_up_takes_what_the_way_down_left_last_first():
 
 @torch.no_grad()
 def test_the_noise_has_the_shape_of_the_latent_of_any_length():
-    unet = of_order_one(UNet(CONFIG))
+    unet = network(CONFIG)
     for n_time in (4, 16, 20):
         zt = randn(2, 3, n_time, 8)
         assert unet(zt, T, CONDITIONS).shape == zt.shape
@@ -265,7 +272,7 @@ def test_the_noise_has_the_shape_of_the_latent_of_any_length():
     ("name", "j"), [("loa", 0), ("loa", 3), ("text", 0), ("text", 2)]
 )
 def test_every_vector_that_is_read_reaches_all_of_its_own_item(config, name, j):
-    unet = of_order_one(UNet(config))
+    unet = network(config)
     before, after = (
         unet(ZT, T, given) for given in (CONDITIONS, changed(CONDITIONS, name, 1, j))
     )
@@ -276,7 +283,7 @@ def test_every_vector_that_is_read_reaches_all_of_its_own_item(config, name, j):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["loa", "text"])
 def test_a_masked_vector_reaches_nothing(name):
-    unet, S = of_order_one(UNet(CONFIG)), CONDITIONS[name].sequence.shape[1]
+    unet, S = network(CONFIG), CONDITIONS[name].sequence.shape[1]
     mask = torch.ones(2, S, dtype=torch.bool)
     mask[1, S - 1] = False
     given = {**CONDITIONS, name: Context(CONDITIONS[name].sequence, mask)}
@@ -288,7 +295,7 @@ def test_a_masked_vector_reaches_nothing(name):
 
 @torch.no_grad()
 def test_conditions_go_by_their_names_whatever_these_are():
-    unet = of_order_one(UNet(CONFIG))
+    unet = network(CONFIG)
     other = UNet(replace(CONFIG, cross_attention=(None, "tune", "score")))
     other.load_state_dict(unet.state_dict())
     loa, text = CONDITIONS["loa"], CONDITIONS["text"]
@@ -324,7 +331,7 @@ def test_one_condition_may_be_read_twice_and_the_feature_map_last():
 @both_configs
 def test_patches_are_channels_unshuffled_at_the_door_and_shuffled_at_the_exit(config):
     config = replace(config, in_channels=12)
-    plain = of_order_one(UNet(config))
+    plain = network(config)
     patched = UNet(replace(config, in_channels=3, patch=2)).eval()
     patched.load_state_dict(plain.state_dict())  # strict: the same weights
     zt = randn(2, 3, 32, 16)
@@ -396,7 +403,7 @@ def test_an_output_is_the_noise_or_the_velocity_that_means_it():
 @torch.no_grad()
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_the_loss_is_the_squared_error_of_what_is_predicted(prediction):
-    unet = of_order_one(UNet(replace(CONFIG, prediction=prediction)))
+    unet = network(replace(CONFIG, prediction=prediction))
     z0, eps = randn(2, 3, 16, 8, seed=3), randn(2, 3, 16, 8, seed=4)
     batch = {
         "z0": z0,

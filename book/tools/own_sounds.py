@@ -98,9 +98,8 @@ minutes, and of memory {memory} GiB at most:
 |---|--:|--:|
 {stages}
 
-(`vae` trains on one core beside the others up to `gpt`.) The judge knows the
-{n_classes} classes with {fewest} recordings or more. From {asked} recordings of the
-`test` part it was asked about {n}, all of its classes as likely:
+The judge knows the {n_classes} classes with {fewest} recordings or more. From {asked}
+recordings of the `test` part it was asked about {n}, all of its classes as likely:
 
 ```text
 {report}

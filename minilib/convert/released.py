@@ -86,9 +86,10 @@ class ReleasedTokenizer:
         pad_to: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Ids (B, S) and mask (B, S) bool, as `Tokenizer.encode`."""
-        most = max_length or self.max_tokens
+        captions = check_captions(captions)
+        most = self.max_tokens if max_length is None else max_length
         limit = {"truncation": True, "max_length": most} if truncate else {}
-        rows = self.backend(check_captions(captions), **limit)["input_ids"]
+        rows = self.backend(captions, **limit)["input_ids"]
         check_lengths(captions, rows, most)
         lengths = torch.tensor([len(row) for row in rows])
         S, pad = max(pad_to, int(lengths.max())), self.backend.pad_token_id

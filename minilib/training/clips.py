@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from minilib import audio
 from minilib.audiomae import AudioMAE
@@ -102,10 +102,8 @@ class TrainingData:
                 continue
             if name not in self.encoded:
                 self.encoded[name] = Encoded(encoder, every)
-            told[name], empty[name] = (
-                self.encoded[name](texts),
-                self.encoded[name].empty,
-            )
+            known = self.encoded[name]
+            told[name], empty[name] = known(texts), known.empty
         return batch | to_batch(drop(told, empty, dropped))
 
     def loa(self, audiomae: AudioMAE, n_tokens: int) -> Tensor:
@@ -153,12 +151,13 @@ class Encoded:
 
     @torch.no_grad()
     def __init__(self, encoder: Any, texts: Sequence[str]):
-        self.empty: Context = encoder.empty(1)
+        here = lambda context: Context(*(x if x is None else x.cpu() for x in context))
+        self.empty: Context = here(encoder.empty(1))
         self.rows: dict[str, Tensor] = {}
         different = sorted(set(texts), key=lambda text: (len(text), text))
         for start in range(0, len(different), BATCH):
             some = different[start : start + BATCH]
-            x, mask = encoder.encode(some)
+            x, mask = here(encoder.encode(some))
             rows = x if mask is None else x[mask].split(mask.sum(dim=1).tolist())
             self.rows |= zip(some, rows)
 

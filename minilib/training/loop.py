@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from minilib.training.muon import Muon
 from minilib.training.processes import check_shares, is_main, meet, share_batch_norm

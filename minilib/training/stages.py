@@ -337,10 +337,8 @@ class Joint(nn.Module):
             batch: of B clips, `loa` (B, L, D) and the conditions; of each at K noise
                 levels, `z0` and `eps` (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
         """
-        K, conditions = (
-            batch["t"].shape[1],
-            from_batch(batch, self.gpt.config.conditions),
-        )
+        conditions = from_batch(batch, self.gpt.config.conditions)
+        K = batch["t"].shape[1]
         with torch.no_grad():
             own = self.gpt.generate(conditions)
         predicted = self.gpt(conditions, own)

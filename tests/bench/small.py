@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from measure import heading, in_a_fresh_process, resident, row
 
 from minilib.audioldm2 import AudioLDM2
@@ -81,22 +80,13 @@ def training(name: str) -> tuple[float, float]:
         SoundWorld("train", seconds=run.seconds), 64, progress=False
     )
     pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
-    data = TrainingData(corpus, pipe.tokenizer)
-    stage = STAGES[name](
-        "tiny",
-        run.recipes[name],
-        data,
-        {p: getattr(pipe, p) for p in STAGES[name].needs},
-    )
-    accelerator = loop.make_accelerator(stage.recipe)
-    model = stage.model.to(memory_format=torch.channels_last).train()
-    wrapped, optimizer = accelerator.prepare(
-        loop.LossModule(model), loop.make_optimizer(model, stage.recipe)
-    )
-    step = lambda i: loop.training_step(stage, i, accelerator, wrapped, optimizer)
-    for i in range(WARM_UP):
-        step(i)
+    data = TrainingData(corpus, pipe.text.tokenizer)
+    parts = {part: getattr(pipe, part) for part in STAGES[name].needs}
+    stage = STAGES[name]("tiny", run.recipes[name], data, parts)
+    trained = loop.Loop(stage.model, stage.batch, stage.recipe, stage.seed, name)
+    for _ in range(WARM_UP):
+        trained.step()
     began = time.perf_counter()
-    for i in range(WARM_UP, WARM_UP + TIMED):
-        step(i)
+    for _ in range(TIMED):
+        trained.step()
     return TIMED / (time.perf_counter() - began), resident("VmHWM")

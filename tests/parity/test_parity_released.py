@@ -313,6 +313,19 @@ def test_the_first_empty_phoneme_becomes_the_sign_of_the_end(both):
     assert mask.sum(dim=1).tolist() == [3, 24]
 
 
+def test_the_tokenizers_pad_refuse_and_cut_as_this_packages_own(both):
+    tokenizer = both[1].clap.tokenizer
+    (short, long), mask = tokenizer.encode(["a bell", "a dog barks"], pad_to=20)
+    assert len(short) == len(long) == 20 and mask[1].sum() > mask[0].sum()
+    assert not (short[mask[0]] == 1).any() and (short[~mask[0]] == 1).all()  # <pad>
+    assert tokenizer.encode(["a dog barks"], 4, truncate=True)[0].shape == (1, 4)
+    for most, said in ((4, "tokens, but at most 4 are read"), (0, "must be at least")):
+        with pytest.raises(ValueError, match=said):
+            tokenizer.encode(["a dog barks"], most)
+    with pytest.raises(TypeError, match="captions must be a list of str"):
+        tokenizer.encode("a dog barks")
+
+
 @torch.no_grad()
 def test_the_encoders_have_the_face_of_this_packages_own(both):
     theirs, ours, _ = both
