@@ -53,7 +53,7 @@ test: setup
 	@echo "[3/5] Unit and parity tests"
 	@$(PY) -m pytest -q tests || $(call stop,A test failed: see pytest's report above.)
 	@echo "[4/5] The chapters, run anew and compared with their stored outputs"
-	@$(PY) -m pytest -q --nbval chapters || $(call stop,A chapter failed or its outputs are stale: see above.)
+	@MINILIB_DEVICE=cpu $(PY) -m pytest -q --nbval chapters || $(call stop,A chapter failed or its outputs are stale: see above.)
 	@echo "[5/5] The book, warnings as errors"
 	@mkdir -p _build
 	@$(BUILD) --all -W -n --keep-going >$(BOOK_LOG) 2>&1 \

@@ -48,6 +48,14 @@ class AudioMAEConfig:
         """Patches along time and along frequency."""
         return self.n_frames // self.patch_size, self.n_mels // self.patch_size
 
+    def pool_for(self, n_loa: int) -> int:
+        """The lambda, of those with statistics, at which a clip has `n_loa` vectors."""
+        found = {self.n_loa(pool): pool for pool in self.pools}
+        if n_loa not in found:
+            known = ", ".join(map(str, found))
+            raise ValueError(f"a clip has {known} LOA vectors, never {n_loa}")
+        return found[n_loa]
+
     def n_loa(self, pool: int | None = None) -> int:
         """How many LOA vectors a clip has at this lambda; the config's own if None."""
         pool = self.pool if pool is None else pool

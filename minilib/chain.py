@@ -88,7 +88,9 @@ def untuned(pipe: AudioLDM2, folder: Path) -> AudioLDM2 | None:
         return None
     other = copy.copy(pipe)
     for name in TUNED:
-        setattr(other, name, load_part(folder / SEPARATE, name, torch.float32))
+        kept = (folder / SEPARATE / name).is_dir()
+        part = load_part(folder / SEPARATE, name, torch.float32) if kept else None
+        setattr(other, name, part)
     return other.to(pipe.device)
 
 
@@ -106,7 +108,8 @@ def sounds(pipe: AudioLDM2, scenes: Scenes, way: Way, seed: int) -> Tensor:
         empty["loa"] = pipe.loa_of_negative(empty, way.sampling)
         if way.loa == "true":
             mel = audio.log_mel(scenes.waves[start : start + BATCH])
-            loa = pipe.audiomae.loa(mel.to(pipe.device))
+            pool = pipe.audiomae.config.pool_for(pipe.gpt.config.n_tokens)
+            loa = pipe.audiomae.loa(mel.to(pipe.device), pool)
         else:
             none = way.loa == "none"
             loa = empty["loa"].sequence if none else pipe.loa(conditions)

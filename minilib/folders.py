@@ -22,7 +22,7 @@ from minilib.convert import released
 from minilib.files import replacing, replacing_entries
 from minilib.gpt import LOARegressor, Loudness
 from minilib.guidance import Sampling
-from minilib.model import Model, read_json
+from minilib.model import Model, has_gpu, read_json
 from minilib.phonemes import PhonemeEncoder
 from minilib.text import T5Encoder
 from minilib.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ CLASSES: dict[str, tuple[type[Model], ...]] = {  # that the folder of a part may
 }
 OPTIONAL = ("audiomae", "loudness")  # for training, and for sounds as loud as told
 # Beside its parts a folder keeps those that joint fine-tuning changed, as they were.
-SEPARATE, TUNED = "separate", ("gpt", "unet")
+SEPARATE, TUNED = "separate", ("gpt", "unet", "loudness")
 TOKENIZERS = ("tokenizer.json", "tokenizer", "clap_tokenizer")
 
 Device = str | torch.device | None
@@ -155,7 +155,7 @@ class Stored(Parts):
         """Move every part to a device (None: a GPU if there is one), its feature maps
         channels last, as convolutions are fastest.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or ("cuda" if has_gpu() else "cpu")
         for model in self.models.values():
             model.to(device, memory_format=torch.channels_last)
         return self

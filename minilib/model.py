@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import typing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -119,6 +120,11 @@ class Model(nn.Module, PyTorchModelHubMixin):
         for name, buffer_or_parameter in model.state_dict(keep_vars=True).items():
             buffer_or_parameter.data = to_dtype(state[name], dtype)
         return model.eval()
+
+
+def has_gpu() -> bool:
+    """Whether a GPU is to be used: there is one, and `MINILIB_DEVICE` is not "cpu"."""
+    return torch.cuda.is_available() and os.environ.get("MINILIB_DEVICE") != "cpu"
 
 
 def to_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SECONDS, small_parts
+from small_pipe import SECONDS, small_parts
 
 from minilib import training, vocoder
 from minilib.classifier import Classifier, ClassifierConfig

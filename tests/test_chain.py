@@ -13,6 +13,7 @@ import torch
 from minilib import chain, cli, folders, metrics
 from minilib.chain import LENGTHS, STRENGTHS, Way
 from minilib.classifier import Classifier, ClassifierConfig
+from minilib.gpt import Loudness, LoudnessConfig
 from minilib.guidance import Sampling
 from minilib.metrics import held_out_scenes
 
@@ -149,12 +150,21 @@ def test_the_parts_before_joint_tuning_are_taken_from_the_run(
     tiny_pipe, scenes, tmp_path, usual
 ):
     assert chain.untuned(tiny_pipe, tmp_path) is None
-    for name in folders.TUNED:
+    loudness = Loudness(LoudnessConfig(4, 16))
+    tiny_pipe.loudness = copy.deepcopy(loudness)
+    for name in ("gpt", "unet"):
         part = copy.deepcopy(getattr(tiny_pipe, name))
         for parameter in part.parameters():
             parameter.data.mul_(0.5)
         part.save_pretrained(tmp_path / folders.SEPARATE / name)
     other = chain.untuned(tiny_pipe, tmp_path)
+    # another GPT-2's LOA says nothing to the one map that is there
+    assert other.loudness is None and tiny_pipe.loudness is not None
+    loudness.bias += 1
+    loudness.save_pretrained(tmp_path / folders.SEPARATE / "loudness")
+    other = chain.untuned(tiny_pipe, tmp_path)
+    assert other.loudness.bias == 1
+    other.loudness = None
     assert other.vae is tiny_pipe.vae and other.gpt is not tiny_pipe.gpt
     assert chain.sounds(other, scenes, Way(sampling=QUICK), 0).ne(usual).any()
 
@@ -241,7 +251,7 @@ def test_the_command_prints_the_table_and_writes_the_numbers(
     monkeypatch.setattr(cli, "shipped_judge", lambda: tmp_path / "judge")
     monkeypatch.setattr(metrics, "attributes", lambda *_: {})
     weights = shutil.copytree(tiny_pipe_folder, tmp_path / "weights")
-    for name in folders.TUNED:
+    for name in ("gpt", "unet"):
         shutil.copytree(weights / name, weights / folders.SEPARATE / name)
     description = json.loads((weights / "pipeline.json").read_text())
     (weights / "pipeline.json").write_text(json.dumps({**description, "steps": 1}))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small_parts
+from small_pipe import small_parts
 
 from minilib import AudioLDM2, audio, cli, files
 from minilib.data import Corpus

@@ -450,7 +450,9 @@ def test_sounds_are_generated_in_batches_from_one_stream_of_noise(
 def test_the_round_trip_goes_through_vae_and_vocoder(tiny_pipe, monkeypatch):
     monkeypatch.setattr(metrics, "BATCH", 2)
     waves = noise(3, 10240)
-    wanted = tiny_pipe.vocoder(tiny_pipe.reconstruct(audio.log_mel(waves)))
+    mels = (audio.log_mel(some) for some in waves.split(2))
+    back = (tiny_pipe.vocoder(tiny_pipe.reconstruct(mel)) for mel in mels)
+    wanted = torch.cat(list(back))
     torch.testing.assert_close(metrics.round_trip(tiny_pipe, waves), wanted)
     scenes = Scenes(["a dog barks"] * 3, waves, torch.zeros(3, 1, dtype=torch.long))
     bar, how = SimpleNamespace(update=lambda n: None), Sampling(steps=1)

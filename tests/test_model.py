@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from minilib.files import replacing
-from minilib.model import Model
+from minilib.model import Model, has_gpu
 
 
 @dataclass(frozen=True)
@@ -261,3 +261,14 @@ def test_a_save_that_fails_leaves_the_weights_that_were_there(folder, monkeypatc
 
 def test_parameters_are_counted_and_buffers_are_not():
     assert Toy.preset("tiny").n_parameters() == 4 * 3 + 3 + 2 * 3
+
+
+def test_a_gpu_is_used_where_there_is_one_unless_the_environment_says_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("MINILIB_DEVICE", raising=False)
+    assert has_gpu()
+    monkeypatch.setenv("MINILIB_DEVICE", "cpu")
+    assert not has_gpu()
+    monkeypatch.delenv("MINILIB_DEVICE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not has_gpu()

@@ -11,6 +11,7 @@ left out.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
@@ -34,7 +35,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
         coalesce_streams=True,
         store_widget_state=False,
         record_timing=False,
-    ).execute()
+    ).execute(env={**os.environ, "MINILIB_DEVICE": "cpu"})  # as the tests do
 
 
 def strip(notebook: nbformat.NotebookNode) -> None:

@@ -110,15 +110,8 @@ class TrainingData:
         """The LOA (N, L, D) of all clips at the lambda that makes `n_tokens` vectors,
         computed once.
         """
-        config = audiomae.config
-        fitting = [pool for pool in config.pools if config.n_loa(pool) == n_tokens]
-        if not fitting:
-            known = ", ".join(str(config.n_loa(pool)) for pool in config.pools)
-            raise ValueError(
-                f"GPT-2 writes {n_tokens} LOA vectors, but AudioMAE makes {known}"
-            )
-        function = lambda mel: audiomae.loa(mel, fitting[0])
-        return self.over_clips(("audiomae", fitting[0]), function)
+        pool = audiomae.config.pool_for(n_tokens)
+        return self.over_clips(("audiomae", pool), lambda mel: audiomae.loa(mel, pool))
 
     def latents(self, vae: VAE) -> Tensor:
         """The latents z0 (N, C, T/r, F/r) of all clips, computed once."""

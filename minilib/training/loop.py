@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minilib.model import has_gpu
 from minilib.training.muon import Muon
 from minilib.training.processes import check_shares, is_main, meet, share_batch_norm
 
@@ -55,7 +56,7 @@ def budget(cpu: int, gpu: int) -> int:
     """Number of training steps for the machine at hand: `cpu` without a GPU, `gpu` with
     one.
     """
-    return gpu if torch.cuda.is_available() else cpu
+    return gpu if has_gpu() else cpu
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from minilib.clap import gathered
+from minilib.model import has_gpu
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -54,9 +55,8 @@ def meet() -> PartialState:
 
     # Where there is no GPU the CPU must be named, or processes would not find each
     # other; nor do they on Apple's GPU.
-    gpu = torch.cuda.is_available() or (
-        torch.backends.mps.is_available() and n_processes() == 1
-    )
+    alone = n_processes() == 1 and os.environ.get("MINILIB_DEVICE") != "cpu"
+    gpu = has_gpu() or (alone and torch.backends.mps.is_available())
     state = PartialState(
         cpu=not gpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE
     )

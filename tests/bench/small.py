@@ -82,7 +82,9 @@ def training(name: str) -> tuple[float, float]:
     pipe = AudioLDM2.from_pretrained(WEIGHTS, device="cpu")
     data = TrainingData(corpus, pipe.text.tokenizer)
     parts = {part: getattr(pipe, part) for part in STAGES[name].needs}
-    stage = STAGES[name]("tiny", run.recipes[name], data, parts)
+    stage = STAGES[name](
+        "tiny", run.recipes[name], data, parts, **run.options.get(name, {})
+    )
     trained = loop.Loop(stage.model, stage.batch, stage.recipe, stage.seed, name)
     for _ in range(WARM_UP):
         trained.step()
