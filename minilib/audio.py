@@ -12,9 +12,15 @@ import io
 import math
 import os
 import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import soundfile
 import torch
 from torch import Tensor
@@ -26,6 +32,14 @@ N_MELS = 64  # bands of the mel spectrogram
 LOG_FLOOR = 1e-5  # magnitudes below this are heard as silence, and log(0) is undefined
 # decibels in one unit of the natural logarithm of a magnitude: 8.686
 DB_PER_NEPER = 20 / math.log(10)
+UNKNOWN = 2**32  # samples, or more: what a stream says that can't say how many
+# magic: where the first chunk begins, bytes of a chunk's size, and their order
+CHUNKS = {
+    b"RIFF": (12, 4, "little"),
+    b"RF64": (12, 4, "little"),
+    b"RIFX": (12, 4, "big"),
+    b"caff": (8, 8, "big"),
+}
 
 # --------------------------------------------------------------------------------------
 # The mel scale
@@ -323,15 +337,19 @@ def griffin_lim(
 # Files
 
 
-def load(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
+def load(path: str | Path | BinaryIO, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """Read a sound file as one channel: whatever soundfile reads, of any rate, length
     and number of channels.
 
+    Nothing is clipped: a file that is louder than 1 is scaled down to it, with a
+    warning, and so, without one, is what resampling makes a little louder.
+
     Args:
-        path: the file; sample_rate: of the result, in hertz; another rate in the file
-            is resampled.
+        path: the file, a pipe, or an open binary stream; sample_rate: of the result, in
+            hertz; another rate in the file is resampled.
     Returns:
-        (N,) float32 in [-1, 1], the mean of the channels.
+        (N,) float32 in [-1, 1], the mean of the channels; with a warning, the loudest
+        channel where they cancel each other out.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is a folder, not audio, cut off, empty, or holds NaN.
@@ -340,12 +358,12 @@ def load(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """
     from scipy.signal import resample_poly
 
-    wave, file_rate = _read(Path(path))  # (N', channels)
-    wave = wave.mean(axis=1)
+    wave, file_rate = read(path)  # (N',)
     if file_rate != sample_rate:
         common = math.gcd(file_rate, sample_rate)
         wave = resample_poly(wave, sample_rate // common, file_rate // common)
-    return torch.from_numpy(wave).clamp(-1, 1)  # (N,)
+    wave = torch.from_numpy(wave)  # (N,)
+    return wave / wave.abs().max().clamp_min(1)
 
 
 def save(path: str | Path, wave: Tensor, sample_rate: int = SAMPLE_RATE) -> None:
@@ -372,8 +390,9 @@ def save(path: str | Path, wave: Tensor, sample_rate: int = SAMPLE_RATE) -> None
             f"{str(path.parent)!r}"
         )
     sound = encode(wave, suffix[1:], sample_rate)
-    # beside it: os.replace can't leave the disk
-    half_written = path.with_name(f".{path.name}.{os.getpid()}")
+    # beside it: os.replace can't leave the disk; short, as the name may be the longest
+    # that is legal
+    half_written = path.with_name(f".{os.getpid()}-{threading.get_native_id()}")
     try:
         half_written.write_bytes(sound)
         os.replace(half_written, path)
@@ -422,56 +441,186 @@ def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path) -> tuple:
-    """Samples (N, channels) float32 and rate of a sound file, or a sentence on what is
-    wrong with it.
+def read(path: str | Path | BinaryIO) -> tuple[np.ndarray, int]:
+    """One channel (N,) of a sound file, float32 in [-1, 1], at the file's own rate, and
+    that rate in hertz; as `load`, which says more.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"path must name a sound file; there is no {str(path)!r}"
-        )
-    if path.is_dir():
-        raise ValueError(f"path must name a sound file; {str(path)!r} is a folder")
-    if path.stat().st_size == 0:
-        raise ValueError(
-            f"path must name a sound file; {str(path)!r} is empty (0 bytes)"
-        )
-    try:
-        with soundfile.SoundFile(path) as file:
-            wave, file_rate = (
-                file.read(dtype="float32", always_2d=True),
-                file.samplerate,
-            )
-            cut_off = len(wave) < file.frames or _ends_early(path, file)
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.strip(" .")
-        raise ValueError(
-            f"path must name a whole sound file; {str(path)!r} is not audio, or "
-            f"damaged ({reason})"
-        ) from error
+    source, name = _source(path)
+    with _opened(source, name) as file:
+        wave, file_rate = _samples(file), file.samplerate
+        cut_off = len(wave) < file.frames < UNKNOWN or _ends_early(source, file)
     if cut_off:
         raise ValueError(
-            f"path must name a whole sound file; {str(path)!r} is cut off at sample "
+            f"path must name a whole sound file; {name} is cut off at sample "
             f"{len(wave)}"
         )
     if len(wave) == 0:
         raise ValueError(
-            f"path must name a sound file with samples; {str(path)!r} holds 0 samples"
+            f"path must name a sound file with samples; {name} holds 0 samples"
         )
-    if not math.isfinite(wave.sum(dtype="float64")):
+    if not np.isfinite(wave).all():
         raise ValueError(
-            f"path must name a file of finite samples; {str(path)!r} holds NaN or "
-            f"infinity"
+            f"path must name a file of finite samples; {name} holds NaN or infinity"
         )
-    return wave, file_rate
+    return _mixed(_scaled(wave, name), name), file_rate
 
 
-def _ends_early(path: Path, file: soundfile.SoundFile) -> bool:
+def header(path: str | Path | BinaryIO) -> tuple[float, int]:
+    """The seconds and the rate in hertz that the header of a sound file tells; no
+    sample is read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`, where the header shows it.
+    """
+    source, name = _source(path)
+    with _opened(source, name) as file:
+        if _ends_early(source, file):
+            raise ValueError(f"path must name a whole sound file; {name} is cut off")
+        if file.frames == 0:
+            raise ValueError(
+                f"path must name a sound file with samples; {name} holds 0 samples"
+            )
+        frames = file.frames if file.frames < UNKNOWN else len(_samples(file))
+        return frames / file.samplerate, file.samplerate
+
+
+def _source(path: str | Path | BinaryIO) -> tuple[Path | bytes, str]:
+    """A file, or all bytes of what can be read only once, and how sentences call it."""
+    if hasattr(path, "read"):
+        named = getattr(path, "name", None)
+        source, name = path.read(), repr(named) if named else "the stream"
+    else:
+        path = Path(path)
+        name = repr(str(path))
+        if not path.exists():
+            raise FileNotFoundError(f"path must name a sound file; there is no {name}")
+        if path.is_dir():
+            raise ValueError(f"path must name a sound file; {name} is a folder")
+        source = path if path.is_file() else path.read_bytes()  # a pipe
+    if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
+        raise ValueError(f"path must name a sound file; {name} is empty (0 bytes)")
+    return source, name
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[soundfile.SoundFile]:
+    """A sound file, read to its end where its header does not tell how long it is; a
+    sentence on what is wrong with it.
+    """
+    try:
+        with _open(source) as file:
+            yield file
+    except (soundfile.LibsndfileError, TypeError) as error:  # that for headerless ones
+        reason = getattr(error, "error_string", str(error)).strip(" .")
+        raise ValueError(
+            f"path must name a whole sound file; {name} is not audio, or damaged "
+            f"({reason})"
+        ) from error
+
+
+def _open(source: Path | bytes) -> soundfile.SoundFile:
+    stream = lambda sound: soundfile.SoundFile(io.BytesIO(sound))
+    refused = None
+    try:
+        whole = isinstance(source, Path)
+        file = soundfile.SoundFile(source) if whole else stream(source)
+        if file.frames > 0:
+            return file
+    except soundfile.LibsndfileError as error:
+        file, refused = None, error
+    sound = _bytes(source)
+    sized = _with_its_size(sound)
+    if sized != sound:
+        return stream(sized)
+    if refused:
+        raise refused
+    return file
+
+
+def _bytes(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def _samples(file: soundfile.SoundFile) -> np.ndarray:
+    """All samples (N, channels), block by block: of a stream their number is not known
+    beforehand.
+    """
+    shape = {"dtype": "float32", "always_2d": True}
+    if file.frames < UNKNOWN:
+        return file.read(**shape)
+    file.seekable = lambda: False  # or each read would seek to where it has ended
+    blocks = [file.read(2**20, **shape)]
+    while len(blocks[-1]) == 2**20:
+        blocks.append(file.read(2**20, **shape))
+    return np.concatenate(blocks)
+
+
+def _scaled(wave: np.ndarray, name: str) -> np.ndarray:
+    """Samples scaled down to a peak of 1 where that is exceeded by more than
+    rounding.
+    """
+    peak = float(np.abs(wave).max())
+    if peak <= 1.0001:
+        return wave
+    said = f"{name} has a peak of {peak:.6g}, above 1: it is scaled down to 1"
+    warnings.warn(said, stacklevel=4)  # names the line that calls `load`
+    return wave / np.float32(peak)
+
+
+def _mixed(wave: np.ndarray, name: str) -> np.ndarray:
+    """The mean (N,) of the channels (N, channels), or the loudest where the mean is
+    more than 20 dB below them.
+    """
+    power = np.square(wave, dtype=np.float64).mean(axis=0)  # (channels,)
+    mean = wave.mean(axis=1)
+    if np.square(mean, dtype=np.float64).mean() >= 0.01 * power.mean():
+        return mean
+    said = f"the channels of {name} cancel each other out: the loudest of them is read"
+    warnings.warn(said, stacklevel=4)
+    return np.ascontiguousarray(wave[:, power.argmax()])
+
+
+def _with_its_size(sound: bytes) -> bytes:
+    """A sound file that was written to a pipe, and so says that it holds 0 samples, or
+    -1: with the size that it has. Other files as they are.
+    """
+    magic = sound[:4]
+    if magic in (b".snd", b"dns."):  # Sun's AU, where this is "to the end"
+        return sound[:8] + b"\xff" * 4 + sound[12:]
+    if magic not in CHUNKS:
+        return sound
+    at, width, order = CHUNKS[magic]
+    while at + 4 + width <= len(sound):
+        start = at + 4 + width
+        size = int.from_bytes(sound[at + 4 : start], order)
+        if sound[at : at + 4] == b"data":
+            if size == 0 and _only_chunks(sound, start, width, order):
+                return sound
+            size = min(len(sound) - start, 2 ** (8 * width) - 1)
+            # RF64 is RIFF with its sizes elsewhere
+            form = b"RIFF" if magic == b"RF64" else magic
+            head = form + sound[4 : at + 4] + size.to_bytes(width, order)
+            return head + sound[start:]
+        at = start + size + size % 2 * (width == 4)
+    return sound
+
+
+def _only_chunks(sound: bytes, at: int, width: int, order: str) -> bool:
+    """Whether the rest of a file is nothing but further chunks, such as a list of
+    tags.
+    """
+    while at < len(sound) and sound[at : at + 4].strip().isalnum():
+        size = int.from_bytes(sound[at + 4 : at + 4 + width], order)
+        at += 4 + width + size + size % 2 * (width == 4)
+    return at - len(sound) in (0, 1)
+
+
+def _ends_early(source: Path | bytes, file: soundfile.SoundFile) -> bool:
     """Whether a file is shorter than it says itself: libsndfile reads what is left
     without a word.
     """
     if file.format == "OGG":
-        ogg = path.read_bytes()
+        ogg = _bytes(source)
         return _page_end(ogg, ogg.rindex(b"OggS")) > len(ogg)
     sizes = re.search(
         r"(?im)^\s*(?:data|data size|ssnd)\s*: (\d+) \(should be (\d+)\)",

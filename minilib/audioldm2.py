@@ -21,16 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minilib import audio, lean
+from minilib.arguments import check_asked, check_latents, check_seconds, seeded
 from minilib.conditions import Conditions, Context
-from minilib.diffusion import ddim_sample, dpm_solver_sample
+from minilib.diffusion import ddim_sample, dpm_solver_sample, randn_like
 from minilib.folders import Parts, Stored
-from minilib.guidance import Sampling, check_number, check_whole, guided
+from minilib.guidance import Sampling, check_sampling, guided
 from minilib.tokenizer import split_words
 from minilib.vocoder import vocode
 
 LOUDER = 20.0  # decibels by which a sound is made louder or softer at most
-MAX_SECONDS = 60.0
-MAX_CANDIDATES = 64
+
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
@@ -66,13 +67,15 @@ class Pipeline(Stored):
         return round(check_seconds(seconds) * audio.SAMPLE_RATE)
 
     def latent_shape(self, n: int, n_samples: int) -> tuple[int, int, int, int]:
-        """Shape of the latents of n sounds: frames rounded up to what VAE and U-Net can
-        halve.
+        """Shape of the latents of n sounds: as few as hold all samples, of any number
+        that the U-Net's patches divide (10 s are 250, 3 s are 75).
+
+        So many take diffusers' pipelines, too, but for lengths that are no whole
+        number of frames: they cut the last frame off, and may end 10 ms early.
         """
-        r, unet = self.vae.config.reduction, self.unet.config
-        multiple = unet.patch * 2 ** (len(unet.block_out_channels) - 1)
-        T = math.ceil(n_samples / audio.HOP / r / multiple) * multiple
-        return n, unet.in_channels, T, audio.N_MELS // r
+        r, patch = self.vae.config.reduction, self.unet.config.patch
+        T = -(-n_samples // (audio.HOP * r * patch)) * patch
+        return n, self.unet.config.in_channels, T, audio.N_MELS // r
 
     def reconstruct(self, mel: Tensor) -> Tensor:
         """A log-mel (B, 1, T, F) through the VAE and back, T any length."""
@@ -85,16 +88,48 @@ class Pipeline(Stored):
         n: int,
         n_samples: int,
         given: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Tensor:
-        """The noise (n, C, T/r, F/r) that sounds start from, drawn if none is given."""
+        """The noise (n, C, T/r, F/r) that sounds start from, drawn if none is given: by
+        one generator, or by several, each for n / len(generator) of the sounds.
+        """
         shape = self.latent_shape(n, n_samples)
-        noise = torch.randn(shape, generator=generator) if given is None else given
-        if noise.shape != shape:
-            raise ValueError(
-                f"latents must be of shape {shape}, not {tuple(noise.shape)}"
-            )
-        return noise
+        if isinstance(generator, list) and (not generator or n % len(generator)):
+            share = f"one for all, or as many for each of {n}"
+            raise ValueError(f"generator must be {share}, not {len(generator)}")
+        if given is None:
+            return randn_like(torch.empty(shape), generator)
+        return check_latents(given, shape)
+
+    def written(self, conditions: Conditions) -> Tensor:
+        """The LOA (B, L, D) that GPT-2 writes, each item's as if it were alone.
+
+        GPT-2 counts padding as positions, so items that are padded to another length
+        when alone go apart. Only where the tokenizers have no length of their own, as
+        T5's of the released models, all are padded to the longest, as in diffusers.
+        """
+        lengths = {
+            k: self.padded_alone(k, context) for k, context in conditions.items()
+        }
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for i, own in enumerate(zip(*lengths.values())):
+            rows.setdefault(own, []).append(i)
+        loa = {}
+        for own, some in rows.items():
+            cut = {
+                name: Context(*(None if x is None else x[some, :S] for x in context))
+                for S, (name, context) in zip(own, conditions.items())
+            }
+            loa |= dict(zip(some, self.gpt.generate(cut)))
+        return torch.stack([loa[i] for i in sorted(loa)])
+
+    def padded_alone(self, name: str, context: Context) -> list[int]:
+        """To what length each item of a condition would be padded if it were alone."""
+        B, S = context.sequence.shape[:2]
+        least = getattr(getattr(self, name).tokenizer, "pad_to", 0)
+        if context.mask is None or not least:
+            return [S] * B
+        return [min(S, max(least, n)) for n in context.mask.sum(dim=1).tolist()]
 
     def best(self, waves: Tensor, conditions: Conditions, candidates: int) -> Tensor:
         """Of each caption's candidates (B * candidates, N), the one that CLAP finds
@@ -138,7 +173,7 @@ class AudioLDM2(Pipeline):
         sampling: Sampling | None = None,
         *,
         seconds: float | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
         negative: str | Sequence[str] | None = None,
         candidates: int = 1,
@@ -153,10 +188,12 @@ class AudioLDM2(Pipeline):
             sampling: how to sample; None for what these weights want. `changes` name
                 single fields of it, as in `pipe("a dog barks", steps=50)`.
             seconds: length of the sounds; None for that of the training clips.
-            seed: same seed, same machine: same sounds. None draws one.
+            seed: same seed, same machine: same sounds. Caption i has seed + i, or the
+                i-th of a list: the seed with which it can be made alone. None draws.
             latents: noise to start from (B * candidates, C, T/r, F/r); None draws it.
             negative: what to be guided away from, one for all or one each; None for the
-                empty caption.
+                empty caption. It is read whole, where diffusers cuts what is longer
+                than the captions.
             candidates: sounds made for each caption, of which CLAP picks one.
             progress: show a bar over the steps.
             transcription: what is spoken, one for all or one each, by weights that
@@ -168,12 +205,12 @@ class AudioLDM2(Pipeline):
         Raises:
             ValueError, TypeError: an argument is not as described.
         """
-        how = (sampling or self.sampling).changed(**changes)
+        how = check_sampling(sampling, self.sampling).changed(**changes)
         n_samples = self.n_samples(seconds)
         asked = check_asked(captions, negative, transcription, self.speaks, candidates)
-        captions, negatives, words = asked  # each caption as often as it has candidates
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        latents = self.noise(len(captions), n_samples, latents, generator)
+        captions, negatives, words, k = asked  # each caption k times
+        generators = seeded(seed, len(captions) // k)
+        latents = self.noise(len(captions), n_samples, latents, generators)
         self.profile = Profile()
         with self.profile.measure("encode"):
             conditions = self.encode(captions, words)
@@ -185,13 +222,13 @@ class AudioLDM2(Pipeline):
             if empty:
                 empty["loa"] = self.loa_of_negative(empty, how)
         with self.profile.measure("sample"):
-            given = loa, conditions, how, empty, latents, generator
+            given = loa, conditions, how, empty, latents, generators
             z0 = self.sample(*given, progress)
         with self.profile.measure("decode"):
             waves = self.as_loud_as_told(self.decode(z0, n_samples), loa)
-        if candidates > 1:
+        if k > 1:
             with self.profile.measure("rank"):
-                waves = self.best(waves, conditions, candidates)
+                waves = self.best(waves, conditions, k)
         return waves.float().cpu()
 
     def encode(
@@ -207,10 +244,8 @@ class AudioLDM2(Pipeline):
         """
         given, conditions = {"caption": captions, "transcription": transcriptions}, {}
         for name, encoder in self.encoders.items():
-            inputs, S = (
-                given[encoder.reads],
-                like[name].sequence.shape[1] if like else 0,
-            )
+            S = like[name].sequence.shape[1] if like else 0
+            inputs = given[encoder.reads]
             nothing = inputs is None
             read = encoder.empty if nothing else encoder.encode
             conditions[name] = read(len(captions) if nothing else inputs, S)
@@ -218,7 +253,7 @@ class AudioLDM2(Pipeline):
 
     def loa(self, conditions: Conditions) -> Tensor:
         """M: C -> Y', predict the Language of Audio (B, L, D) (2308.05734 §3.2)."""
-        return self.gpt.generate({name: conditions[name] for name in self.encoders})
+        return self.written({name: conditions[name] for name in self.encoders})
 
     def loa_of_negative(self, empty: Conditions, sampling: Sampling) -> Context:
         """The LOA to be guided away from: GPT-2's own, or zeros."""
@@ -233,7 +268,7 @@ class AudioLDM2(Pipeline):
         sampling: Sampling | None = None,
         empty: Conditions | None = None,
         latents: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         progress: bool = False,
     ) -> Tensor:
         """G: Y' -> z0, latent diffusion with classifier-free guidance (2308.05734
@@ -246,11 +281,12 @@ class AudioLDM2(Pipeline):
             sampling: how; None for what these weights want.
             latents: noise to start from (B, C, T/r, F/r), of deviation 1; None draws
                 it.
+            generator: of the noise, one, or several as for `noise`.
 
         Returns:
             z0 (B, C, T/r, F/r).
         """
-        how = sampling or self.sampling
+        how = check_sampling(sampling, self.sampling)
         if latents is None:
             latents = self.noise(len(loa), self.n_samples(), generator=generator)
         zT = how.temperature * latents.to(self.device, torch.float32)
@@ -270,10 +306,12 @@ class AudioLDM2(Pipeline):
         """All that a sampler asks of the U-Net, as `sample`: a callable (zt
         (B, C, T/r, F/r), t (B,)) -> eps_hat, guided.
         """
-        how, given = sampling or self.sampling, {**conditions, "loa": Context(loa)}
+        how = check_sampling(sampling, self.sampling)
+        given = {**conditions, "loa": Context(loa)}
         if how.guidance != 1:
             empty = empty or self.encode([""] * len(loa), like=conditions)
-            empty = {"loa": self.loa_of_negative(empty, how), **empty}
+            if "loa" not in empty:
+                empty = {**empty, "loa": self.loa_of_negative(empty, how)}
         read = {name: given[name] for name in self.unet.config.cross_attention if name}
         predict = guided(self.unet, read, empty, how)
         unet, dtype = self.unet, self.unet.dtype
@@ -285,61 +323,3 @@ class AudioLDM2(Pipeline):
         """
         mel = lean.decode(self.vae, z0.to(self.vae.dtype))
         return vocode(self.vocoder, mel)[:, :n_samples]
-
-
-def check_asked(
-    captions: str | Sequence[str],
-    negative: str | Sequence[str] | None,
-    transcription: str | Sequence[str] | None,
-    speaks: bool,
-    candidates: int,
-) -> tuple[list[str], list[str], list[str] | None]:
-    """Captions, what to be guided away from, and what is spoken, as lists of one
-    length: each caption as often as it has candidates. A sentence for what is none of
-    them.
-    """
-    k = check_whole("candidates", candidates, 1, MAX_CANDIDATES)
-    captions = check_captions(captions)
-    negatives = one_each("negative", negative or "", len(captions))
-    if transcription is None and speaks:
-        raise ValueError("these weights speak: give the words as transcription")
-    if transcription is not None and not speaks:
-        raise ValueError("these weights do not speak: transcription must be None")
-    words = None
-    if speaks:
-        words = one_each("transcription", transcription, len(captions))
-        if not all(said.strip() for said in words):
-            raise ValueError("a transcription is empty: write the words to be spoken")
-    often = lambda given: [x for x in given for _ in range(k)]
-    return often(captions), often(negatives), often(words) if words else None
-
-
-def check_captions(captions: str | Sequence[str]) -> list[str]:
-    """Captions as a list; a sentence where there is none, or one is empty."""
-    given = [captions] if isinstance(captions, str) else list(captions)
-    if not given:
-        raise ValueError("captions is empty: at least one caption is needed")
-    given = one_each("captions", given, len(given))
-    if not all(caption.strip() for caption in given):
-        raise ValueError("a caption is empty: describe the sound in a few words")
-    return given
-
-
-def one_each(name: str, given: str | Sequence[str], n: int) -> list[str]:
-    """Strings as a list of n: one for all, or one each."""
-    given = [given] if isinstance(given, str) else list(given)
-    for x in given:
-        if not isinstance(x, str):
-            raise TypeError(f"{name} must be strings, not {type(x).__name__}")
-    given = given * n if len(given) == 1 else given
-    if len(given) != n:
-        raise ValueError(
-            f"{name} must be one for all or one for each of {n}, not {len(given)}"
-        )
-    return given
-
-
-def check_seconds(seconds: float) -> float:
-    """The length itself; a sentence for one that no sound can have."""
-    check_number("seconds", seconds, 0.1, MAX_SECONDS)
-    return seconds

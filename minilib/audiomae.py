@@ -231,7 +231,7 @@ class AudioMAE(Model):
         T, M = self.config.n_frames, self.config.n_mels
         if mel.shape[1:] != (1, T, M):
             raise ValueError(f"mel must be (B, 1, {T}, {M}), not {tuple(mel.shape)}")
-        return (mel - self.config.mel_mean) / self.config.mel_std
+        return ((mel - self.config.mel_mean) / self.config.mel_std).to(self.dtype)
 
     def patchify(self, x: Tensor) -> Tensor:
         """Cut (B, 1, T, F) into patches (B, P, patch^2), time before frequency."""

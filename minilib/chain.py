@@ -152,7 +152,7 @@ def explain(
     Raises:
         ValueError: `n` is below 2, or the pipeline has no AudioMAE.
     """
-    check_asked(n)
+    n, seed, _ = check_asked(n, seed=seed)
     if pipe.audiomae is None:
         lacking = "pipe must have its audiomae, for the true LOA"
         raise ValueError(f"{lacking}; train that stage, or take weights with it")

@@ -286,13 +286,13 @@ class CLAP(Reader, Model):
 
     def embed_audio(self, log_mel: Tensor) -> Tensor:
         """Embed sounds: log_mel (B, 1, T, F) -> (B, dim), of unit length."""
-        return self.audio_projection(self.audio(log_mel))
+        return self.audio_projection(self.audio(log_mel.to(self.dtype)))
 
     def embed_waves(self, waves: Tensor) -> Tensor:
         """Embed sounds from their waveforms: (B, N) at 16 kHz -> (B, dim), of unit
         length.
         """
-        return self.embed_audio(audio.log_mel(waves))
+        return self.embed_audio(audio.log_mel(waves.float()))
 
     def encode(self, inputs: list[str], pad_to: int = 0) -> Context:
         """Encode B captions as a condition: one vector each, (B, 1, dim), whatever

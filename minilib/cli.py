@@ -1,5 +1,5 @@
 """The command line: generate, train, reconstruct, evaluate, chain, vocabulary, convert,
-info, doctor.
+info, data, doctor.
 
 Each command is a function that takes the parsed arguments; what is wrong with them is
 told in one sentence, with exit code 2, before anything is written. Libraries that take
@@ -12,13 +12,13 @@ import argparse
 import io
 import json
 import os
-import random
 import shlex
 import shutil
 import sys
 import tempfile
 import textwrap
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from minilib.audioldm2 import AudioLDM2, Profile
     from minilib.classifier import Classifier
+    from minilib.guidance import Sampling
 
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
 STAGES = (  # of training, as --help names them
@@ -85,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add_command in (
         *(add_generate, add_train, add_reconstruct, add_evaluate, add_chain),
-        *(add_vocabulary, add_convert, add_info, add_doctor),
+        *(add_vocabulary, add_convert, add_info, add_doctor, add_data),
     ):
         add_command(commands)
     return parser
@@ -152,7 +153,8 @@ def add_generate(commands: Any) -> None:
     add("--seconds", type=float, help=about)
     about = "what is spoken; speech models need it, others have no use for it"
     add("--transcription", metavar="WORDS", help=about)
-    add_seed(add, "the same seed makes the same sound (default: drawn anew)", None)
+    about = "the same seed makes the same sound; each further caption has one more"
+    add_seed(add, f"{about} (default: drawn anew)", None)
     add_candidates(add)
     add_weights(add)
     about = "draw the mel spectrogram into this file"
@@ -206,6 +208,16 @@ def add_doctor(commands: Any) -> None:
     add_weights(command(commands, doctor, about, examples))
 
 
+def add_data(commands: Any) -> None:
+    """Add the command `data`."""
+    about = "look at all recordings of a folder before something is trained on them"
+    add = command(commands, data, about, "minilib data check recordings")
+    about = "check: say what there is, and everything that is wrong with it"
+    add("action", choices=("check",), metavar="check", help=about)
+    about = "recordings and their table (metadata.csv: file_name, caption)"
+    add("folder", type=Path, metavar="FOLDER", help=about)
+
+
 def add_train(commands: Any) -> None:
     """Add the command `train`."""
     examples = """
@@ -228,7 +240,9 @@ def add_train(commands: Any) -> None:
     add("--steps", type=int, metavar="N", help="of every stage (default: the preset's)")
     about = "for weights, log and checkpoints (default: runs/PRESET)"
     add("--out", type=Path, metavar="DIR", help=about)
-    add("--resume", action="store_true", help="go on from the last checkpoint")
+    about = "skip what is finished and go on from the last checkpoint, with the same "
+    about += "data, preset and seed; without it stages start anew"
+    add("--resume", action="store_true", help=about)
     add_seed(add, "of weights and batches (default: 0)")
 
 
@@ -294,18 +308,22 @@ def add_vocabulary(commands: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `minilib`; return 0 (`doctor`: or 1), or 2 after one sentence on what was
-    wrong, or 130 after Ctrl-C.
+    """Run `minilib`; return 0 (`doctor`, `data`: or 1), or 2 after one sentence on what
+    was wrong, or 130 after Ctrl-C.
     """
+    if hasattr(sys.stdout, "reconfigure"):  # what it can't print it replaces
+        sys.stdout.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     stopped = lambda: getattr(args, "stopped", "stopped; nothing was written")
+    warnings.showwarning = in_one_line
     try:
         code = args.run(args) or 0
-        sys.stdout.flush()
+        if sys.stdout:  # it may be closed
+            sys.stdout.flush()
         return code
     # whoever read the output has gone, as in `minilib vocabulary | head -3`
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_no_more()
         return 0
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         kept = is_full(error) and hasattr(args, "stopped")
@@ -315,6 +333,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nminilib: {stopped()}", file=sys.stderr)
         return 130
+
+
+def in_one_line(message: Warning | str, *about: Any, **more: Any) -> None:
+    """Show a warning as an error is shown: what it says, and no line of code."""
+    print(f"minilib: {message}", file=sys.stderr)
+
+
+def print_no_more() -> None:
+    """Let go to nowhere what is printed from here on, and what waits to be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(line: str) -> None:
+    """Print a line at once; that nobody reads it does not stop what is under way."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        print_no_more()
 
 
 def sentence(error: Exception) -> str:
@@ -340,32 +376,64 @@ def generate(args: argparse.Namespace) -> None:
     plots = output_files(args.plot, n, (".png",)) if args.plot else []
     began = time.perf_counter()
     from minilib import audio
-    from minilib.audioldm2 import AudioLDM2, Profile, check_asked, check_seconds
+    from minilib.arguments import check_asked, check_seeds
+    from minilib.audioldm2 import AudioLDM2, Profile
 
     profile = Profile({"imports": time.perf_counter() - began})
     options = {x: getattr(args, x) for x in ("transcription", "candidates")}
     check_asked(args.captions, None, speaks=args.transcription is not None, **options)
-    if args.seconds is not None:
-        check_seconds(args.seconds)
-    changes = sampling_changes(args)
+    options["seconds"] = checked_seconds(args)
+    seeds, changes = check_seeds(args.seed, n), sampling_changes(args)
     with profile.measure("load weights"):
         pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
-    seed = random.randrange(2**32) if args.seed is None else args.seed
     for caption in args.captions:
         warn_of_unknown_words(pipe, caption)
     how = pipe.sampling.changed(**changes)
-    waves = pipe(args.captions, how, seconds=args.seconds, seed=seed, **options)
-    profile.seconds.update(pipe.profile.seconds)
+    say(f"seed {seeds[0]}" + f" to {seeds[-1]}" * (n > 1))  # whatever may come
+    waves = sounds_of(pipe, args.captions, how, seeds, profile, **options)
     with profile.measure("write"):
         for path, wave in zip(sounds, waves):
             audio.save(path, wave)
         for path, wave, caption in zip(plots, waves, args.captions):
             plot(path, wave, caption)
-    for path, caption in zip(sounds, args.captions):
-        print(f"{path}  {waves.shape[1] / audio.SAMPLE_RATE:.2f} s  {caption}")
-    print(f"seed {seed}")
+    length = f"{waves.shape[1] / audio.SAMPLE_RATE:.2f} s"
+    for path, seed, caption in zip(sounds, seeds, args.captions):
+        print(f"{path}  {length}  seed {seed}  {caption}")
     if args.profile:
         print(f"\n{table(profile)}")
+
+
+def sounds_of(
+    pipe: AudioLDM2,
+    captions: list[str],
+    how: Sampling,
+    seeds: list[int],
+    profile: Profile,
+    **options: Any,
+) -> Tensor:
+    """The sounds (n, N) of captions, each as if it were alone: made together, or, where
+    the encoders would pad a caption to the length of the longest, in turn.
+    """
+    import torch
+
+    n, together = len(captions), getattr(pipe.text.tokenizer, "pad_to", 0) > 0
+    waves, step = [], n if together else 1
+    for i in range(0, n, step):
+        some = captions[i : i + step], how
+        waves.append(pipe(*some, seed=seeds[i : i + step], **options))
+        for stage, seconds in pipe.profile.seconds.items():
+            so_far = profile.seconds.get(stage, 0.0)
+            profile.seconds[stage] = so_far + seconds
+    return torch.cat(waves)
+
+
+def checked_seconds(args: argparse.Namespace) -> float | None:
+    """The length that --seconds names, None for none; a sentence for one that no sound
+    can have.
+    """
+    from minilib.arguments import check_seconds
+
+    return None if args.seconds is None else check_seconds(args.seconds)
 
 
 def sampling_changes(args: argparse.Namespace) -> dict[str, Any]:
@@ -443,7 +511,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     changes = sampling_changes(args)
     options = {key: getattr(args, key) for key in ("n", "seed", "candidates")}
-    metrics.check_asked(args.n, args.candidates)
+    metrics.check_asked(args.n, args.candidates, args.seed)
     if args.data:
         folder = AudioFolder(args.data, part="test")
         pipe, judge, _ = pipeline_and_judge(args, own_judge(args))
@@ -454,8 +522,8 @@ def evaluate(args: argparse.Namespace) -> None:
         options["listener"] = load_part(shipped_listener(), "clap", torch.float32)
         ask, given = metrics.evaluate, (pipe, judge)
     results = ask(*given, pipe.sampling.changed(**changes), **options)
-    print(metrics.report(results, recorded=bool(args.data)))
     write_numbers(output, results)
+    print(metrics.report(results, recorded=bool(args.data)))
 
 
 def chain(args: argparse.Namespace) -> None:
@@ -467,8 +535,8 @@ def chain(args: argparse.Namespace) -> None:
     pipe, judge, folder = pipeline_and_judge(args, shipped_judge())
     untuned = chain.untuned(pipe, folder)
     results = chain.explain(pipe, judge, untuned, n=args.n, seed=args.seed)
-    print(chain.report(results))
     write_numbers(output, results)
+    print(chain.report(results))
 
 
 def own_judge(args: argparse.Namespace) -> Path:
@@ -530,6 +598,7 @@ def convert(args: argparse.Namespace) -> None:
     target = args.target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"DST must be a new or an empty folder, not {str(target)!r}")
+    try_name(target)
     own = False  # whether the source is laid out as this package does
     as_stored = {"device": "cpu", "dtype": None}
     if args.source.endswith(".pth"):
@@ -551,14 +620,12 @@ def info(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from minilib import costs
-    from minilib.audioldm2 import AudioLDM2, check_seconds
+    from minilib.audioldm2 import AudioLDM2
     from minilib.convert import released
     from minilib.guidance import Sampling
     from minilib.unet import UNet
 
-    changes = sampling_changes(args)
-    if args.seconds is not None:
-        check_seconds(args.seconds)
+    changes, asked = sampling_changes(args), checked_seconds(args)
     if args.pipeline in UNet.presets:
         folder, how, parts = None, Sampling(), costs.preset_parts(args.pipeline)
         seconds = 2.56 if args.pipeline == "tiny" else 10.24
@@ -566,12 +633,12 @@ def info(args: argparse.Namespace) -> None:
         folder = released.fetch(args.pipeline or shipped_weights())
         pipe = AudioLDM2.from_pretrained(folder, device="cpu", dtype=None)
         how, parts, seconds = pipe.sampling, pipe.models, pipe.seconds
-    how, seconds = how.changed(**changes), args.seconds or seconds
+    how, seconds = how.changed(**changes), asked or seconds
     rows = costs.sizes(parts, folder)
     flops = costs.operations(parts, seconds, how)
-    print(costs.report(rows, flops, seconds, how))
     numbers = {"parts": [asdict(row) for row in rows], "flops": flops}
     write_numbers(output, {**numbers, "seconds": seconds, "steps": how.steps})
+    print(costs.report(rows, flops, seconds, how))
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -580,7 +647,7 @@ def doctor(args: argparse.Namespace) -> int:
     """
     from minilib.doctor import examine
 
-    sound, weights = True, Path(args.weights or DATA / "weights" / "tiny")
+    sound, weights = True, Path(args.weights or place_of("tiny"))
     for name, check in examine(weights):
         # the name before the check: a broken library may end the process as it is
         # imported
@@ -593,14 +660,28 @@ def doctor(args: argparse.Namespace) -> int:
     return 0 if sound else 1
 
 
+def data(args: argparse.Namespace) -> int:
+    """Print what a folder of recordings holds, and every fault of it; 1 if there are
+    any.
+    """
+    from minilib.data import AudioFolder
+
+    folder = AudioFolder(args.folder, strict=False)
+    found = folder.examine(progress=sys.stderr.isatty())
+    print(found.report())
+    return 1 if found.faults else 0
+
+
 # --------------------------------------------------------------------------------------
 # What they share
 
 
 def shipped_weights() -> Path:
     """The folder of the weights that come with the repository."""
-    own = "give a folder with --weights, or train some with: minilib train all"
-    return shipped("tiny", own)
+    how = "give a folder with --weights, or train some with: minilib train all"
+    if Path("runs", "tiny", "pipeline.json").is_file():
+        return shipped("tiny", "take those that you have trained: --weights runs/tiny")
+    return shipped("tiny", f"{how} --out data/weights/tiny")
 
 
 def shipped_listener() -> Path:
@@ -617,11 +698,38 @@ def shipped_judge() -> Path:
 
 def shipped(name: str, remedy: str) -> Path:
     """A folder of data/weights, or a sentence on what to do without it."""
-    folder = DATA / "weights" / name
+    folder = place_of(name)
     if not folder.is_dir():
         missing = f"the weights that ship are not here ({folder} is missing)"
         raise FileNotFoundError(f"{missing}: {remedy}")
     return folder
+
+
+def place_of(name: str) -> Path:
+    """Where a folder of data/weights is: in the checkout that this module stands in or
+    was installed from, or where the command is run, as `train` may have put it there.
+    """
+    folders = [data / "weights" / name for data in (DATA, *origin(), Path("data"))]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def origin() -> list[Path]:
+    """`data` of the checkout from which a copy of this package was installed, if pip
+    has noted any.
+    """
+    from importlib import metadata
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        note = metadata.distribution("minilib").read_text("direct_url.json")
+        found = json.loads(note or "{}")
+    except (metadata.PackageNotFoundError, OSError, ValueError):
+        return []
+    address = urlsplit(found.get("url", ""))
+    own = found.get("dir_info", {}).get("editable")  # no copy: DATA is there
+    is_folder = address.scheme == "file" and not own
+    return [Path(url2pathname(address.path)) / "data"] if is_folder else []
 
 
 def json_file(args: argparse.Namespace) -> Path | None:
@@ -645,22 +753,30 @@ def output_files(path: Path, n: int, suffixes: Sequence[str]) -> list[Path]:
     if path.suffix.lower() not in suffixes:
         known = " or ".join(suffixes)
         raise ValueError(f"the output must end in {known}, not {str(path)!r}")
-    refused = f"the output {str(path)!r} can't be written"
     if not path.parent.is_dir():
         missing = f"there is no folder {str(path.parent)!r}"
-        raise FileNotFoundError(f"{refused}: {missing}")
+        raise FileNotFoundError(f"the output {str(path)!r} can't be written: {missing}")
     numbered = [path.with_stem(f"{path.stem}-{i + 1}") for i in range(n)]
     paths = numbered if n > 1 else [path]
     for file in paths:
+        try_name(file)
         if file.is_dir():
             taken = f"the output {str(file)!r} can't be written: it is a folder"
             raise ValueError(taken)
-    try:
-        # asks the disk itself: permissions say too little
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise ValueError(f"{refused}: {error.strerror}") from error
     return paths
+
+
+def try_name(path: Path) -> None:
+    """Raise a sentence where the disk doesn't take a file or a folder of this name:
+    asks it, for permissions say too little.
+    """
+    try:
+        beside = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=".", dir=beside) as folder:
+            (Path(folder) / path.name).touch()
+    except OSError as error:
+        refused = f"the output {str(path)!r} can't be written"
+        raise ValueError(f"{refused}: {error.strerror}") from error
 
 
 def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:

@@ -9,12 +9,14 @@ SoundWorld or from a folder.
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import multiprocessing
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,26 +24,35 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import audio
+from . import audio, tables
 from .files import replacing_folder
 from .soundworld import SoundWorld
 from .soundworld.corpus import INT16, to_float
+from .tables import Row
 
 # Licences under which recordings may shape weights that are themselves CC BY; any
 # version of each.
 OPEN_LICENCES = ("CC0", "public domain", "CC BY")
-# table: its column of file names
-TABLES = {"metadata.csv": "file_name", "manifest.csv": "file"}
-CAPTION_COLUMNS = ("caption", "text")
+TOLD = 20  # faults that an error tells, at most
+SILENT = "is digital silence"
+CHECKED = 10_000  # rows whose files are looked at before training, at most
 
 
 class AudioFolder:
     """Recordings in a folder, as the Hugging Face audiofolder convention lays them:
     sound files and a table.
 
-    The table is `metadata.csv` (column file_name) or `manifest.csv` (column file); its
-    column of captions is `caption` or `text`. `folder[i]` is (wave (N,), caption, row),
-    the row a dict of all columns.
+    The table is the first that there is of TABLES: `metadata.csv` (or `manifest.csv`),
+    with comma, semicolon or tab, `metadata.jsonl`, or `metadata.parquet`, for which
+    pyarrow must be installed. Its column of file names is `file_name` (or
+    `audio_file_name`, or `file`), with / or \\ between folders; that of captions is
+    `caption` or `text`. Text is UTF-8, or UTF-16 with a byte-order mark. Where the
+    folder itself has no table, those in the folders directly below it are read
+    together; file names are relative to each table, and rows that have no `part` get
+    that which their folder is named for (train, test, valid). Tables that lie deeper
+    are not looked for.
+
+    `folder[i]` is (wave (N,), caption, row), the row a dict of all columns.
 
     Args:
         folder: where the table lies; file names in it are relative to the folder.
@@ -49,10 +60,13 @@ class AudioFolder:
         licences: only rows whose column `licence` (or `license`) is one of these, in
             any version; OPEN_LICENCES are those under which weights may be CC BY.
         captions: False lets rows have no caption (it is then "").
+        strict: False keeps faults for `faults` to tell, and leaves out the rows that
+            can't be understood.
 
     Raises:
         FileNotFoundError: no folder, no table, or rows that name missing files.
-        ValueError: a missing column, rows without caption, or no row left.
+        ValueError: a line that is no row, a missing column, rows without caption, or no
+            row left; every fault in one sentence, each with its file and line.
     """
 
     def __init__(
@@ -61,13 +75,15 @@ class AudioFolder:
         part: str | None = None,
         licences: Collection[str] | None = None,
         captions: bool = True,
+        strict: bool = True,
     ) -> None:
         self.folder = Path(folder)
-        self._table, self._file_column = _find_table(self.folder)
-        self.rows: list[dict[str, str]] = _read_table(self._table, self._file_column)
-        if part is not None:
+        self.tables: list[Path] = tables.find(self.folder)
+        self.rows: list[Row]
+        self.rows, self._faults = tables.read(self.tables)
+        if part is not None and self.rows:
             self._keep("part", part, lambda row: row["part"] == part)
-        if licences is not None:
+        if licences is not None and self.rows:
             column = "license" if "license" in self.rows[0] else "licence"
             allowed = {_licence_name(licence) for licence in licences}
             self._keep(
@@ -75,13 +91,18 @@ class AudioFolder:
                 ", ".join(licences),
                 lambda row: _licence_name(row[column]) in allowed,
             )
-        self.captions: list[str] = self._read_captions(captions)
-        self._check_files()
+        self.captions: list[str]
+        self.captions, uncaptioned = tables.captions(self.rows, captions)
+        self._faults = [*self._faults, *uncaptioned]
+        missing = tables.missing(self.rows)
+        if strict and (self._faults or missing):
+            kind = ValueError if self._faults else FileNotFoundError
+            raise kind(told([*self._faults, *missing], self.folder))
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, str, dict[str, str]]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str, Row]:
         return self.wave(index), self.captions[index], self.rows[index]
 
     def wave(self, index: int) -> torch.Tensor:
@@ -90,7 +111,33 @@ class AudioFolder:
 
     def path(self, index: int) -> Path:
         """The file of recording `index`."""
-        return self.folder / self.rows[index][self._file_column]
+        return self.rows[index].path
+
+    def faults(self, most: int | None = CHECKED) -> list[str]:
+        """Everything that is wrong with the folder, a sentence each, with file and
+        line: lines, columns, captions, missing and unreadable files, silence.
+
+        Args:
+            most: rows whose files are looked at, evenly over the table, and a tenth as
+                many are heard to the end; None for all of them.
+        """
+        return self.examine(most).faults
+
+    def examine(self, most: int | None = None, progress: bool = False) -> Findings:
+        """What there is and what is wrong with it; arguments as `faults`."""
+        found = Findings(self)
+        found.faults = [*self._faults, *tables.missing(self.rows)]
+        # a file may have several captions
+        files = {
+            row.path: row
+            for row in _spread(self.rows, most)
+            if os.path.isfile(row.path)
+        }
+        heard = set(_spread(list(files), None if most is None else most // 10))
+        shown = {"desc": self.folder.name, "unit": "file", "disable": not progress}
+        for path, row in tqdm(files.items(), **shown):
+            found.look(path, row, path in heard)
+        return found
 
     def by(self, column: str) -> dict[str, AudioFolder]:
         """The recordings apart for each value of a column; one folder under "" where
@@ -107,43 +154,18 @@ class AudioFolder:
         return parts
 
     def _keep(self, column: str, wanted: str, keep) -> None:
+        said = " and ".join(map(str, self.tables))
         if column not in self.rows[0]:
             raise ValueError(
-                f"{self._table} has no column {column!r} to choose {wanted!r} by"
+                f"{said} has no column {column!r} to choose {wanted!r} by; its columns "
+                f"are {', '.join(self.rows[0])}"
             )
         there = sorted({row[column] for row in self.rows})
         self.rows = [row for row in self.rows if keep(row)]
         if not self.rows:
             raise ValueError(
-                f"{self._table} has no row with {column} {wanted!r}; it has "
-                f"{', '.join(there)}"
+                f"{said} has no row with {column} {wanted!r}; it has {', '.join(there)}"
             )
-
-    def _read_captions(self, needed: bool) -> list[str]:
-        column = next((name for name in CAPTION_COLUMNS if name in self.rows[0]), None)
-        if column is None and needed:
-            raise ValueError(f"{self._table} has no column 'caption' (nor 'text')")
-        captions = [row[column].strip() if column else "" for row in self.rows]
-        empty = [i for i, caption in enumerate(captions) if not caption]
-        if empty and needed:
-            first = self.rows[empty[0]][self._file_column]
-            raise ValueError(
-                f"{self._table} has {len(empty)} rows without a caption, the first "
-                f"for {first!r}"
-            )
-        return captions
-
-    def _check_files(self) -> None:
-        missing = [
-            row[self._file_column]
-            for i, row in enumerate(self.rows)
-            if not self.path(i).is_file()
-        ]
-        if missing:
-            many = (
-                f"{len(missing)} of {len(self.rows)} rows name files that are missing"
-            )
-            raise FileNotFoundError(f"{self._table}: {many}, the first {missing[0]!r}")
 
 
 def of_part(folder: str | os.PathLike, part: str) -> AudioFolder:
@@ -154,33 +176,88 @@ def of_part(folder: str | os.PathLike, part: str) -> AudioFolder:
     return AudioFolder(folder, part=part) if "part" in every.rows[0] else every
 
 
-def _find_table(folder: Path) -> tuple[Path, str]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    for name, column in TABLES.items():
-        if (folder / name).is_file():
-            return folder / name, column
-    raise FileNotFoundError(
-        f"the folder {str(folder)!r} has no metadata.csv (nor manifest.csv)"
-    )
+def told(faults: Sequence[str], folder: str | os.PathLike) -> str:
+    """Faults as one sentence, for an error: the first TOLD of them, and how many there
+    are.
+    """
+    if len(faults) == 1:
+        return faults[0]
+    more = len(faults) - TOLD
+    rest = f"; and {more} more: minilib data check {folder}" if more > 0 else ""
+    numbered = (f"({i + 1}) {fault}" for i, fault in enumerate(faults[:TOLD]))
+    return f"{str(folder)!r} has {len(faults)} faults: {'; '.join(numbered)}{rest}"
 
 
-def _read_table(table: Path, file_column: str) -> list[dict[str, str]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = [
-                {key: value or "" for key, value in row.items() if key}
-                for row in csv.DictReader(file)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{table} is not a table of comma-separated values in UTF-8: {error}"
-        ) from error
-    if not rows:
-        raise ValueError(f"{table} has no rows")
-    if file_column not in rows[0]:
-        raise ValueError(f"{table} has no column {file_column!r}")
-    return rows
+@dataclass
+class Findings:
+    """What a look at a folder found: how much there is, and every fault, a sentence
+    each.
+    """
+
+    folder: AudioFolder
+    seconds: float = 0.0  # of the files that were looked at
+    rates: Counter[int] = field(default_factory=Counter)  # files by sample rate
+    faults: list[str] = field(default_factory=list)
+    # what is read otherwise than it stands there: louder than 1, channels that cancel
+    notes: list[str] = field(default_factory=list)
+
+    def look(self, path: Path, row: Row, hear: bool) -> None:
+        """Look at a file: at its header, and if asked at all of its samples."""
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                seconds, rate = audio.header(path)
+                if hear and not _audible(audio.read(path)[0]).any():
+                    self.faults.append(f"{row.place}: {str(path)!r} {SILENT}")
+        except (ValueError, OSError) as error:
+            self.faults.append(f"{row.place}: {_reason(error)}")
+            return
+        self.seconds += seconds
+        self.rates[rate] += 1
+        self.notes += [f"{row.place}: {note.message}" for note in said]
+
+    def report(self) -> str:
+        """All of it, line by line."""
+        rows, tables = self.folder.rows, self.folder.tables
+        columns = ", ".join(rows[0]) if rows else "none that can be read"
+        n, hours = sum(self.rates.values()), self.seconds / 3600
+        lines = [
+            f"tables      {', '.join(map(str, tables))}",
+            f"columns     {columns}",
+            f"rows        {len(rows)}, {len(set(self.folder.captions))} captions",
+            f"files       {n}, {hours:.2f} hours",
+            f"rates       {_counts({f'{k} Hz': self.rates[k] for k in self.rates})}",
+        ]
+        for name, column in (("parts", "part"), ("classes", "class")):
+            if rows and column in rows[0]:
+                counts = _counts(Counter(row[column] for row in rows))
+                lines.append(f"{name:12}{counts}")
+        for name, sentences in (("note", self.notes), ("fault", self.faults)):
+            if sentences or name == "fault":
+                many = f"{len(sentences)} {name}{'s' * (len(sentences) != 1)}"
+                lines += ["", f"{many}{':' * bool(sentences)}"]
+                lines += [f"  {sentence}" for sentence in sentences]
+        return "\n".join(lines)
+
+
+def _counts(counts: dict[str, int], most: int = 40) -> str:
+    """Names and how often each is there, most often first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name!s} ({n})" for name, n in ordered[:most])
+    return shown + f" and {len(ordered) - most} more" * (len(ordered) > most)
+
+
+def _spread(items: Sequence, most: int | None) -> Sequence:
+    """All items, or `most` of them, evenly from the first to the last."""
+    if most is None or len(items) <= max(1, most):
+        return items
+    n = max(1, most)
+    return [items[i * len(items) // n] for i in range(n)]
+
+
+def _audible(samples: np.ndarray) -> np.ndarray:
+    """Where samples in [-1, 1] are not 0 as 16 bits."""
+    return np.round(samples * INT16) != 0
 
 
 def _licence_name(licence: str) -> str:
@@ -241,21 +318,14 @@ class Corpus:
         """Cut recordings into pieces of `seconds`, each with the recording's caption.
 
         The last piece is padded with zeros, or dropped if less than a tenth of it is
-        recording; pieces of digital silence are dropped.
+        recording; pieces of digital silence are dropped, with a warning that names
+        their recordings. Of more than CHECKED recordings, those that can't be read are
+        dropped likewise.
         """
         n_samples = round(seconds * audio.SAMPLE_RATE)
         if n_samples < 1:
             raise ValueError(f"seconds must be above 0, not {seconds}")
-        waves, captions = [], []
-        for i in tqdm(
-            range(len(folder)),
-            desc=folder.folder.name,
-            unit="file",
-            disable=not progress,
-        ):
-            for piece in _pieces(folder.wave(i).numpy(), n_samples):
-                waves.append(piece)
-                captions.append(folder.captions[i])
+        waves, captions = _cut(folder, n_samples, progress)
         if not waves:
             raise ValueError(
                 f"all recordings of {str(folder.folder)!r} are digital silence"
@@ -313,9 +383,52 @@ def _render_chunks(
         yield from pool.imap(partial(_render_chunk, world), chunks)
 
 
-def _pieces(wave: np.ndarray, n_samples: int) -> Iterator[np.ndarray]:
+def _cut(
+    folder: AudioFolder, n_samples: int, progress: bool
+) -> tuple[list[np.ndarray], list[str]]:
+    """All pieces of recordings that hold sound, and their captions."""
+    waves, captions, silent, unread = [], [], [], []
+    shown = {"desc": folder.folder.name, "unit": "file", "disable": not progress}
+    for i in tqdm(range(len(folder)), **shown):
+        try:
+            pieces = _pieces(folder.wave(i).numpy(), n_samples)
+        except (ValueError, OSError) as error:
+            if len(folder) <= CHECKED:
+                raise
+            unread.append(_reason(error))
+            continue
+        heard = [piece for piece in pieces if piece.any()]
+        waves += heard
+        captions += [folder.captions[i]] * len(heard)
+        if len(heard) < len(pieces):
+            n = f"{len(pieces) - len(heard)} of {len(pieces)}"
+            silent.append(f"{n} of {folder.rows[i].file!r}")
+    _warn_of(unread, f"of {len(folder)} recordings can't be read")
+    if waves:  # else it is an error
+        _warn_of(silent, f"of {len(folder)} recordings hold pieces of silence")
+    return waves, captions
+
+
+def _pieces(wave: np.ndarray, n_samples: int) -> list[np.ndarray]:
     samples = np.round(wave * INT16).astype(np.int16)
-    for start in range(0, len(samples), n_samples):
-        piece = samples[start : start + n_samples]
-        if piece.any() and (start == 0 or len(piece) >= n_samples / 10):
-            yield np.pad(piece, (0, n_samples - len(piece)))
+    pieces = [
+        samples[start : start + n_samples]
+        for start in range(0, len(samples), n_samples)
+        if start == 0 or len(samples) - start >= n_samples / 10
+    ]
+    return [np.pad(piece, (0, n_samples - len(piece))) for piece in pieces]
+
+
+def _warn_of(dropped: list[str], what: str) -> None:
+    """Say how many recordings were left out, whole or in part, and the first of
+    them.
+    """
+    if dropped:
+        more = f" and {len(dropped) - TOLD} more" * (len(dropped) > TOLD)
+        said = f"{len(dropped)} {what}, left out: {', '.join(dropped[:TOLD])}{more}"
+        warnings.warn(said, stacklevel=4)  # names the line that calls `from_folder`
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without what `path` must be."""
+    return str(error).partition("; ")[2] or str(error)

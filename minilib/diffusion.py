@@ -457,13 +457,18 @@ def levels(t: int, x: Tensor) -> Tensor:
     return torch.full((x.shape[0],), t, device=x.device)
 
 
-def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+def randn_like(
+    x: Tensor, generator: torch.Generator | list[torch.Generator] | None
+) -> Tensor:
     """Standard normal noise in the shape of x, drawn on the CPU: the same on every
-    device.
+    device. Of a list of generators each draws its share of the items, in order.
 
     Chapter 06.
     """
-    return torch.randn(x.shape, generator=generator).to(x)
+    generators = generator if isinstance(generator, list) else [generator]
+    shape = len(x) // len(generators), *x.shape[1:]
+    drawn = torch.cat([torch.randn(shape, generator=g) for g in generators])
+    return drawn.view_as(x).to(x)
 
 
 def ddpm_step(

@@ -380,7 +380,8 @@ def available_memory() -> int | None:
 def pipeline(folder: Path) -> Finding:
     """Whether every part of a pipeline loads, and all fit together."""
     if not folder.is_dir():
-        mend = "give a folder with --weights, or train some with: minilib train all"
+        train = f"minilib train all --out {folder}"
+        mend = f"give a folder with --weights, or train some with: {train}"
         return Finding("none", f"there are no weights in {folder}: {mend}", works=False)
     from minilib.audioldm2 import AudioLDM2
     from minilib.convert import released

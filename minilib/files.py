@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,9 +31,10 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the file can't be written; it names `path`, and what stood there is
             untouched.
     """
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part"
-    )
+    # short, for a name may be as long as the disk allows
+    name = zlib.crc32(os.fsencode(path.name))
+    writer = f"{os.getpid()}-{threading.get_native_id()}"
+    temporary = path.with_name(f".{name:08x}-{writer}.part")
     try:
         with naming(path):
             yield temporary
@@ -52,7 +54,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """
     missing = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    beside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     new, old = beside / "new", beside / "old"
     try:
         with naming(folder):

@@ -16,13 +16,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from minilib.arguments import check_whole
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
-from minilib.convert import released
+from minilib.convert import older, released
 from minilib.files import replacing, replacing_entries
 from minilib.gpt import LOARegressor, Loudness
 from minilib.guidance import Sampling
-from minilib.model import Model, has_gpu, read_json
+from minilib.model import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Model,
+    config_from,
+    has_gpu,
+    read_json,
+    read_weights,
+)
 from minilib.phonemes import PhonemeEncoder
 from minilib.text import T5Encoder
 from minilib.tokenizer import Tokenizer
@@ -136,8 +145,11 @@ class Stored(Parts):
             ValueError: it is not an AudioLDM 2, a file is damaged, or reading it would
                 run the code in a pickle.
         """
+        changes = {"unconditional_loa": unconditional_loa}
+        Sampling().changed(**changes)
+        check_options(folder, **options)
         pipe = cls(load(folder, dtype, **options)).to(device)
-        pipe.sampling = pipe.sampling.changed(unconditional_loa=unconditional_loa)
+        pipe.sampling = pipe.sampling.changed(**changes)
         return pipe
 
     @classmethod
@@ -219,11 +231,30 @@ def load(
     return parts
 
 
+def check_options(source: str | Path, **options: Any) -> None:
+    """Raise TypeError or ValueError for an option of `from_diffusers` that it does not
+    have, that is no whole number, or that the source has no use for.
+    """
+    single = Path(source).suffix == ".pth"
+    known = ("head_width", "n_tokens", *(["like"] if single else []))
+    for name, value in options.items():
+        if name not in known:
+            takes = f"{source} takes {' and '.join(known)}"
+            raise TypeError(f"{name} is no option here: {takes}")
+        if name != "like" and value is not None:
+            check_whole(name, value, 1, 2**16)
+    if (Path(source) / "pipeline.json").is_file() and any(options.values()):
+        said = "which are for released weights: its own sizes stand in its configs"
+        raise ValueError(f"{source} takes no {' or '.join(options)}, {said}")
+
+
 def read(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """The fields of `Parts` from this package's own folder."""
     description = read_description(folder)
     here = [n for n in CLASSES if n not in OPTIONAL or part_folder(folder, n).is_dir()]
     found: dict[str, Any] = {name: load_part(folder, name, dtype) for name in here}
+    if "loudness" not in here:
+        found["loudness"] = older.loudness(part_folder(folder, "gpt"), dtype)
     vocabulary = folder / "vocabulary.json"
     if vocabulary.is_file():
         found["vocabulary"] = read_json(vocabulary)
@@ -246,21 +277,36 @@ def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> nn.M
     an encoder with its tokenizer, if it is there.
     """
     path = part_folder(folder, name)
-    config = read_json(path / "config.json")
+    config = read_json(path / CONFIG_FILE)
     if config.get("model_type") == "clap":  # transformers' own
         part = released.ReleasedCLAP.from_pretrained(path, dtype=dtype)
-    else:  # an older save may lack a field that was added since: it takes the default
-        known = lambda c: {field.name for field in fields(c.config_class)}
-        classes = [c for c in CLASSES[name] if config and set(config) <= known(c)]
-        if not classes:
-            expected = " or ".join(c.__name__ for c in CLASSES[name])
-            raise ValueError(
-                f"{path / 'config.json'} is not the config of a {expected}"
-            )
-        part = classes[0].from_pretrained(path, dtype=dtype)
+    else:
+        vae = part_folder(folder, "vae") / CONFIG_FILE
+        config = older.config(name, config, vae)
+        model_class = class_of(name, config, path / CONFIG_FILE)
+        sizes = config_from(model_class.config_class, config, path / CONFIG_FILE)
+        state = older.state(name, read_weights(path / WEIGHTS_FILE))
+        part = model_class.filled(sizes, state, path, dtype)
     if hasattr(part, "tokenizer"):
         part.tokenizer = load_tokenizer(path.parent, name)
     return part
+
+
+def class_of(name: str, config: dict[str, Any], path: Path) -> type[Model]:
+    """Which of the classes of a part has this config. An older save may lack a field
+    that was added since: it takes the default.
+    """
+    known = lambda c: {field.name for field in fields(c.config_class)}
+    # the one with most of the fields
+    likely = max(CLASSES[name], key=lambda c: len(known(c) & set(config)))
+    unknown = sorted(set(config) - known(likely))
+    if not config or 2 * len(unknown) > len(config):
+        expected = " or ".join(c.__name__ for c in CLASSES[name])
+        raise ValueError(f"{path} is not the config of a {expected}")
+    if unknown:
+        said = f"a {likely.__name__} of this version of minilib does not know"
+        raise ValueError(f"{path}: {said} the field {unknown[0]!r}")
+    return likely
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
@@ -319,7 +365,8 @@ def save_description(
 def read_description(folder: Path) -> dict[str, Any]:
     """`seconds` and `sampling` from a `pipeline.json`; a sentence if it is damaged."""
     path = folder / "pipeline.json"
-    found = {k: v for k, v in read_json(path).items() if k not in CLASSES}
+    given = older.description(read_json(path))
+    found = {k: v for k, v in given.items() if k not in CLASSES}
     seconds = found.pop("seconds", None)
     number = isinstance(seconds, int | float) and math.isfinite(seconds)
     if not number or seconds <= 0:

@@ -8,8 +8,6 @@ so that guidance is the same in all three. Chapter 15 builds this module.
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minilib.arguments import check_number, check_whole, check_word, shown
 from minilib.conditions import Conditions, join
 
 MAX_STEPS = 1000
@@ -77,36 +76,12 @@ class Sampling:
         return self.guidance != 1 and (everywhere or bool(low < t <= high))
 
 
-def check_whole(name: str, value: Any, low: int, high: int) -> int:
-    """The value as an int; an error unless it is a whole number from low to high."""
-    wanted = f"{name} must be a whole number from {low} to {high}, not {value!r}"
-    try:
-        value = operator.index(value)  # NumPy's and PyTorch's are welcome
-    except TypeError:
-        raise TypeError(wanted) from None
-    if not low <= value <= high:
-        raise ValueError(wanted)
-    return value
-
-
-def check_number(name: str, value: Any, low: float, high: float = math.inf) -> float:
-    """The value as a float; an error unless it is a finite number from low to high."""
-    span = f"lie between {low:g} and {high:g}"
-    span = span if high < math.inf else f"be {low:g} or more"
-    try:
-        fits = math.isfinite(value) and low <= value <= high
-    except TypeError:
-        raise TypeError(f"{name} must be a number, not {value!r}") from None
-    if not fits:  # as for NaN
-        raise ValueError(f"{name} must be a finite number and {span}, not {value}")
-    return float(value)
-
-
-def check_word(name: str, value: Any, known: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the known words."""
-    if value not in known:
-        words = " or ".join(f'"{word}"' for word in known)
-        raise ValueError(f"{name} must be {words}, not {value!r}")
+def check_sampling(sampling: Any, own: Sampling) -> Sampling:
+    """How to sample: what is given, or for None what the weights want."""
+    if not isinstance(sampling, Sampling | None):
+        given = f"not {shown(sampling)}: name a field, as in steps=50"
+        raise TypeError(f"sampling must be a Sampling or None, {given}")
+    return own if sampling is None else sampling
 
 
 def check_interval(interval: Any) -> tuple[int, int]:
@@ -118,7 +93,7 @@ def check_interval(interval: Any) -> tuple[int, int]:
         low, high = 0, 0
     if low >= high:
         wanted = f"two noise levels from 0 to {MAX_STEPS}, the lower first"
-        raise ValueError(f"{name} must be {wanted}, not {interval}")
+        raise ValueError(f"{name} must be {wanted}, not {shown(interval)}")
     return low, high
 
 

@@ -98,6 +98,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double time and frequency: repeat each value, then smooth with a convolution.
 
+    `size` is (2T, 2F), or one less where `Downsample` halved an odd number.
     Chapter 07.
     """
 
@@ -105,6 +106,6 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # (B, C, T, F) -> (B, C, 2T, 2F)
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        size = size or (2 * x.shape[2], 2 * x.shape[3])
+        return self.conv(F.interpolate(x, size, mode="nearest"))  # (B, C, 2T, 2F)

@@ -28,7 +28,7 @@ def decode(vae: VAE, z0: Tensor) -> Tensor:
     """`vae.decode`, piece by piece: scaled latent z0 (B, C, T/r, F/r) -> log-mel (B, 1,
     T, F).
     """
-    z = z0 / vae.config.scaling_factor
+    z = (z0 / vae.config.scaling_factor).to(vae.dtype)
     return run_decoder(vae.decoder, vae.post_quant_conv(z))
 
 

@@ -23,13 +23,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minilib import audio, judges
-from minilib.audioldm2 import MAX_CANDIDATES, AudioLDM2
+from minilib.arguments import MAX_CANDIDATES, MAX_SEED, check_whole
+from minilib.audioldm2 import AudioLDM2
 from minilib.clap import CLAP
 from minilib.classifier import Classifier
 from minilib.convert.released import ReleasedCLAP
 from minilib.data import AudioFolder
 from minilib.frechet import frechet_distance
-from minilib.guidance import MAX_STEPS, Sampling, check_whole
+from minilib.guidance import MAX_STEPS, Sampling, check_sampling
 from minilib.soundworld import INSTRUMENTS, Event, SoundWorld
 from minilib.tokenizer import split_words
 
@@ -427,10 +428,11 @@ def evaluate(
             renders in the judge's features, `ceiling.frechet` that of renders, and
             `frechet.clap` the same in the listener's embeddings.
     Raises:
-        ValueError, TypeError: `n` or `candidates` is not as described.
+        ValueError, TypeError: `n`, `seed`, `candidates` or `sampling` is not as
+            described.
     """
-    check_asked(n, candidates)
-    how, listener = sampling or pipe.sampling, listener or pipe.clap
+    n, seed, candidates = check_asked(n, candidates, seed)
+    how, listener = check_sampling(sampling, pipe.sampling), listener or pipe.clap
     draw = partial(held_out_scenes, judge, seed=seed, seconds=pipe.seconds)
     enough = enough_scenes(n, seed, pipe.seconds)
     kinds = {"single": draw(enough, n_events=1), "pair": draw(n, n_events=2)}
@@ -476,8 +478,8 @@ def evaluate_recordings(
         ValueError, TypeError: numbers are not as described, or the judge knows fewer
             than two of the classes.
     """
-    check_asked(n, candidates)
-    how = sampling or pipe.sampling
+    n, seed, candidates = check_asked(n, candidates, seed)
+    how = check_sampling(sampling, pipe.sampling)
     scenes = recorded_scenes(judge, folder, n, seed, pipe.seconds)
     with tqdm(total=n, desc="evaluate", unit="sound", disable=not progress) as bar:
         sounds = sounds_of(pipe, scenes, how, seed, candidates, bar)
@@ -485,11 +487,15 @@ def evaluate_recordings(
     return {**settings(n, seed, how, candidates), **found}
 
 
-def check_asked(n: int, candidates: int = 1) -> None:
-    """Raise a sentence for numbers that no evaluation can use."""
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n must be a whole number, 2 or more, not {n}")
-    check_whole("candidates", candidates, 1, MAX_CANDIDATES)
+def check_asked(n: int, candidates: int = 1, seed: int = 0) -> tuple[int, int, int]:
+    """Number of scenes, seed and candidates as plain numbers; a sentence for those that
+    no evaluation can use.
+    """
+    return (
+        check_whole("n", n, 2),
+        check_whole("seed", seed, 0, MAX_SEED),
+        check_whole("candidates", candidates, 1, MAX_CANDIDATES),
+    )
 
 
 def settings(n: int, seed: int, how: Sampling, candidates: int = 1) -> dict[str, float]:
@@ -557,11 +563,14 @@ def generate(
     """Generate one sound for each caption, batch by batch: (n, N)."""
     generator, waves = torch.Generator().manual_seed(seed), []
     options = {"candidates": candidates, "progress": False}
+    other = torch.Generator().manual_seed(seed)  # of the noise that eta adds
+    seeds = torch.randint(MAX_SEED, (len(captions),), generator=other)
     for start in range(0, len(captions), BATCH):
         some = captions[start : start + BATCH]
         n = len(some) * candidates
         latents = pipe.noise(n, pipe.n_samples(), generator=generator)
-        waves.append(pipe(some, how, latents=latents, **options))
+        own = seeds[start : start + BATCH]
+        waves.append(pipe(some, how, latents=latents, seed=own, **options))
         bar.update(len(some))
     return torch.cat(waves)
 

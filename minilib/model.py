@@ -26,6 +26,8 @@ from minilib.files import replacing
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+# What DistributedDataParallel and torch.compile put before the names of what they wrap.
+WRAPPERS = ("module.", "_orig_mod.")
 
 
 class Model(nn.Module, PyTorchModelHubMixin):
@@ -114,8 +116,22 @@ class Model(nn.Module, PyTorchModelHubMixin):
             ValueError: a file is damaged, or weights and config do not belong together.
         """
         folder = local_folder(folder, **hub)
-        model = cls(read_config(cls.config_class, folder / CONFIG_FILE))
-        state = read_weights(folder / WEIGHTS_FILE)
+        config = read_config(cls.config_class, folder / CONFIG_FILE)
+        return cls.filled(config, read_weights(folder / WEIGHTS_FILE), folder, dtype)
+
+    @classmethod
+    def filled(
+        cls,
+        config: Any,
+        state: dict[str, Tensor],
+        folder: Path,
+        dtype: torch.dtype | None = None,
+    ) -> Model:
+        """The model of this config with these tensors, all of them or none, in
+        evaluation mode; `folder` is where they are from, for the sentence if they do
+        not fit.
+        """
+        model, state = cls(config), without_prefix(state)
         check_weights(model, state, folder)
         for name, buffer_or_parameter in model.state_dict(keep_vars=True).items():
             buffer_or_parameter.data = to_dtype(state[name], dtype)
@@ -173,8 +189,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_config(config_class: type, path: Path) -> Any:
     """Read a config dataclass that equals the one that was saved."""
+    return config_from(config_class, read_json(path), path)
+
+
+def config_from(config_class: type, values: dict[str, Any], path: Path) -> Any:
+    """A config dataclass from what a file holds; a sentence where it is another's."""
     try:
-        return as_dataclass(config_class, read_json(path))
+        return as_dataclass(config_class, values)
     except TypeError as error:
         raise ValueError(f"{path} is not a {config_class.__name__}: {error}") from error
 
@@ -219,6 +240,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their own names, where all of them have a wrapper's prefix."""
+    for prefix in WRAPPERS * len(WRAPPERS):  # one may wrap the other
+        if state and all(str(name).startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): x for name, x in state.items()}
+    return state
+
+
 def check_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     """Raise ValueError unless names and shapes of `state` are exactly the model's."""
     own = {name: tuple(x.shape) for name, x in model.state_dict().items()}
@@ -230,6 +259,11 @@ def check_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> N
         for name, shape in own.items()
         if given.get(name, shape) != shape
     ]
+    wrapped = [x for x in given if x not in own and any(w in x for w in WRAPPERS)]
+    if wrapped:
+        prefix = next(w for w in WRAPPERS if w in wrapped[0])
+        said = f"{wrapped[0]} bears the prefix {prefix!r} of a wrapper, as not all do"
+        problems = [said, *problems[1:]]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(

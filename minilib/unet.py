@@ -305,8 +305,8 @@ class UNet(Model):
         """Predict the noise in zt.
 
         Args:
-            zt: noisy latent (B, C, T/r, F/r); both sides multiples of patch times
-                2 ** (blocks - 1).
+            zt: noisy latent (B, C, T/r, F/r); both sides multiples of `patch`, any
+                of them: the way up takes its sizes from the way down.
             t: noise level (B,), 1 to T.
             conditions: by name, all that `config.cross_attention` names; others are
                 not read.
@@ -335,7 +335,7 @@ class UNet(Model):
                 x = torch.cat([x, skips.pop()], dim=1)
                 x = block(i, x, time, conditions)
             for upsample in block.upsamplers:
-                x = upsample(x)
+                x = upsample(x, skips[-1].shape[2:])
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return F.pixel_shuffle(x, self.config.patch)
 

@@ -194,14 +194,15 @@ class VAE(Model):
         """Mean and log-variance of q(z | mel), each (B, C, T/r, F/r); log-variance in
         [-30, 20].
         """
-        mean, log_variance = self.quant_conv(self.encoder(mel)).chunk(2, dim=1)
+        moments = self.quant_conv(self.encoder(mel.to(self.dtype)))
+        mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def restore(self, z: Tensor) -> Tensor:
         """The log-mel (B, 1, T, F) from a latent z (B, C, T/r, F/r) of the posterior's
         own scale.
         """
-        return self.decoder(self.post_quant_conv(z))
+        return self.decoder(self.post_quant_conv(z.to(self.dtype)))
 
     def encode(self, mel: Tensor, eps: Tensor | None = None) -> Tensor:
         """Compress a log-mel (B, 1, T, F) to the scaled latent z0 (B, C, T/r, F/r) that

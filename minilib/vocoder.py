@@ -34,6 +34,11 @@ class Vocoder(Model):
         """What the losses hear: the waveform before anything limits it."""
         return self(log_mel)
 
+    @staticmethod
+    def full(x: Tensor) -> Tensor:
+        """x in single precision if it has half of it, as waves are heard."""
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`spectral_loss` of `wave` (B, N) from its `mel` (B, 1, T, F)."""
         wave, mel = batch["wave"], batch["mel"]
@@ -126,14 +131,15 @@ class HiFiGAN(Vocoder):
         """Turn a log-mel (B, 1, T, F) into a waveform (B, N) in [-1, 1], N = 160 T (and
         32 more, as released).
         """
-        x = self.conv_pre(log_mel[:, 0].transpose(1, 2))  # (B, F, T) -> (B, C, T)
+        x = log_mel[:, 0].transpose(1, 2).to(self.dtype)  # (B, F, T)
+        x = self.conv_pre(x)  # (B, C, T)
         n = len(self.config.receptive_fields)
         for i, upsample in enumerate(self.upsampler):
             # (B, C, n) -> (B, C/2, n * rate)
             x = upsample(F.leaky_relu(x, self.config.leaky_relu_slope))
             blocks = self.resblocks[i * n : (i + 1) * n]
             x = torch.stack([block(x) for block in blocks]).mean(dim=0)
-        return torch.tanh(self.conv_post(F.leaky_relu(x)))[:, 0]
+        return self.full(torch.tanh(self.conv_post(F.leaky_relu(x)))[:, 0])
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,9 @@ class Vocos(Vocoder):
 
     def spectrum(self, log_mel: Tensor) -> Tensor:
         """The complex STFT (B, T, K) predicted for a log-mel (B, 1, T, F)."""
-        x = (log_mel[:, 0] + 7.0) / 3.0  # (B, T, F), about unit variance
+        log_mel = self.full(log_mel)
+        # (B, T, F), about unit variance
+        x = ((log_mel[:, 0] + 7.0) / 3.0).to(self.dtype)
         h = self.norm(self.embed(x.transpose(1, 2)).transpose(1, 2))  # (B, T, dim)
         for block in self.convnext:
             h = block(h)

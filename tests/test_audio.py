@@ -5,6 +5,9 @@ go whole.
 import io
 import math
 import os
+import subprocess
+import sys
+import threading
 
 import librosa
 import numpy as np
@@ -293,11 +296,60 @@ def test_load_mixes_channels_to_one(tmp_path):
     )
 
 
-def test_load_clips_what_is_louder_than_one(tmp_path):
-    soundfile.write(
-        tmp_path / "a.wav", np.array([3.0, -2.0, 0.5]), 16000, subtype="FLOAT"
-    )
-    assert audio.load(tmp_path / "a.wav").tolist() == [1.0, -1.0, 0.5]
+def stereo(path, *channels, rate=16000):
+    soundfile.write(path, np.stack(channels, axis=1), rate, subtype="FLOAT")
+    return path
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_load_takes_the_loudest_channel_where_they_cancel(tmp_path, share):
+    wave = tone()[0].numpy()
+    path = stereo(tmp_path / "a.wav", wave, -share * wave)
+    with pytest.warns(UserWarning, match="channels of '.*a.wav' cancel each other out"):
+        np.testing.assert_array_equal(audio.load(path), wave)
+    swapped = stereo(tmp_path / "b.wav", -share * wave, 1.01 * wave)
+    with pytest.warns(UserWarning, match="channels of '.*b.wav' cancel each other out"):
+        np.testing.assert_array_equal(audio.load(swapped), np.float32(1.01) * wave)
+
+
+def test_load_takes_the_mean_of_channels_that_do_not_cancel(tmp_path, recwarn):
+    left, right = noise()[0].numpy(), noise(seed=1)[0].numpy()
+    silent = np.zeros_like(left)
+    for channels in ((left, silent), (left, -0.5 * left), (left, right), [silent] * 2):
+        back = audio.load(stereo(tmp_path / "a.wav", *channels))
+        np.testing.assert_allclose(back, sum(channels) / 2, atol=1e-6)
+    six = audio.load(stereo(tmp_path / "a.wav", left, *[silent] * 5))
+    np.testing.assert_allclose(six, left / 6, atol=1e-6)
+    assert not recwarn
+
+
+@pytest.mark.parametrize("peak", [1.1, 3.0, 13000.0, 3e38])
+def test_load_scales_down_what_is_louder_than_one_and_says_so(tmp_path, peak):
+    wave = np.array([1.0, -0.5, 0.25, 0.0]) * peak
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    said = rf"a.wav' has a peak of {np.float32(peak):.6g}, above 1"
+    with pytest.warns(UserWarning, match=said.replace("+", r"\+")):
+        back = audio.load(tmp_path / "a.wav")
+    np.testing.assert_allclose(back, [1.0, -0.5, 0.25, 0.0], rtol=1e-6)
+    both = stereo(tmp_path / "b.wav", wave, wave)
+    with pytest.warns(UserWarning, match="b.wav' has a peak of"):
+        np.testing.assert_allclose(audio.load(both), [1.0, -0.5, 0.25, 0.0], rtol=1e-6)
+
+
+def test_load_leaves_full_scale_as_it_is(tmp_path, recwarn):
+    wave = np.array([-1.0, 1.0, 0.5], dtype=np.float32)
+    for subtype in ("FLOAT", "PCM_16"):
+        soundfile.write(tmp_path / "a.wav", wave, 16000, subtype=subtype)
+        exact = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
+        np.testing.assert_array_equal(audio.load(tmp_path / "a.wav"), exact)
+    assert not recwarn
+
+
+def test_what_resampling_makes_louder_is_scaled_not_clipped(tmp_path, recwarn):
+    wave = np.sign(noise(4800)[0].numpy()).astype("float32")
+    soundfile.write(tmp_path / "a.wav", wave, 48000, subtype="FLOAT")
+    back = audio.load(tmp_path / "a.wav")
+    assert (back.abs() >= 1).sum() == 1 and not recwarn
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -366,17 +418,111 @@ def test_load_names_a_file_cut_within_its_header(tmp_path, suffix, capfd):
         audio.load(path)
 
 
-def test_load_takes_a_wav_that_was_written_to_a_pipe(tmp_path):
+def streamed(suffix, size, **settings):
+    """A file of which the sizes were never filled in, as a pipe can't be rewound."""
+    buffer = io.BytesIO()
+    wave = harmonics()[0].numpy()
+    soundfile.write(buffer, wave, 16000, format=suffix.upper(), **settings)
+    sound = bytearray(buffer.getvalue())
+    if suffix == "au":
+        sound[8:12] = size[:4]
+    elif suffix == "flac":  # 36 bits that tell the number of samples
+        sound[21] = sound[21] & 0xF0 | size[0] & 0x0F
+        sound[22:26] = size[:4]
+    elif suffix == "rf64":
+        start = sound.index(b"ds64") + 8
+        sound[start : start + 16] = 2 * size
+    else:
+        start = sound.index(b"SSND" if suffix == "aiff" else b"data") + 4
+        if suffix == "wav":
+            sound[4:8] = size[:4]
+        width = {"w64": 8, "caf": 8}.get(suffix, 4)
+        start += 12 if suffix == "w64" else 0
+        sound[start : start + width] = size[:width]
+    return bytes(sound), soundfile.read(io.BytesIO(buffer.getvalue()))[0]
+
+
+@pytest.mark.parametrize("size", [bytes(8), b"\xff" * 8], ids=["0", "-1"])
+@pytest.mark.parametrize(
+    ("suffix", "settings"),
+    [
+        ("wav", {}),
+        ("wav", {"subtype": "FLOAT"}),
+        ("wav", {"endian": "BIG"}),
+        ("wavex", {"subtype": "PCM_24"}),
+        ("rf64", {}),
+        ("w64", {}),
+        ("caf", {}),
+        ("au", {}),
+        ("aiff", {}),
+        ("flac", {}),
+    ],
+)
+def test_load_reads_a_stream_that_tells_no_size_to_its_end(
+    tmp_path, suffix, settings, size
+):
+    sound, wave = streamed(suffix, size, **settings)
+    (tmp_path / "stream").write_bytes(sound)
+    for source in (tmp_path / "stream", io.BytesIO(sound)):
+        np.testing.assert_allclose(audio.load(source), wave, atol=1e-6)
+    assert audio.header(tmp_path / "stream") == (len(wave) / 16000, 16000)
+
+
+def test_sizes_of_the_rest_may_be_right(tmp_path):
     sound = bytearray(whole_file(tmp_path, "wav").read_bytes())
-    # a pipe can't be rewound, so the sizes are never filled in
-    sound[4:8] = sound[40:44] = b"\xff" * 4
-    (tmp_path / "pipe.wav").write_bytes(sound)
-    assert len(audio.load(tmp_path / "pipe.wav")) == N
+    sound[40:44] = bytes(4)  # that of the samples alone is missing
+    # tags before the samples are skipped
+    tags = b"LIST" + (5).to_bytes(4, "little") + b"INFO!\0"
+    (tmp_path / "a.wav").write_bytes(sound[:36] + tags + sound[36:])
+    assert len(audio.load(tmp_path / "a.wav")) == N
+
+
+def test_tags_after_no_samples_are_no_samples(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
+    tags = b"LIST" + (4).to_bytes(4, "little") + b"INFO"
+    sound = (tmp_path / "none.wav").read_bytes()
+    for more in (b"", tags, 2 * tags):
+        (tmp_path / "none.wav").write_bytes(sound + more)
+        for look in (audio.load, audio.header):
+            with pytest.raises(ValueError, match="none.wav' holds 0 samples"):
+                look(tmp_path / "none.wav")
+
+
+def test_load_reads_a_pipe_and_an_open_file(tmp_path):
+    sound = whole_file(tmp_path, "flac").read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[sound])
+    writer.start()
+    piped = audio.load(tmp_path / "pipe")
+    writer.join()
+    with (tmp_path / "whole.flac").open("rb") as file:
+        assert torch.equal(audio.load(file), piped)
+    assert torch.equal(audio.load(tmp_path / "whole.flac"), piped)
+
+
+def test_load_reads_what_is_piped_into_a_program():
+    script = "from minilib import audio; print(len(audio.load('/dev/stdin')))"
+    sound = streamed("wav", bytes(8))[0]
+    told = subprocess.run(
+        [sys.executable, "-c", script], input=sound, stdout=subprocess.PIPE, check=True
+    )
+    assert int(told.stdout) == N
+
+
+def test_bad_streams_are_told_in_a_sentence():
+    for sound, said in (
+        (b"", r"the stream is empty \(0 bytes\)"),
+        (b"no sound at all", "the stream is not audio, or damaged"),
+        (audio.encode(tone()[0], "wav")[:-100], "the stream is cut off"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            audio.load(io.BytesIO(sound))
 
 
 def test_load_names_every_other_bad_file(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("the quick brown fox " * 100)
+    (tmp_path / "bare.raw").write_bytes(bytes(1000))
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         soundfile.write(
@@ -389,6 +535,7 @@ def test_load_names_every_other_bad_file(tmp_path):
         "empty.wav": r"path must name a sound file; '.*empty.wav' is empty \(0 bytes\)",
         "text.wav": r"path must name .*; '.*text.wav' is not audio, or damaged "
         r"\(Format not recognised\)",
+        "bare.raw": r"'.*bare.raw' is not audio, or damaged \(samplerate must be",
         "none.wav": "path must name a sound file with samples; '.*none.wav' holds 0 "
         "samples",
         "nan.wav": "path must name a file of finite samples; '.*nan.wav' holds NaN or "
@@ -450,6 +597,15 @@ def test_save_names_a_path_that_is_a_folder(tmp_path):
     ):
         audio.save(tmp_path / "a.wav", torch.zeros(10))
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "\U0001f514" * 62 + "abc"])
+def test_save_takes_the_longest_names_that_are_legal(tmp_path, name):
+    audio.save(tmp_path / f"{name}.wav", tone()[0])
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.wav"]
+    with pytest.raises(ValueError, match=r"not \(File name too long\)"):
+        audio.save(tmp_path / f"{name}b.wav", tone()[0])
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("step", ["replace", "write_bytes"])

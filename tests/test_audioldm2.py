@@ -6,10 +6,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from minilib import audio
+from minilib.arguments import check_seeds
 from minilib.audioldm2 import Profile
 from minilib.conditions import Context
 from minilib.diffusion import eps_from_velocity
@@ -43,6 +45,89 @@ def test_same_seed_same_bytes_another_seed_another_sound(tiny_pipe):
     assert not torch.equal(tiny_pipe(CAPTIONS, **FAST), tiny_pipe(CAPTIONS, **FAST))
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+LONG = "a dog barks and " * 4 + "rain falls"  # of more tokens than all are padded to
+
+
+@pytest.mark.parametrize("how", [{}, {"eta": 1.0}, {"candidates": 2}, {"seconds": 1.0}])
+@pytest.mark.parametrize("first", ["a dog barks", LONG], ids=["short", "long"])
+def test_each_sound_of_a_batch_can_be_made_alone_with_its_own_seed(
+    tiny_pipe, monkeypatch, first, how
+):
+    noise, drawn = tiny_pipe.noise, []
+    monkeypatch.setattr(
+        tiny_pipe, "noise", lambda *args: drawn.append(noise(*args)) or drawn[-1]
+    )
+    both = tiny_pipe([first, "a bell rings"], seed=7, **how, **FAST)
+    alone = [
+        tiny_pipe([caption], seed=seed, **how, **FAST)
+        for caption, seed in ((first, 7), ("a bell rings", 8))
+    ]
+    listed = tiny_pipe([first, "a bell rings"], seed=[7, 8], **how, **FAST)
+    assert torch.equal(drawn[0], torch.cat(drawn[1:3]))
+    assert torch.equal(both, listed)
+    torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=0)
+    assert len(tiny_pipe.text.tokenizer.encode([LONG])[0][0]) > 24
+
+
+def test_a_seed_draws_what_it_always_drew_and_a_list_what_each_of_its_seeds_draws(
+    tiny_pipe,
+):
+    shape = tiny_pipe.latent_shape(1, 10240)
+    draw = lambda seed: torch.randn(shape, generator=generators(seed)[0])
+    wanted = tiny_pipe(CAPTIONS[0], latents=draw(7), **FAST)
+    assert torch.equal(tiny_pipe(CAPTIONS[0], seed=7, **FAST), wanted)
+    swapped = tiny_pipe.noise(4, 10240, None, generators(9, 7))
+    assert torch.equal(swapped[[0, 2]], torch.cat([draw(9), draw(7)]))
+    assert not torch.equal(swapped[0], swapped[1])
+    with pytest.raises(ValueError, match="as many for each of 4, not 3"):
+        tiny_pipe.noise(4, 10240, None, generators(1, 2, 3))
+
+
+def test_seeds_follow_each_other_or_are_listed_or_drawn():
+    assert check_seeds(7, 3) == [7, 8, 9]
+    for listed in ([5, 3], (5, 3), np.array([5, 3]), torch.tensor([5, 3])):
+        assert check_seeds(listed, 2) == [5, 3]
+    for one in (np.int64(7), np.array(7), torch.tensor(7), [7], range(7, 8)):
+        assert check_seeds(one, 1) == [7]
+        assert type(check_seeds(one, 1)[0]) is int
+    drawn = [check_seeds(None, 2) for _ in range(3)]
+    assert all(b == a + 1 for a, b in drawn) and len({a for a, _ in drawn}) == 3
+    assert check_seeds(2**32 - 2, 2) == [2**32 - 2, 2**32 - 1]
+
+
+NUMPY = {
+    "captions": np.array(["a dog barks", "rain falls"]),
+    "negative": np.array(["rain", ""]),
+    "steps": np.int64(3),
+    "guidance": np.float32(2),
+    "eta": np.float64(0.5),
+    "temperature": torch.tensor(0.5),
+    "guidance_interval": np.array([0, 900]),
+    "candidates": np.int64(2),
+    "seconds": np.float32(0.5),
+    "seed": np.int64(7),
+}
+
+
+@pytest.mark.parametrize("name", NUMPY)
+def test_arguments_of_numpy_are_what_they_say(tiny_pipe, name):
+    plain = NUMPY[name].tolist() if name != "temperature" else 0.5
+    usual = {"captions": ["a dog barks", "rain falls"], "seed": 7, **FAST}
+    wanted = tiny_pipe(**{**usual, name: plain})
+    assert torch.equal(tiny_pipe(**{**usual, name: NUMPY[name]}), wanted)
+
+
+def test_latents_of_numpy_are_taken_too(tiny_pipe):
+    latents = tiny_pipe.noise(1, 10240, None, generators(7))
+    wanted = tiny_pipe("a dog barks", latents=latents, **FAST)
+    for given in (latents.numpy(), latents.double()):
+        assert torch.equal(tiny_pipe("a dog barks", latents=given, **FAST), wanted)
+
+
 @torch.no_grad()
 def test_what_a_caption_gives_does_not_hang_on_the_others_in_the_batch(tiny_pipe):
     # of different lengths: GPT-2 counts padding as positions
@@ -68,9 +153,8 @@ def test_the_stages_chained_equal_the_call(tiny_pipe):
     with torch.no_grad():
         conditions = tiny_pipe.encode(CAPTIONS)
         loa = tiny_pipe.loa(conditions)
-        generator = torch.Generator().manual_seed(5)
         how = Sampling(steps=3, guidance=2.0)
-        z0 = tiny_pipe.sample(loa, conditions, how, generator=generator)
+        z0 = tiny_pipe.sample(loa, conditions, how, generator=generators(5, 6))
         waves = tiny_pipe.decode(z0, tiny_pipe.n_samples(None))
     assert list(conditions) == ["clap", "text"]
     assert conditions["clap"].sequence.shape == (2, 1, 16)
@@ -120,8 +204,7 @@ def test_the_call_makes_every_candidate_as_loud_as_gpt_2_says(tiny_pipe):
 
 
 def test_given_latents_are_where_sampling_starts(tiny_pipe):
-    shape = tiny_pipe.latent_shape(2, tiny_pipe.n_samples(None))
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    latents = tiny_pipe.noise(2, tiny_pipe.n_samples(None), None, generators(7, 8))
     assert torch.equal(
         tiny_pipe(CAPTIONS, latents=latents, **FAST),
         tiny_pipe(CAPTIONS, seed=7, **FAST),
@@ -134,8 +217,7 @@ def test_given_latents_are_where_sampling_starts(tiny_pipe):
 
 
 def test_temperature_scales_the_noise_that_sampling_starts_from(tiny_pipe, monkeypatch):
-    shape = tiny_pipe.latent_shape(2, tiny_pipe.n_samples(None))
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    latents = tiny_pipe.noise(2, tiny_pipe.n_samples(None), None, generators(7, 8))
     cooler = tiny_pipe(CAPTIONS, latents=0.5 * latents, **FAST)
     assert torch.equal(tiny_pipe(CAPTIONS, seed=7, temperature=0.5, **FAST), cooler)
     tiny_pipe.sampling = Sampling(temperature=0.5)  # its own
@@ -221,10 +303,23 @@ def test_the_sampler_gets_the_guided_noise(
     torch.testing.assert_close(eps, out, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.333, 0.64, 1.5])
+@pytest.mark.parametrize("seconds", [0.1, 0.333, 0.64, 1.24, 1.5])
 def test_other_lengths_come_to_the_sample(tiny_pipe, seconds):
     waves = tiny_pipe("a dog barks", seconds=seconds, seed=0, **FAST)
     assert waves.shape == (1, round(seconds * 16000)) and waves.isfinite().all()
+
+
+def test_latents_are_as_many_as_hold_all_samples_and_fill_patches(
+    tiny_pipe, monkeypatch
+):
+    frames = lambda seconds: tiny_pipe.latent_shape(3, round(seconds * 16000))
+    lengths = {10: 250, 10.24: 256, 3: 75, 1.24: 31, 0.1: 3, 3.004: 76, 0.29: 8}
+    for seconds, T in lengths.items():
+        assert frames(seconds) == (3, 4, T, 16)
+    unet = tiny_pipe.unet
+    monkeypatch.setattr(unet, "config", replace(unet.config, patch=2))
+    for seconds, T in {10: 250, 3: 76, 1.24: 32, 0.1: 4}.items():
+        assert frames(seconds) == (3, 4, T, 16)
 
 
 def test_candidates_are_ranked_within_their_own_prompt(tiny_pipe, monkeypatch):
@@ -384,6 +479,50 @@ def test_unknown_words_are_found_whatever_their_case_and_marks(tiny_pipe):
         ({"seconds": float("nan")}, ValueError, "seconds must be a finite number"),
         ({"stepps": 3}, TypeError, "stepps is unknown; sampling has steps, guidance"),
         ({"negative": ["rain", None]}, TypeError, "negative must be strings, not None"),
+        ({"negative": []}, ValueError, "negative must be one for all or one for each"),
+        ({"negative": 3}, TypeError, "negative must be a string or a list of strings"),
+        ({"captions": None}, TypeError, "captions must be a string or a list of"),
+        ({"captions": b"rain"}, TypeError, "captions must be strings, not bytes"),
+        ({"captions": "r\udce9"}, ValueError, "captions must be text in UTF-8, not"),
+        ({"negative": "r\udce9"}, ValueError, "negative must be text in UTF-8, not"),
+        ({"transcription": 3}, ValueError, "these weights do not speak"),
+        ({"steps": True}, TypeError, "steps must be a whole number"),
+        ({"steps": "2"}, TypeError, "steps must be a whole number"),
+        ({"steps": np.float64(2)}, TypeError, "steps must be a whole number"),
+        ({"guidance": True}, TypeError, "guidance must be a number, not True"),
+        ({"guidance": [2.0, 3.0]}, TypeError, "guidance must be a number"),
+        ({"guidance": np.ones(3)}, TypeError, "guidance must be a number"),
+        ({"guidance": torch.ones(3)}, TypeError, "guidance must be a number"),
+        ({"eta": "1"}, TypeError, "eta must be a number, not '1'"),
+        ({"guidance": 10**400}, ValueError, "guidance must be a finite number"),
+        ({"sampler": np.ones(2)}, ValueError, 'sampler must be "ddim" or "dpm"'),
+        ({"sampling": 50}, TypeError, "sampling must be a Sampling or None, not 50"),
+        ({"candidates": 2.0}, TypeError, "candidates must be a whole number"),
+        ({"candidates": "2"}, TypeError, "candidates must be a whole number"),
+        ({"seconds": None, "seed": 1.5}, TypeError, "seed must be a whole number"),
+        ({"seed": "7"}, TypeError, "seed must be a whole number from 0 to 4294967295"),
+        ({"seed": True}, TypeError, "seed must be a whole number"),
+        ({"seed": -1}, ValueError, "seed must be a whole number from 0"),
+        ({"seed": 2**32}, ValueError, "seed must be a whole number from 0"),
+        ({"seed": {7}}, TypeError, "seed must be a whole number"),
+        (
+            {"seed": [1, 2]},
+            ValueError,
+            "seed must be one number, or one each of 1, not 2",
+        ),
+        ({"seed": []}, ValueError, "seed must be one number, or one each of 1, not 0"),
+        ({"seed": [1.5]}, TypeError, "seed must be a whole number"),
+        (
+            {"captions": ["a", "b"], "seed": 2**32 - 1},
+            ValueError,
+            "seed must be a whole number from 0 to 4294967294",
+        ),
+        ({"latents": "noise"}, TypeError, "latents must be a tensor of shape"),
+        (
+            {"latents": torch.full((1, 4, 16, 16), float("nan"))},
+            ValueError,
+            "latents must hold finite real numbers",
+        ),
         ({"guidance": "2"}, TypeError, "guidance must be a number, not '2'"),
         ({"seconds": "3"}, TypeError, "seconds must be a number, not '3'"),
         ({"transcription": "hi"}, ValueError, "these weights do not speak"),

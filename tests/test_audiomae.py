@@ -296,6 +296,13 @@ def test_the_number_of_loa_vectors_is_the_configs(mae):
     assert [tiny.n_loa(pool) for pool in tiny.pools] == [64, 16, 4, 2]
 
 
+def test_a_number_of_loa_vectors_names_its_lambda_and_another_number_is_refused():
+    assert [SMALL.pool_for(SMALL.n_loa(pool)) for pool in SMALL.pools] == [1, 2, 8]
+    # 2 vectors there are at lambda 4, which has no statistics
+    with pytest.raises(ValueError, match="has 32, 8, 1 LOA vectors, never 2$"):
+        SMALL.pool_for(SMALL.n_loa(4))
+
+
 def test_every_preset_keeps_its_own_lambda_and_pools_that_divide_its_patches():
     for config in AudioMAE.presets.values():
         assert config.pool in config.pools

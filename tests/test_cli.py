@@ -3,6 +3,7 @@ in one sentence.
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -77,7 +79,7 @@ def refused(capsys, *argv) -> str:
 
 
 COMMANDS = ["generate", "train", "reconstruct", "evaluate", "chain", "vocabulary"]
-COMMANDS += ["convert", "info", "doctor"]
+COMMANDS += ["convert", "info", "data", "doctor"]
 
 
 def python(*line: str, **environment: str) -> subprocess.CompletedProcess:
@@ -119,9 +121,10 @@ def test_generate_writes_a_sound_and_says_its_seed(capsys, here, weights):
     code, out, err = run(capsys, *line)
     assert code == 0 and err == ""
     assert audio.load(here / "sound.wav").shape == (10240,)
-    assert out.startswith("sound.wav  0.64 s  a dog barks\nseed ")
+    seed = out.split()[1]
+    assert out == f"seed {seed}\nsound.wav  0.64 s  seed {seed}  a dog barks\n"
     first = (here / "sound.wav").read_bytes()
-    run(capsys, *line, "--seed", out.split()[-1], "-o", "again.wav")
+    run(capsys, *line, "--seed", seed, "-o", "again.wav")
     assert (here / "again.wav").read_bytes() == first
     run(capsys, *line)
     assert (here / "sound.wav").read_bytes() != first  # drawn anew
@@ -138,7 +141,156 @@ def test_generate_numbers_the_sounds_and_plots_of_several_captions(
     for i in (1, 2):
         assert (here / f"a-{i}.png").read_bytes().startswith(b"\x89PNG")
     assert audio.load(here / "a.b-2.flac").shape == (8000,)
-    assert "a.b-1.flac  0.50 s  a bell rings" in out and out.endswith("seed 1\n")
+    assert out.splitlines() == [
+        "seed 1 to 2",
+        "a.b-1.flac  0.50 s  seed 1  a bell rings",
+        f"a.b-2.flac  0.50 s  seed 2  {captions[1]}",
+    ]
+    alone = ["-o", "alone.flac", "--steps", "1", "--seed", "2", "--seconds", "0.5"]
+    run(capsys, "generate", captions[1], *alone)
+    again = audio.load(here / "alone.flac") - audio.load(here / "a.b-2.flac")
+    assert again.abs().max() < 1e-4
+
+
+def test_where_the_longest_caption_pads_the_others_each_is_made_by_itself(
+    tiny_pipe, monkeypatch
+):
+    from minilib.audioldm2 import AudioLDM2, Profile
+
+    made = []
+
+    def silence(pipe, captions, how, **given):
+        made.append((captions, given["seed"]))
+        pipe.profile = Profile({"sample": 1.0})
+        return torch.zeros(len(captions), 1600)
+
+    monkeypatch.setattr(AudioLDM2, "__call__", silence)
+    profile = Profile()
+    given = ["a", "b"], Sampling(), [3, 4], profile
+    assert cli.sounds_of(tiny_pipe, *given).shape == (2, 1600)
+    monkeypatch.setattr(tiny_pipe.text.tokenizer, "pad_to", 0)
+    assert cli.sounds_of(tiny_pipe, *given).shape == (2, 1600)
+    assert made == [(["a", "b"], [3, 4]), (["a"], [3]), (["b"], [4])]
+    assert profile.seconds == {"sample": 3.0}
+
+
+NAME = 251 * "n" + ".wav"  # as long as a name may be
+
+
+def test_a_name_as_long_as_the_disk_allows_is_written(capsys, here, weights, recording):
+    line = ["generate", "a dog barks", "--steps", "1", "-o", NAME]
+    plot = ["--plot", NAME.replace(".wav", ".png")]
+    assert run(capsys, *line, *plot)[0] == 0
+    assert run(capsys, "reconstruct", recording, "-o", NAME)[0] == 0
+    written = sorted(path.name for path in here.iterdir())
+    assert written == sorted([NAME, plot[1]])
+
+
+def test_a_name_that_is_too_long_is_refused_before_anything_is_made(
+    capsys, here, weights, recording, monkeypatch
+):
+    from minilib.audioldm2 import AudioLDM2
+
+    loaded = lambda *args, **kwargs: pytest.fail("weights were loaded")
+    monkeypatch.setattr(AudioLDM2, "from_pretrained", loaded)
+    for line in (
+        ("generate", "a dog barks", "-o", f"n{NAME}"),
+        ("generate", "a dog barks", "rain", "-o", NAME),  # -1 and -2 make it longer
+        ("generate", "a dog barks", "--plot", f"{'n' * 252}.png"),
+        ("reconstruct", recording, "-o", f"n{NAME}"),
+        ("evaluate", "--json", f"{'n' * 251}.json"),
+        ("convert", weights, "n" * 256),
+    ):
+        said = refused(capsys, *line)
+        assert "can't be written: File name too long" in said or "too long" in said
+
+
+def test_what_can_not_be_printed_is_replaced_and_the_sound_is_kept(here, weights):
+    line = ["-m", "minilib", "generate", "猫が鳴く ☂", "--steps", "1", "--seed", "3"]
+    line += ["--weights", str(weights), "-o", "ネコ.wav"]
+    for encoding in ("cp1252", "ascii:strict", "latin-1"):
+        given = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+        done = python(*line, **given, PATH="", OMP_NUM_THREADS="1")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert done.stdout.startswith("seed 3\n??.wav  0.64 s  seed 3  ????")
+        (here / "ネコ.wav").unlink()
+
+
+def test_the_seed_is_said_before_the_sound_is_made(
+    capsys, here, weights, monkeypatch, taken
+):
+    from minilib.audioldm2 import AudioLDM2
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AudioLDM2, "__call__", interrupt)
+    code, out, err = run(capsys, "generate", "a dog barks", "rain falls", "--seed", "7")
+    assert (code, out) == (130, "seed 7 to 8\n")
+    assert err == "minilib: stopped; nothing was written"
+
+
+def test_the_sound_is_made_though_nobody_reads_what_is_said(here, weights):
+    line = [sys.executable, "-m", "minilib", "generate", "a dog barks", "--steps", "1"]
+    line += ["--weights", str(weights)]
+    given = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(line, stdout=writes, stderr=subprocess.PIPE, env=given)
+    os.close(writes)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert (here / "sound.wav").is_file()
+
+
+def an_installed_copy(monkeypatch, note: str | None) -> None:
+    """What pip says of where the package comes from."""
+    from importlib import metadata
+
+    told = SimpleNamespace(read_text=lambda name: note)
+    monkeypatch.setattr(metadata, "distribution", lambda name: told)
+
+
+def test_an_installed_copy_takes_the_weights_of_the_checkout_it_was_made_from(
+    capsys, here, weights, monkeypatch
+):
+    checkout = cli.DATA.parent
+    monkeypatch.setattr(cli, "DATA", here / "data")
+    note = {"url": checkout.as_uri(), "dir_info": {}}
+    an_installed_copy(monkeypatch, json.dumps(note))
+    assert cli.shipped_weights() == weights
+    for other in (
+        None,
+        "{",
+        "{}",
+        json.dumps({**note, "dir_info": {"editable": True}}),
+        json.dumps({"url": "https://example.org/minilib", "vcs_info": {}}),
+    ):
+        an_installed_copy(monkeypatch, other)
+        assert cli.place_of("tiny") == here / "data" / "weights" / "tiny"
+
+
+def test_without_weights_the_sentence_names_a_command_after_which_the_line_works(
+    capsys, here, weights, monkeypatch
+):
+    from minilib.classifier import Classifier
+
+    line = ["generate", "a dog barks", "--steps", "1"]
+    monkeypatch.setattr(cli, "DATA", here / "nowhere")
+    said = refused(capsys, *line)
+    target = re.search(r"minilib train all --out (\S+)", said)[1]
+    shutil.copytree(weights, target)  # as that command leaves them
+    assert run(capsys, *line)[0] == 0
+    for stage in ("judge", "clap"):
+        said = refused(capsys, "evaluate", "--n", "2")
+        folder = Path(re.search(rf"minilib train {stage} .*--out (\S+)", said)[1])
+        (folder / stage).mkdir(parents=True)
+        assert cli.place_of(f"judges/{stage}") == folder / stage
+        if stage == "judge":
+            Classifier.preset("tiny").save_pretrained(folder / stage)
+    shutil.rmtree(target)
+    shutil.copytree(weights, "runs/tiny")
+    own = re.search(r"--weights \S+", refused(capsys, *line))[0]
+    assert run(capsys, *line, *own.split())[0] == 0
 
 
 def test_generate_tries_unknown_words_and_names_what_is_near(capsys, here, weights):
@@ -188,7 +340,7 @@ def test_generate_takes_weights_from_a_folder_and_options_from_the_line(
     line += " --transcription yes --temperature 0.5 --guidance-interval 300 900"
     options = "--weights", weights, *line.split()
     assert run(capsys, "generate", "a dog barks", *options)[0] == 0
-    numbers = {"seconds": 1.5, "seed": 4, "candidates": 3, "transcription": "yes"}
+    numbers = {"seconds": 1.5, "seed": [4], "candidates": 3, "transcription": "yes"}
     how = Sampling(7, 2.0, (300, 900), 0.5, "dpm")
     assert taken == {"captions": ["a dog barks"], "sampling": how, **numbers}
 
@@ -213,8 +365,9 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(AudioLDM2, "sample", interrupt)
-    code, out, err = run(capsys, "generate", "a dog barks")
-    assert code == 130 and out == "" and err == "minilib: stopped; nothing was written"
+    code, out, err = run(capsys, "generate", "a dog barks", "--seed", "7")
+    assert code == 130 and out == "seed 7\n"
+    assert err == "minilib: stopped; nothing was written"
     assert list(here.iterdir()) == []
 
 
@@ -661,7 +814,7 @@ def test_an_output_that_can_not_be_written_is_refused_before_anything_is_generat
     def read_only(*args, **kwargs):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(cli.tempfile, "TemporaryDirectory", read_only)
     assert "'sound.wav' can't be written: Read-only file system" in refused(
         capsys, "generate", "a dog barks"
     )
@@ -836,7 +989,7 @@ def test_train_refuses_unknown_stages_presets_and_numbers(capsys, here):
     assert "preset must be one of tiny, colab" in refused(
         capsys, "train", "vae", "--preset", "huge"
     )
-    assert "steps must be 1 or more, not 0" in refused(
+    assert "steps must be a whole number, 1 or more, not 0" in refused(
         capsys, "train", "vae", "--steps", "0"
     )
 
@@ -852,14 +1005,11 @@ def test_train_refuses_a_stage_whose_parts_are_not_there(capsys, here):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("file_name,title\na.wav,A\n", "has no column 'caption'"),
-        (
-            "file_name,caption\na.wav,\n",
-            "has 1 rows without a caption, the first for 'a.wav'",
-        ),
+        ("file_name,title\na.wav,A\n", "no column 'caption'"),
+        ("file_name,caption\na.wav,\n", "line 2: no caption for 'a.wav'"),
         (
             "file_name,caption\na.wav,x\nb.wav,y\nc.wav,z\n",
-            "2 of 3 rows name files that are missing, the first 'b.wav'",
+            "line 3: the file 'b.wav' is missing",
         ),
         ("file_name,caption\n", "has no rows"),
     ],

@@ -392,6 +392,6 @@ def test_recordings_are_counted_as_training_hears_them(tmp_path, monkeypatch):
     monkeypatch.setenv("MINILIB_REALAUDIO", str(tmp_path))
     assert doctor.recordings() == doctor.Finding(f"1 to train on in {tmp_path}")
     (tmp_path / "a.wav").unlink()
-    assert "rows name files that are missing" in warns(doctor.recordings())
+    assert "the file 'a.wav' is missing" in warns(doctor.recordings())
     (tmp_path / "manifest.csv").unlink()
     assert "has no metadata.csv (nor manifest.csv)" in warns(doctor.recordings())

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "minilib"
 # on its own floor, what is named before it; on the ground any neighbour.
 FLOORS = {
     "0 ground": [
-        "torchaudio_guard", "files", "audio", "soundworld", "data", "detectors",
-        "judges", "frechet",
+        "torchaudio_guard", "files", "arguments", "audio", "soundworld", "tables",
+        "data", "detectors", "judges", "frechet",
     ],
     "1 process and shared layers": [
         "model", "layers", "conditions", "diffusion", "guidance", "quantise",

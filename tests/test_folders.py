@@ -2,20 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import minilib
-from minilib import folders
+from minilib import audio, folders, metrics
 from minilib.audioldm2 import AudioLDM2
 from minilib.cli import shipped_weights
 from minilib.folders import CLASSES
 from minilib.gpt import Loudness, LoudnessConfig
 from minilib.guidance import Sampling
+from minilib.unet import UNet
 
 CAPTIONS = ["a dog barks", "rain falls, then a bell rings"]
 FAST = {"steps": 3, "progress": False}
@@ -46,8 +49,6 @@ def test_saved_and_loaded_pipelines_make_the_same_sounds(tiny_pipe, tmp_path):
 def test_weights_in_half_precision_load_as_float32_in_evaluation_mode(
     tiny_pipe_folder, tiny_pipe
 ):
-    from safetensors.torch import load_file
-
     stored = load_file(tiny_pipe_folder / "unet" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     for model in tiny_pipe.models.values():
@@ -120,6 +121,16 @@ def of_another_loa(folder: Path) -> None:
     path.write_text(json.dumps({**config, "loa_grid": [3, 2]}))
 
 
+def with_field(part: str) -> Callable[[Path], None]:
+    """What adds a field to the config of a part."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / part / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "new": 1}))
+
+    return spoil
+
+
 DAMAGE = {
     "no pipeline.json": (
         lambda f: (f / "pipeline.json").unlink(),
@@ -153,6 +164,14 @@ DAMAGE = {
         r"pipeline.json is damaged: guidance_interval must be two noise levels from 0 "
         r"to 1000, the lower first",
     ),
+    **{
+        f"unknown field of {part}": (
+            with_field(part),
+            rf"{part}.config.json: .* does not know the field 'new'$",
+        )
+        for part in CLASSES
+        if part != "loudness"  # which nobody has fitted
+    },
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
     "damaged tokenizer": (
         lambda f: (f / "tokenizer.json").write_text("{"),
@@ -224,3 +243,116 @@ def test_the_weights_that_ship_are_in_half_precision():
             names = file.keys()  # it is no dictionary
             kinds = {file.get_slice(name).get_dtype() for name in names}
         assert kinds <= {"F16", "I64"}, path
+
+
+def as_before(folder: Path, pack: int) -> None:
+    """Write a folder as this package did before December 2026: the VAE packs, GPT-2
+    says how loud, and AudioMAE has the statistics of one lambda.
+    """
+
+    def edit(name, change):
+        path = folder / name / "config.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+        return config
+
+    def unpatched(config):
+        config["in_channels"] *= config.pop("patch") ** 2
+        del config["cross_attention"]
+
+    edit("vae", lambda config: config.update(pack=pack, faint_weight=0.2))
+    edit("unet", unpatched)
+    edit("gpt", lambda config: config.update(level=True))
+    loud = load_file(folder / "loudness" / "model.safetensors")
+    gpt = load_file(folder / "gpt" / "model.safetensors")
+    gpt |= {f"level_{name}": x for name, x in loud.items()}
+    save_file(gpt, folder / "gpt" / "model.safetensors")
+    shutil.rmtree(folder / "loudness")
+    config = edit("audiomae", lambda config: config)
+    row = config["pools"].index(config["pool"])
+    edit("audiomae", lambda config: config.pop("pools"))
+    mae = load_file(folder / "audiomae" / "model.safetensors")
+    mae |= {k: mae[k][row].clone() for k in ("loa_mean", "loa_std")}
+    save_file(mae, folder / "audiomae" / "model.safetensors")
+    path = folder / "pipeline.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rescale": 0.0}))
+
+
+@pytest.mark.parametrize("pack", [1, 2])
+@torch.no_grad()
+def test_a_folder_of_before_is_read_and_sounds_the_same(tiny_pipe, pack, tmp_path):
+    config = replace(tiny_pipe.unet.config, patch=pack, loa_patch=8 // pack)
+    tiny_pipe.unet = UNet(config).eval()
+    tiny_pipe.loudness = Loudness(LoudnessConfig(4, 16))
+    loa = torch.randn(50, 4, 16, generator=torch.Generator().manual_seed(0))
+    tiny_pipe.loudness.fit(loa, loa[:, 0, 0] - 40)
+    tiny_pipe.audiomae.fit_statistics(torch.randn(8, 1, 64, 64) - 7)
+    tiny_pipe.save_pretrained(tmp_path)
+    tiny_pipe = AudioLDM2.from_pretrained(tmp_path, device="cpu")
+    as_before(tmp_path, pack)
+    again = AudioLDM2.from_pretrained(tmp_path, device="cpu")
+    waves = [pipe(CAPTIONS, seed=0, **FAST) for pipe in (tiny_pipe, again)]
+    assert torch.equal(*waves)
+    assert again.unet.config == config and again.vae.config == tiny_pipe.vae.config
+    pool, mel = tiny_pipe.audiomae.config.pool, torch.randn(2, 1, 64, 64) - 7
+    assert again.audiomae.config.pools == (pool,)
+    assert torch.equal(again.audiomae.loa(mel), tiny_pipe.audiomae.loa(mel))
+    again.save_pretrained(tmp_path)  # which brings it up to date
+    assert (tmp_path / "loudness").is_dir()
+    unet = folders.load_part(tmp_path, "unet")
+    assert unet.config == config
+
+
+def test_a_folder_of_before_without_a_fitted_level_has_no_loudness(tiny_pipe, tmp_path):
+    tiny_pipe.loudness = Loudness(LoudnessConfig(4, 16))
+    tiny_pipe.save_pretrained(tmp_path)
+    as_before(tmp_path, 1)
+    assert AudioLDM2.from_pretrained(tmp_path, device="cpu").loudness is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, None])
+@torch.no_grad()
+def test_sound_enters_weights_of_any_type(dtype):
+    """The weights that ship; None keeps their half precision."""
+    pipe = AudioLDM2.from_pretrained(shipped_weights(), device="cpu", dtype=dtype)
+    assert {model.dtype for model in pipe.models.values() if model.n_parameters()} == {
+        dtype or torch.float16
+    }
+    wave = pipe("a dog barks", seed=0, steps=2, candidates=2, progress=False)
+    assert wave.dtype == torch.float32 and wave.isfinite().all() and wave.std() > 1e-3
+    mel = audio.log_mel(wave)
+    full = AudioLDM2.from_pretrained(shipped_weights(), device="cpu")
+    hear = {  # each gets sound in single precision, as it is read from a file
+        "latent": lambda pipe: pipe.vae.encode(mel),
+        "mel": lambda pipe: pipe.vae(mel),
+        "loa": lambda pipe: pipe.audiomae.loa(mel),
+        "clap": lambda pipe: pipe.clap.embed_waves(wave),
+        "clap of mel": lambda pipe: pipe.clap.embed_audio(mel),
+        # phases are another matter
+        "wave": lambda pipe: audio.log_mel(pipe.vocoder(mel)),
+        "judged": lambda pipe: pipe.clap.embed_waves(pipe.vocoder(mel)),
+    }
+    for name, step in hear.items():
+        half, whole = step(pipe).float(), step(full)
+        assert float((half - whole).norm() / whole.norm()) < 0.15, name
+    kept = metrics.reconstruction(pipe, wave[0])
+    assert kept["wave"].isfinite().all() and 0 < kept["total_db"] < 5
+
+
+def test_what_a_released_folder_is_asked_for_is_checked_before_it_is_read(
+    tiny_pipe_folder, monkeypatch
+):
+    monkeypatch.setattr(folders, "load", None)  # nothing is read
+    read = AudioLDM2.from_diffusers
+    with pytest.raises(ValueError, match='unconditional_loa must be "gpt" or "zeros"'):
+        read("somewhere", unconditional_loa="none")
+    with pytest.raises(TypeError, match="n_token is no option here: somewhere takes"):
+        read("somewhere", n_token=8)
+    with pytest.raises(TypeError, match="like is no option here"):
+        read("somewhere", like="elsewhere")
+    for name, value in (("n_tokens", 0), ("head_width", -1), ("n_tokens", 2.5)):
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be a whole nu"):
+            read("somewhere", **{name: value})
+    with pytest.raises(ValueError, match="takes no head_width, which are for released"):
+        read(tiny_pipe_folder, head_width=32)

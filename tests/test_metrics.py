@@ -5,6 +5,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -397,14 +398,29 @@ def test_bad_numbers_are_refused_before_anything_is_drawn(tiny_pipe, monkeypatch
         lambda **given: metrics.evaluate(tiny_pipe, None, **given),
         lambda **given: metrics.evaluate_recordings(tiny_pipe, None, None, **given),
     ):
-        for bad in (1, 0, 2.5):
-            with pytest.raises(ValueError, match="n must be a whole number, 2 or more"):
-                ask(n=bad)
-        for bad, error in ((0, ValueError), (65, ValueError), (1.5, TypeError)):
-            said = f"candidates must be a whole number from 1 to 64, not {bad}"
+        whole, number, text = "must be a whole number", ValueError, TypeError
+        for name, bad, said, error in (
+            *(
+                ("n", bad, "n must be a whole number, 2 or more", number)
+                for bad in (1, 0)
+            ),
+            *(
+                ("n", bad, f"n {whole}, 2 or more, not", text)
+                for bad in (2.0, "3", None)
+            ),
+            ("candidates", 0, f"candidates {whole} from 1 to 64, not 0", number),
+            ("candidates", 65, f"candidates {whole} from 1 to 64, not 65", number),
+            ("candidates", 1.5, f"candidates {whole} from 1 to 64, not 1.5", text),
+            ("seed", 1.5, f"seed {whole} from 0 to 4294967295, not 1.5", text),
+            ("seed", [1, 2], f"seed {whole} from 0 to 4294967295", text),
+            ("seed", -1, f"seed {whole} from 0 to 4294967295, not -1", number),
+            ("sampling", 25, "sampling must be a Sampling or None, not 25", text),
+        ):
             with pytest.raises(error, match=said):
-                ask(n=2, candidates=bad)
-    metrics.check_asked(2, 64)
+                ask(**{"n": 2, name: bad})
+    given = np.int64(2), np.int64(64), torch.tensor(5)
+    asked = metrics.check_asked(*given)
+    assert asked == (2, 5, 64) and all(type(x) is int for x in asked)
 
 
 def test_the_best_of_several_candidates_is_more_like_its_caption(
@@ -445,6 +461,9 @@ def test_sounds_are_generated_in_batches_from_one_stream_of_noise(
     assert shown == [2, 1]
     three = metrics.generate(tiny_pipe, captions, how, 5, 3, bar)
     assert three.shape == made.shape and not torch.equal(three, made)
+    new_noise = Sampling(steps=2, eta=1.0)  # comes from the seed, too
+    again = [metrics.generate(tiny_pipe, captions, new_noise, 5, 1, bar) for _ in "ab"]
+    assert torch.equal(*again)
 
 
 def test_the_round_trip_goes_through_vae_and_vocoder(tiny_pipe, monkeypatch):

@@ -272,3 +272,16 @@ def test_a_gpu_is_used_where_there_is_one_unless_the_environment_says_cpu(monkey
     monkeypatch.delenv("MINILIB_DEVICE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not has_gpu()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_wrappers_prefix_is_taken_off_or_named(folder, prefix):
+    model = Toy.from_pretrained(folder)
+    wrapped = {prefix + name: x for name, x in model.state_dict().items()}
+    change(folder, "model.safetensors", wrapped)
+    assert state_equal(Toy.from_pretrained(folder), model)
+    bias = wrapped.pop(prefix + "linear.bias")
+    change(folder, "model.safetensors", {**wrapped, "linear.bias": bias})
+    said = f"bears the prefix '{prefix.split('.')[0]}.' of a wrapper, as not all do"
+    with pytest.raises(ValueError, match=said):
+        Toy.from_pretrained(folder)

@@ -263,3 +263,16 @@ def test_each_class_has_its_own_shares_the_best_followed_first():
         hearer, scenes, sounds(0, 1, 1, 1, 1), sounds(0, 0, 0, 0, 1)
     )
     assert rows == [("tone", 3, [1.0, pytest.approx(1 / 3)]), ("hiss", 2, [0.5, 1.0])]
+
+
+def test_a_silent_recording_is_named_and_left_out_and_training_goes_on(
+    folder, tmp_path, short_run
+):
+    other = shutil.copytree(folder, tmp_path / "with-silence")
+    name = AudioFolder(other).rows[0].file
+    soundfile.write(other / name, np.zeros(8000), audio.SAMPLE_RATE)
+    with pytest.warns(UserWarning, match="silence"):
+        training.train_stages(
+            "clap", out=tmp_path / "run", data=other, steps=1, progress=False
+        )
+    assert (tmp_path / "run" / "clap" / "config.json").is_file()

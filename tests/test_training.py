@@ -2,26 +2,34 @@
 paper's numbers.
 """
 
+import copy
+import io
 import itertools
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
 from small_world import RECIPE, made_parts, make, small_world, weights
 
-from minilib import audio, training
+from minilib import audio, cli, training
 from minilib.audioldm2 import AudioLDM2
 from minilib.conditions import from_batch
-from minilib.data import Corpus
+from minilib.data import AudioFolder, Corpus
 from minilib.gpt import LOARegressor, Loudness
 from minilib.phonemes import PhonemeConfig, PhonemeEncoder
 from minilib.soundworld import SoundWorld
@@ -31,9 +39,11 @@ from minilib.training import (
     STAGES,
     Recipe,
     TrainingData,
+    checkpoints,
     clips,
     fit,
     loop,
+    origins,
     runs,
     stages,
     train,
@@ -240,9 +250,18 @@ def test_a_batch_of_other_rows_than_the_recipes_is_refused():
         fit(Line(), draw, SHORT, progress=False)
 
 
+def test_a_recipes_numbers_are_whole_of_whatever_library():
+    taken = replace(SHORT, steps=np.int64(3), batch_size=np.int32(4))
+    assert (type(taken.steps), taken.steps, taken.batch_size) == (int, 3, 4)
+    with pytest.raises(
+        TypeError, match="steps must be a whole number, 1 or more, not 2.5"
+    ):
+        replace(SHORT, steps=2.5)
+
+
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate"])
 def test_a_recipe_without_steps_or_clips_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be 1 or more, not 0"):
+    with pytest.raises(ValueError, match=f"{name} must be .*1 or more, not 0"):
         replace(SHORT, **{name: 0})
 
 
@@ -252,6 +271,155 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence():
     bad = lambda generator: {k: turn(x) for k, x in points(generator).items()}
     with pytest.raises(FloatingPointError, match="nan at step 3: lower the learning"):
         fit(Line(), bad, SHORT, progress=False)
+
+
+def test_a_loss_that_is_not_finite_in_the_first_micro_batch_alone_is_seen():
+    def half_bad(generator):
+        batch = points(generator)
+        batch["x"][:8] = float("nan")
+        return batch
+
+    with pytest.raises(FloatingPointError, match="fit: the loss is nan at step 0"):
+        fit(Line(), half_bad, replace(SHORT, accumulate=2), progress=False)
+
+
+class Cliff(Line):
+    """A line whose loss stays finite, while its gradient may not be."""
+
+    def __init__(self):
+        super().__init__(names=False)
+        self.register_buffer("calls", torch.zeros(()))
+        self.bad = ()  # calls, counted from 0, whose gradient is not finite
+
+    def loss(self, batch):
+        found = super().loss(batch)
+        if int(self.calls) in self.bad:  # the square root's slope is infinite at 0
+            found = found + (self.b * 0.0).sqrt().sum()
+        self.calls += 1
+        return found
+
+
+class Alone:
+    """A stage of no data: a name, a model, a recipe, a seed, and batches."""
+
+    name, seed = "alone", 0
+
+    def __init__(self, model: torch.nn.Module, **changes):
+        self.model, self.recipe = model, replace(SHORT, **changes)
+
+    def batch(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return points(generator)
+
+
+@pytest.mark.parametrize("muon", [(), ("linear",)])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(muon, tmp_path):
+    model = Cliff()
+    model.bad = (5,)
+    stage = Alone(model, checkpoint_every=3, muon=muon)
+    with pytest.raises(
+        FloatingPointError, match="alone: the norm of the gradient is nan at step 5: "
+    ):
+        train(stage, tmp_path, progress=False)
+    assert weights(model).isfinite().all() and model.w.abs().min() > 0
+    held = torch.load(tmp_path / "checkpoints" / "alone.pt", weights_only=True)
+    assert held["step"] == 3 and held["model"]["w"].isfinite().all()
+    well = train(Alone(Cliff(), muon=muon), tmp_path, resume=True, progress=False)
+    unbroken = train(Alone(Cliff(), muon=muon), tmp_path / "b", progress=False)
+    assert torch.equal(weights(well), weights(unbroken))
+
+
+@pytest.mark.parametrize("where", ["model", "optimizer", "ema"])
+def test_what_is_not_finite_is_never_written(where, tmp_path, monkeypatch):
+    stage = Alone(Line(), checkpoint_every=2, ema=0.5)
+    real, infinite = loop.Loop.step, float("inf")
+
+    def spoiling(self):
+        losses = real(self)
+        if self.done == 4:
+            averages = [state["exp_avg_sq"] for state in self.optimizer.state.values()]
+            spoiled = {"model": [self.model.fixed], "optimizer": averages}
+            spoiled["ema"] = list(self.average.values())
+            spoiled[where][0].data[0] = infinite
+        return losses
+
+    monkeypatch.setattr(loop.Loop, "step", spoiling)
+    said = rf"alone: {where}\.\S+ is not finite after step 3: "
+    with pytest.raises(FloatingPointError, match=said):
+        train(stage, tmp_path, progress=False)
+    held = torch.load(tmp_path / "checkpoints" / "alone.pt", weights_only=True)
+    assert held["step"] == 2
+
+
+def test_a_part_that_float16_can_not_hold_is_not_written(small, tmp_path):
+    part = stages.seeded(stages.VAE, "small", 0)
+    other = stages.seeded(stages.VAE, "small", 0)
+    part.decoder.conv_out.bias.data[0] = 1e5
+    said = r"vae: decoder.conv_out.bias of second is not finite in float16"
+    with pytest.raises(FloatingPointError, match=said):
+        runs.save_parts(tmp_path, "vae", {"first": other, "second": part})
+    assert not list(tmp_path.iterdir())
+    runs.save_parts(tmp_path, "vae", {"first": other})
+    assert (tmp_path / "first" / "model.safetensors").is_file()
+
+
+def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fp16 and its scaler work on the CPU."""
+    real = loop.make_accelerator
+
+    def with_scaler(recipe):
+        made, scaler = real(recipe), torch.amp.GradScaler("cpu", init_scale=16.0)
+        made.scaler, made.native_amp = scaler, True
+        monkeypatch.setitem(made.state._shared_state, "_mixed_precision", "fp16")
+        made.autocast_handler = None
+        return made
+
+    monkeypatch.setattr(loop, "make_accelerator", with_scaler)
+
+
+@pytest.mark.parametrize("muon", [(), ("linear",)])
+def test_in_fp16_the_scaler_skips_a_gradient_that_overflows(muon, monkeypatch):
+    scaled(monkeypatch)
+    model = Cliff()
+    model.bad = (2,)
+    taken = training.Loop(model, points, replace(SHORT, muon=muon), 0, "fit")
+    seen = []
+    for _ in range(4):
+        taken.step()
+        seen.append((model.w.detach().clone(), taken.accelerator.scaler.get_scale()))
+    (one, whole), (two, _), (three, half), (four, _) = seen
+    assert torch.equal(two, three) and half == whole / 2
+    assert not torch.equal(one, two) and not torch.equal(three, four)
+    model.bad = range(100)
+    with pytest.raises(FloatingPointError, match="norm of the gradient is nan at step"):
+        for _ in range(60):
+            taken.step()
+    assert torch.equal(model.w.detach(), four)
+
+
+def test_a_resumed_run_in_fp16_goes_on_at_its_scale(tmp_path, monkeypatch):
+    scaled(monkeypatch)
+    ends = []
+    for out, bad in (("unbroken", ()), ("broken", (3,))):
+        model = Cliff()
+        model.bad = (1,)
+        stage = Alone(model, steps=6, checkpoint_every=2)
+        real, drawn = stage.batch, itertools.count()
+
+        def batch(generator, real=real, drawn=drawn, bad=bad):
+            if next(drawn) in bad:
+                raise KeyboardInterrupt
+            return real(generator)
+
+        stage.batch = batch
+        if bad:
+            with pytest.raises(KeyboardInterrupt):
+                train(stage, tmp_path / out, progress=False)
+        train(stage, tmp_path / out, resume=bool(bad), progress=False)
+        path = tmp_path / out / "checkpoints" / "alone.pt"
+        held = torch.load(path, weights_only=True)
+        ends.append((held["scaler"], weights(model)))
+    assert ends[0][0] == ends[1][0] and ends[0][0]["scale"] == 8.0
+    assert torch.equal(ends[0][1], ends[1][1])
 
 
 def test_learning_rate_rises_and_falls_within_its_bounds():
@@ -787,7 +955,8 @@ def test_a_checkpoint_holds_what_a_run_needs_to_go_on(small, parts, tmp_path):
     train(stage, tmp_path, progress=False)
     held = torch.load(tmp_path / "checkpoints" / "text.pt", weights_only=True)
     kept = {"model", "optimizer", "ema", "step", "seconds", "losses"}
-    assert set(held) == kept and held["step"] == 3 and set(held["losses"]) == {"loss"}
+    assert set(held) == {*kept, "scaler", "origin"} and held["scaler"] == {}
+    assert held["step"] == 3 and set(held["losses"]) == {"loss"}
     assert set(held["model"]) == set(stage.model.state_dict())
     assert not torch.equal(held["ema"]["shared.weight"], held["model"]["shared.weight"])
 
@@ -801,9 +970,10 @@ def test_the_log_tells_losses_and_seconds_over_all_that_was_resumed(
     held = torch.load(path, weights_only=True)
     torch.save({**held, "seconds": 1000.0}, path)
     train(make("text", small, parts, **BRIEF), tmp_path, resume=True, progress=False)
-    first, last = (tmp_path / "train.log").read_text().splitlines()
-    assert first.startswith("text      step     2       0 s  loss ")
-    assert last.startswith("text      step     4    1000 s  loss ")
+    log = (tmp_path / "train.log").read_text()
+    told = re.findall(r"^text      step     (\d)  ([ \d]{6}) s  loss \d", log, re.M)
+    (first, before), (last, after) = told
+    assert (first, last) == ("2", "4") and int(before) < 1000 <= int(after)
 
 
 def test_a_failed_write_leaves_the_last_checkpoint(small, parts, tmp_path, monkeypatch):
@@ -827,7 +997,10 @@ def test_a_failed_write_leaves_the_last_checkpoint(small, parts, tmp_path, monke
     [
         ({"stages": "vaee"}, "stage must be all or one of vae"),
         ({"stages": "vae", "preset": "huge"}, "preset must be one of tiny"),
-        ({"stages": "vae", "steps": 0}, "steps must be 1 or more, not 0"),
+        (
+            {"stages": "vae", "steps": 0},
+            "steps must be a whole number, 1 or more, not 0",
+        ),
     ],
 )
 def test_bad_arguments_are_named_in_a_sentence(arguments, sentence, tmp_path):
@@ -879,8 +1052,10 @@ def test_all_stages_make_a_pipeline_that_generates(
     assert not list((tmp_path / "checkpoints").iterdir())
     told = runs.finished(tmp_path, "vae")
     assert told["recipe"]["crop"] == 48 and told["recipe"]["steps"] == 1
-    train_stages("all", "small", tmp_path, steps=1, progress=False, resume=True)
-    assert capsys.readouterr().out.count("finished before") == len(ALL_STAGES)
+    assert capsys.readouterr() == ("", "")
+    train_stages("all", "small", tmp_path, steps=1, resume=True)
+    assert capsys.readouterr().out.count("finished before, 1 steps\n") == 9
+    assert len(ALL_STAGES) == 9
 
 
 @pytest.fixture(scope="module")
@@ -901,6 +1076,433 @@ def test_captions_are_encoded_anew_once_an_encoder_has_changed(
     for name in ("clap", "text"):
         runs.run_stage(name, replace(RECIPE, steps=1), {}, *given, progress=False)
         assert name not in kept.encoded
+
+
+# --------------------------------------------------------------------------------------
+# What a run goes on from
+
+
+@contextmanager
+def broken_off(step: int) -> Iterator[None]:
+    """Break off the first training whose step this would be, counted from 0."""
+    real = loop.Loop.step
+
+    def stop(self):
+        if self.done == step:
+            raise KeyboardInterrupt
+        return real(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Loop, "step", stop)
+        yield
+
+
+def tones(folder: Path, hertz: float, n: int = 4, **columns: str) -> Path:
+    """A folder of tones, each with a caption of its own."""
+    folder.mkdir(parents=True)
+    lines = [",".join(["file_name", "caption", *columns])]
+    for i in range(n):
+        t = np.arange(10240) / audio.SAMPLE_RATE
+        wave = 0.3 * np.sin(2 * np.pi * (hertz + 50 * i) * t)
+        soundfile.write(folder / f"{i}.wav", wave, audio.SAMPLE_RATE)
+        caption = f"a tone of {hertz:.0f} hertz and number {i} sounds"
+        lines.append(",".join([f"{i}.wav", caption, *columns.values()]))
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    return tones(tmp_path_factory.mktemp("sounds") / "own", 300)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    return tones(tmp_path_factory.mktemp("sounds") / "other", 900)
+
+
+QUIET = {"preset": "small", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def text_begun(small, own, tmp_path_factory) -> Path:
+    """A folder in which the text stage was broken off after two of three steps."""
+    out = tmp_path_factory.mktemp("begun") / "run"
+    with broken_off(2):
+        train_stages("text", out=out, data=own, **QUIET)
+    assert (out / "checkpoints" / "text.pt").is_file()
+    return out
+
+
+@pytest.fixture(scope="module")
+def text_done(small, own, tmp_path_factory) -> Path:
+    """A folder in which the text stage was finished."""
+    out = tmp_path_factory.mktemp("done") / "run"
+    return train_stages("text", out=out, data=own, **QUIET)
+
+
+@pytest.fixture()
+def begun(text_begun, tmp_path) -> Path:
+    return Path(shutil.copytree(text_begun, tmp_path / "run"))
+
+
+@pytest.fixture()
+def done(text_done, tmp_path) -> Path:
+    return Path(shutil.copytree(text_done, tmp_path / "run"))
+
+
+def last_line(capsys) -> str:
+    """What was said below the bars."""
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def with_run(name: str, options: dict | None = None, **changes) -> training.Run:
+    """The small run, with a stage's recipe or options changed."""
+    run = RUNS["small"]
+    recipes = {**run.recipes, name: replace(run.recipes[name], **changes)}
+    return replace(run, recipes=recipes, options={**run.options, name: options or {}})
+
+
+OTHERS = {
+    "data": ({"data": "other"}, "comes from other clips or captions: "),
+    "source": ({"data": None}, "comes from source recordings, not SoundWorld: "),
+    "seed": ({"seed": 1}, "comes from seed 0, not 1: "),
+    "preset": ({"preset": "tiny"}, "comes from preset small, not tiny; "),
+    "recipe": ({"run": {"lr": 0.5}}, "comes from lr 0.003, not 0.5: "),
+    "options": ({"run": {"options": {"recorded": 0.5}}}, "recorded 0.0, not 0.5: "),
+    "tokenizer": ({"words": ["some", "other words"]}, "comes from another tokenizer: "),
+}
+
+
+@pytest.mark.parametrize("folder", ["begun", "done"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_run_is_not_resumed_from_something_else(
+    what, folder, own, other, monkeypatch, request
+):
+    out, (changed, said) = request.getfixturevalue(folder), OTHERS[what]
+    given = {"data": own, **QUIET, **changed}
+    if "run" in given:
+        monkeypatch.setitem(RUNS, "small", with_run("text", **given.pop("run")))
+    if words := given.pop("words", None):
+        training.runs.Tokenizer.train(words).save(out / "tokenizer.json")
+    if given["data"] == "other":
+        given["data"] = other
+    before = files(out)
+    with pytest.raises(ValueError, match=re.escape(said)) as raised:
+        train_stages("text", out=out, resume=True, **given)
+    named = "checkpoints/text.pt" if folder == "begun" else "finished/text.json"
+    assert str(raised.value).startswith(f"{out / named} ")
+    assert str(raised.value).endswith("or leave out --resume and text starts anew")
+    assert files(out) == before
+
+
+def test_a_run_that_was_refused_goes_on_from_what_it_comes_from(
+    begun, text_done, own, other, capsys
+):
+    line = ["train", "text", "--preset", "small", "--out", str(begun), "--resume"]
+    assert cli.main([*line, "--data", str(other)]) == 2
+    said = last_line(capsys)
+    assert said.startswith(f"minilib: {begun}/checkpoints/text.pt comes from other")
+    assert cli.main([*line, "--data", str(own)]) == 0
+    ends = (files(path)["text/model.safetensors"] for path in (begun, text_done))
+    assert len(set(ends)) == 1
+
+
+def test_what_a_run_may_have_otherwise_when_it_goes_on(begun, own, monkeypatch):
+    monkeypatch.setitem(RUNS, "small", with_run("text", checkpoint_every=1))
+    moved = Path(shutil.move(shutil.copytree(own, begun / "a"), begun / "b"))
+    train_stages("text", out=begun, data=moved, steps=5, resume=True, **QUIET)
+    assert runs.finished(begun, "text")["steps"] == 5
+
+
+def test_a_stage_is_not_resumed_with_parts_that_were_trained_anew(
+    encoders_folder, tmp_path
+):
+    out = Path(shutil.copytree(encoders_folder, tmp_path / "run"))
+    with broken_off(2):
+        train_stages("gpt", out=out, **QUIET)
+    part = out / "clap" / "model.safetensors"
+    before = part.read_bytes()
+    train_stages("clap", out=out, steps=2, **QUIET)
+    said = "gpt.pt comes from another clap, which has been trained anew: "
+    with pytest.raises(ValueError, match=said):
+        train_stages("gpt", out=out, resume=True, **QUIET)
+    part.write_bytes(before)
+    train_stages("gpt", out=out, resume=True, **QUIET)
+
+
+def test_a_tuned_part_does_not_keep_its_own_stage_from_being_resumed(
+    small, parts, tmp_path
+):
+    # killed when joint had written GPT-2, but not yet that it was finished
+    trained = train(make("joint", small, parts), tmp_path, progress=False)
+    tuned = {**parts, "gpt": copy.deepcopy(trained.gpt)}
+    again = train(make("joint", small, tuned), tmp_path, resume=True, progress=False)
+    assert torch.equal(weights(again), weights(trained))
+
+
+@pytest.mark.parametrize("stage", ["vae", "clap"])
+def test_the_tokenizer_stays_while_an_encoder_learns_with_it(stage, begun, own, other):
+    before = files(begun)
+    train_stages(stage, out=begun, data=other, steps=1, **QUIET)
+    after = files(begun)
+    for name in ("tokenizer.json", "checkpoints/text.pt"):
+        assert after[name] == before[name]
+    train_stages("text", out=begun, data=own, resume=True, **QUIET)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_prepare_data_keeps_a_tokenizer_that_a_checkpoint_needs(
+    resume, begun, other, small
+):
+    before = (begun / "tokenizer.json").read_bytes()
+    given = RUNS["small"], begun, other, 0, ["vae"] if resume else ["vae", "text"]
+    prepared = runs.prepare_data(*given, resume=resume, progress=False)
+    after = (begun / "tokenizer.json").read_bytes()
+    assert (after == before) == resume
+    assert prepared.tokenizer.backend.to_str().encode() == after
+
+
+def test_what_starts_anew_forgets_what_was_there_before(done, own):
+    train_stages("vae", out=done, data=own, steps=1, **QUIET)
+    with broken_off(1):
+        train_stages(["text", "vae"], out=done, data=own, steps=2, **QUIET)
+    assert not list((done / "finished").iterdir())
+    train_stages(["text", "vae"], out=done, data=own, steps=2, resume=True, **QUIET)
+    for name in ("text", "vae"):
+        assert runs.finished(done, name)["steps"] == 2
+
+
+def test_a_finished_stage_of_fewer_steps_is_not_skipped_in_silence(done, own, capsys):
+    line = ["train", "text", "--preset", "small", "--out", str(done), "--resume"]
+    line += ["--data", str(own)]
+    assert cli.main([*line, "--steps", "8"]) == 2
+    said = "text was finished with 3 steps; a run of 8 starts anew: leave out --resume"
+    assert capsys.readouterr().err == f"minilib: {said}\n"
+    assert cli.main([*line, "--steps", "2"]) == 0
+    assert capsys.readouterr().out.startswith("text: finished before, 3 steps\n")
+    line.remove("--resume")
+    assert cli.main([*line, "--steps", "8"]) == 0
+    assert runs.finished(done, "text")["steps"] == 8
+
+
+def test_a_checkpoint_that_is_further_than_was_asked_is_told(begun, own):
+    with pytest.raises(ValueError, match="steps must be 2 or more to go on.*, not 1"):
+        train_stages("text", out=begun, data=own, steps=1, resume=True, **QUIET)
+
+
+def older(out: Path) -> None:
+    """Make a folder as it was before checkpoints knew what they come from."""
+    path, note = out / "checkpoints" / "text.pt", out / "finished" / "text.json"
+    if path.is_file():
+        held = torch.load(path, weights_only=True)
+        younger = {"origin", "scaler"}
+        torch.save({k: x for k, x in held.items() if k not in younger}, path)
+    else:
+        told = json.loads(note.read_text())
+        kept = {k: told[k] for k in ("steps", "seconds", "recipe")}
+        note.write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize("folder", ["begun", "done"])
+def test_an_older_run_that_knows_no_origin_is_resumed_with_a_sentence(
+    folder, own, text_done, capsys, request
+):
+    out = request.getfixturevalue(folder)
+    older(out)
+    train_stages("text", "small", out, own, resume=True)
+    assert f"{checkpoints.OLDER}\n" in capsys.readouterr().out
+    ends = (files(path)["text/model.safetensors"] for path in (out, text_done))
+    assert len(set(ends)) == 1
+
+
+def test_no_average_is_kept_where_none_is_asked_for(tmp_path):
+    assert training.Loop(Line(), points, SHORT, 0, "fit").average == {}
+    with broken_off(4):
+        train(Alone(Line(), checkpoint_every=2), tmp_path, progress=False)
+    path = tmp_path / "checkpoints" / "alone.pt"
+    held = torch.load(path, weights_only=True)
+    # as they were
+    torch.save({**held, "ema": {k: held["model"][k] for k in ("w", "b")}}, path)
+    resumed = train(Alone(Line()), tmp_path, resume=True, progress=False)
+    unbroken = train(Alone(Line()), tmp_path / "b", progress=False)
+    assert torch.equal(weights(resumed), weights(unbroken))
+
+
+def flipped(content: bytes) -> bytes:
+    """With one bit of a weight the other way round: pickle and zip don't notice."""
+    i = len(content) // 2
+    return content[:i] + bytes([content[i] ^ 64]) + content[i + 1 :]
+
+
+def saved(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def spoiled(content: bytes, **changes) -> bytes:
+    held = torch.load(io.BytesIO(content), weights_only=True)
+    return saved({**held, **changes})
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "cut at its end": lambda content: content[:-100],
+    "empty": lambda content: b"",
+    "random": lambda content: bytes(np.random.default_rng(0).bytes(5000)),
+    "one bit": flipped,
+    "a text": lambda content: b"weights\n" * 200,
+    "a list": lambda content: saved([1, 2, 3]),
+    "a tensor": lambda content: saved(torch.zeros(3)),
+    "weights": lambda content: saved({"w": torch.zeros(3)}),
+    "a pickle": lambda content: saved(Path("runs")),
+    "no step": lambda content: spoiled(content, step="two"),
+    "no optimizer": lambda content: spoiled(content, optimizer={}),
+    "another model": lambda content: spoiled(content, model={"w": torch.zeros(3)}),
+    "nan": lambda content: spoiled(content, ema={"a": torch.tensor(float("nan"))}),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_told_in_one_sentence(how, begun, own, capsys):
+    path = begun / "checkpoints" / "text.pt"
+    path.write_bytes(DAMAGES[how](path.read_bytes()))
+    before = files(begun)
+    line = ["train", "text", "--preset", "small", "--out", str(begun), "--resume"]
+    assert cli.main([*line, "--data", str(own)]) == 2
+    said = last_line(capsys)
+    assert said.startswith(f"minilib: {path} ")
+    assert "leave out --resume, and text starts anew" in said
+    assert {**files(begun), "train.log": 0} == {**before, "train.log": 0}
+    assert cli.main([*line[:-1], "--data", str(own)]) == 0
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", "{}", '{"steps": "4"}'])
+def test_a_damaged_note_is_told_in_one_sentence(note, done, own):
+    path = done / "finished" / "text.json"
+    path.write_text(note)
+    with pytest.raises(ValueError, match="text.json is damaged"):
+        train_stages("text", out=done, data=own, resume=True, **QUIET)
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(begun, own):
+    folder = begun / "checkpoints"
+    (folder / ".text.pt.123-456.part").write_bytes(b"half")
+    (folder / ".vae.pt.123-456.part").write_bytes(b"of another run")
+    train_stages("text", out=begun, data=own, resume=True, **QUIET)
+    assert [path.name for path in folder.iterdir()] == [".vae.pt.123-456.part"]
+
+
+def test_fingerprints_tell_clips_captions_and_classes_apart(small):
+    waves, captions = small.corpus.waves, small.corpus.captions
+    seen = lambda kind, data, **given: origins.of_data(STAGES[kind], data, given)
+    of = lambda waves, captions: replace(small, corpus=Corpus(waves, captions))
+    known = seen("vae", small)
+    assert seen("vae", of(waves.copy(), list(captions))) == known
+    other = waves.copy()
+    other[3, 100] += 1
+    assert seen("vae", of(other, captions)) != known
+    assert seen("vae", of(waves, [*captions[1:], captions[0]])) != known
+    assert seen("vae", of(waves[:-1], captions[:-1])) != known
+    assert seen("clap", replace(small, transcriptions=captions)) != known
+    heard = replace(small, recordings=[small.corpus])
+    assert seen("vae", heard) == known != seen("vae", heard, recorded=0.5)
+    # beyond READ_WHOLE the middle of each clip is read
+    many = np.zeros((1000, 10240), dtype=np.int16)
+    before = seen("vae", of(many, ["a sound"] * 1000))
+    many[517, 5120] = 1
+    assert seen("vae", of(many, ["a sound"] * 1000)) != before
+
+
+def test_a_judge_is_not_resumed_with_other_classes(tmp_path, small):
+    first, second = (
+        AudioFolder(tones(tmp_path / name, 300, **{"class": name}))
+        for name in ("dog", "cat")
+    )
+    given = [replace(small, folder=folder) for folder in (first, second)]
+    judge, vae = (
+        [origins.of_data(STAGES[name], data)["data"] for data in given]
+        for name in ("judge", "vae")
+    )
+    assert judge[0] != judge[1] and vae[0] == vae[1]
+
+
+# --------------------------------------------------------------------------------------
+# What is looked at before anything trains
+
+
+def test_all_files_and_captions_are_looked_at_first_and_all_faults_told(
+    small, tmp_path
+):
+    folder = tones(tmp_path / "own", 300, n=6)
+    (folder / "1.wav").write_bytes(b"no sound")
+    (folder / "4.wav").unlink()
+    table = (folder / "metadata.csv").read_text().splitlines()
+    table[3] = "2.wav," + "zyx " * 121
+    table[6] = "5.wav," + "qwv " * 121
+    (folder / "metadata.csv").write_text("\n".join(table) + "\n")
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match="has 4 faults") as raised:
+        train_stages("all", out=out, data=folder, **QUIET)
+    said = str(raised.value)
+    for told in ("1.wav", "4.wav", "line 4: the caption 'zyx", "line 7: the caption"):
+        assert told in said
+    assert said.count("at most 64 are read") == 2
+    assert not out.exists()
+
+
+def test_captions_are_measured_only_where_they_are_read(small, tmp_path):
+    folder = tones(tmp_path / "own", 300)
+    table = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(table.replace("a tone", "zyx " * 121, 1))
+    train_stages("vae", out=tmp_path / "vae", data=folder, steps=1, **QUIET)
+    for stage in ("clap", "text"):
+        with pytest.raises(ValueError, match="line 2: the caption 'zyx"):
+            train_stages(["vae", stage], out=tmp_path / "run", data=folder, **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_that_no_judge_can_learn_are_told_before_anything_trains(
+    own, small, tmp_path
+):
+    with pytest.raises(ValueError, match="has no column 'class' that a judge"):
+        train_stages(["vae", "judge"], out=tmp_path / "run", data=own, **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_quiet_is_quiet(small, own, tmp_path, capfd):
+    train_stages(["audiomae", "judge"], out=tmp_path, steps=1, **QUIET)
+    train_stages("audiomae", out=tmp_path, steps=1, resume=True, **QUIET)
+    train_stages("vae", out=tmp_path / "own", data=own, steps=1, **QUIET)
+    assert capfd.readouterr() == ("", "")
+    train_stages("vae", "small", tmp_path, steps=1)
+    said = capfd.readouterr()
+    assert "MINILIB_REALAUDIO is not set" in said.out and "vae" in said.err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": 1.5}, "steps must be a whole number, 1 or more, not 1.5"),
+        ({"steps": "3"}, "steps must be a whole number, 1 or more, not '3'"),
+        ({"seed": 0.5}, "seed must be a whole number from 0 to 4294967295, not 0.5"),
+    ],
+)
+def test_numbers_of_a_run_must_be_whole(given, said, tmp_path):
+    with pytest.raises(TypeError, match=said):
+        train_stages("vae", out=tmp_path / "out", **given)
+    with pytest.raises(ValueError, match="stages is empty: name one, or all"):
+        train_stages([], out=tmp_path / "out")
+
+
+# --------------------------------------------------------------------------------------
+# Killed
 
 
 SCRIPT = """

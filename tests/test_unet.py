@@ -255,12 +255,47 @@ def test_the_way_up_takes_what_the_way_down_left_last_first():
 
 
 @torch.no_grad()
-def test_the_noise_has_the_shape_of_the_latent_of_any_length():
-    unet = network(CONFIG)
-    for n_time in (4, 16, 20):
+@both_configs
+def test_the_noise_has_the_shape_of_the_latent_of_any_length(config):
+    unet = network(config)
+    for n_time in (1, 2, 3, 4, 5, 7, 16, 31):
         zt = randn(2, 3, n_time, 8)
         assert unet(zt, T, CONDITIONS).shape == zt.shape
     assert unet(ZT, T, CONDITIONS).std() > 0.1
+    patched = UNet(replace(config, patch=2, in_channels=3))
+    assert patched(randn(2, 3, 14, 16), T, CONDITIONS).shape == (2, 3, 14, 16)
+
+
+@torch.no_grad()
+def test_the_way_up_takes_the_sizes_of_the_way_down():
+    unet, sizes = of_order_one(UNet(CONFIG)), []
+    for block in unet.up_blocks:
+        for upsample in block.upsamplers:
+            upsample.register_forward_hook(
+                lambda _, args, out: sizes.append((args[0].shape[2], out.shape[2]))
+            )
+    for n_time, wanted in {13: [(4, 7), (7, 13)], 5: [(2, 3), (3, 5)]}.items():
+        sizes.clear()
+        unet(randn(2, 3, n_time, 8), T, CONDITIONS)
+        assert sizes == wanted
+
+
+@torch.no_grad()
+def test_an_odd_length_is_what_diffusers_makes_of_it():
+    pytest.importorskip("diffusers")
+    from minilib.convert import pretrained
+
+    unet = network(CONFIG)
+    theirs = pretrained.unet_out(unet).eval()
+    given = {
+        "encoder_hidden_states": CONDITIONS["loa"].sequence,
+        "encoder_hidden_states_1": CONDITIONS["text"].sequence,
+        "encoder_attention_mask_1": MASK,
+    }
+    for n_time in (1, 3, 9, 14, 31):
+        zt = randn(2, 3, n_time, 8)
+        ours = unet(zt, T, CONDITIONS)
+        assert_close(ours, theirs(zt, T - 1, **given).sample)
 
 
 # ---- Conditions

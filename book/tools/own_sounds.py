@@ -55,10 +55,25 @@ rain/roof.flac,rain on a tin roof,rain,train
 dogs/rex_17.wav,a dog barks twice,dog,test
 ```
 
+The table may have semicolons or tabs for its commas, and may be `metadata.jsonl`
+instead, or `metadata.parquet` where pyarrow is installed. Text that holds a comma
+stands in quotes, as in `storm.wav,"rain, then wind"`: a line with a field too many or
+too few is refused. Instead of a column `part` there may be two folders, `train` and
+`test`, each with a table of its own. Before you train,
+
+```bash
+minilib data check recordings
+```
+
+says what there is and lists everything that is wrong with it: lines of the table that
+can't be read, missing captions, and files that are missing, broken or silent.
+
 - The files may be of any rate and length that
   [libsndfile](https://libsndfile.github.io/libsndfile/formats.html) reads. They are
-  mixed to mono, brought to 16 kHz and cut into pieces of 2.56 s, each with its
-  recording's caption; the last is filled up with silence.
+  mixed to mono (of channels that cancel each other out, the loudest is taken), brought
+  to 16 kHz and cut into pieces of 2.56 s, each with its recording's caption; the last
+  is filled up with silence. Pieces of silence are left out. Whatever is changed or left
+  out is named.
 - `part` keeps what is marked `test` from training. Without that column everything is
   learned from.
 - `class` is for measuring: of classes with {fewest} recordings or more a judge learns

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minilib.convert.pretrained import State, gpt_in, pairs, read_bin, t5_in, under
-from minilib.model import Model
+from minilib.convert.configs import pairs
+from minilib.convert.pretrained import State, gpt_in, read_bin, t5_in, under
+from minilib.model import Model, without_prefix
 from minilib.unet import UNetConfig
 
 # What the file also holds and no pipeline needs: the schedule's tables, the average of
@@ -73,7 +74,7 @@ class Checkpoint:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing")
         state = read_bin(path)
-        self.path, self.state = path, state.get("state_dict", state)
+        self.path, self.state = path, without_prefix(state.get("state_dict", state))
         self.taken: set[str] = set()
         if not under("model.diffusion_model.", self.state):
             said = "it holds no model.diffusion_model"

@@ -11,16 +11,24 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from minilib.convert.configs import PEERS, read_sizes, refuse_other
 from minilib.gpt import GPTConfig, LOARegressor
-from minilib.model import Model, as_dataclass, check_weights, read_json, read_weights
+from minilib.model import (
+    Model,
+    as_dataclass,
+    check_weights,
+    read_json,
+    read_weights,
+    without_prefix,
+)
 from minilib.phonemes import PhonemeEncoder
 from minilib.text import T5Encoder
 from minilib.unet import UNet, UNetConfig
@@ -32,108 +40,6 @@ State = dict[str, Tensor]
 # --------------------------------------------------------------------------------------
 # Configs
 
-
-def pairs(names: str) -> dict[str, str]:
-    """A dictionary written as `one=other`, or as one name where both are the same."""
-    found = (name.partition("=") for name in names.split())
-    return {one: other or one for one, _, other in found}
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A class of diffusers or transformers, and what its config says in our words."""
-
-    ours: type[Model] | None  # None where it is a part of one, or no network
-    names: str  # of their fields and ours, as `pairs` reads them
-    # their settings that our class knows only one way of
-    built_in: Mapping[str, Any]
-    # the class of transformers that knows what a file leaves out, if there is one
-    defaults: str = ""
-
-    @property
-    def fields(self) -> dict[str, str]:
-        """Our name of each of their fields."""
-        return pairs(self.names)
-
-    def write(self, config: Any, **others: Any) -> dict[str, Any]:
-        """Their config from ours, `others` being what is not among the names."""
-        own = {theirs: getattr(config, ours) for theirs, ours in self.fields.items()}
-        return {**self.built_in, **own, **others}
-
-
-PEERS = {
-    "AutoencoderKL": Peer(
-        VAE,
-        "in_channels latent_channels block_out_channels layers_per_block "
-        "norm_num_groups scaling_factor",
-        {
-            "act_fn": "silu", "mid_block_add_attention": True, "use_quant_conv": True,
-            "use_post_quant_conv": True, "shift_factor": None,
-        },
-    ),
-    "AudioLDM2UNet2DConditionModel": Peer(
-        UNet,
-        # diffusers' attention_head_dim is an old mistake: it counts heads
-        "in_channels block_out_channels layers_per_block norm_num_groups "
-        "transformer_layers_per_block=transformer_layers attention_head_dim=n_head",
-        {
-            "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0,
-            "use_linear_projection": False, "only_cross_attention": False,
-            "downsample_padding": 1, "mid_block_scale_factor": 1, "norm_eps": 1e-5,
-            "class_embed_type": None, "resnet_time_scale_shift": "default",
-            "time_embedding_type": "positional", "conv_in_kernel": 3,
-            "conv_out_kernel": 3,
-        },
-    ),
-    "GPT2Model": Peer(
-        None,
-        "n_embd n_layer n_head n_positions vocab_size layer_norm_epsilon",
-        {
-            "activation_function": "gelu_new", "n_inner": None,
-            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-        },
-        "GPT2Config",
-    ),
-    "AudioLDM2ProjectionModel": Peer(
-        None,  # the spelling of the third is theirs
-        "text_encoder_dim=first text_encoder_1_dim=second langauge_model_dim=n_embd",
-        {},
-    ),
-    "T5EncoderModel": Peer(
-        T5Encoder,
-        "vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads "
-        "relative_attention_num_buckets relative_attention_max_distance "
-        "layer_norm_epsilon",
-        {"feed_forward_proj": "gated-gelu"},
-        "T5Config",
-    ),
-    "VitsModel": Peer(
-        PhonemeEncoder,
-        "vocab_size hidden_size num_hidden_layers=num_layers "
-        "num_attention_heads=num_heads ffn_dim ffn_kernel_size window_size flow_size "
-        "layer_norm_eps",
-        {"hidden_act": "relu", "use_bias": True},
-        "VitsConfig",
-    ),
-    "SpeechT5HifiGan": Peer(
-        HiFiGAN,
-        "model_in_dim upsample_initial_channel upsample_rates upsample_kernel_sizes "
-        "resblock_kernel_sizes resblock_dilation_sizes leaky_relu_slope",
-        {"normalize_before": False, "sampling_rate": 16000},
-        "SpeechT5HifiGanConfig",
-    ),
-    "DDIMScheduler": Peer(
-        None,
-        "num_train_timesteps=n_steps beta_start=beta_1 beta_end=beta_T "
-        "prediction_type=prediction",
-        {
-            "beta_schedule": "scaled_linear", "trained_betas": None,
-            "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
-            "timestep_spacing": "leading",
-        },
-    ),
-}  # fmt: skip
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 DDIM_DEFAULTS = {  # of diffusers' DDIMScheduler: what a file means that does not say
     "beta_schedule": "linear", "clip_sample": True, "set_alpha_to_one": True,
@@ -141,37 +47,23 @@ DDIM_DEFAULTS = {  # of diffusers' DDIMScheduler: what a file means that does no
 }  # fmt: skip
 
 
-def read_sizes(
-    kind: str, path: Path, defaults: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Our config fields from a config file of a class of theirs.
+def read_schedule(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """The noise levels that a scheduler's folder names, as fields of a UNetConfig.
 
-    Raises:
-        ValueError: it is another class's, or has a setting that our class lacks.
+    Another scheduler than DDIM may stand there, `kind` or what the file says, if its
+    noise levels are the same: how to sample is said by `Sampling`, and a warning names
+    what is left unread.
     """
-    peer, config = PEERS[kind], {**(defaults or {}), **read_json(path)}
-    if peer.defaults:  # transformers leaves out what equals its defaults
-        import transformers
-
-        theirs = getattr(transformers, peer.defaults)().to_dict()
-        if config.get("model_type") != theirs["model_type"]:
-            raise ValueError(f"{path} is not the config of a {kind}")
-        config = {**theirs, **config}
-    for name, value in peer.built_in.items():
-        if name in config and config[name] != value:
-            raise ValueError(
-                f"{path}: {name} must be {value!r} for minilib, not {config[name]!r}"
-            )
-    missing = [name for name in peer.fields if name not in config]
-    if missing:
-        raise ValueError(f"{path} is not the config of a {kind}: it lacks {missing[0]}")
-    return {ours: config[theirs] for theirs, ours in peer.fields.items()}
-
-
-def read_schedule(folder: Path) -> dict[str, Any]:
-    """The noise levels that a scheduler's folder names, as fields of a UNetConfig."""
-    path = folder / "scheduler_config.json"
-    sizes = read_sizes("DDIMScheduler", path, DDIM_DEFAULTS)
+    path, ddim = folder / "scheduler_config.json", "DDIMScheduler"
+    config = read_json(path)
+    kind = kind or config.get("_class_name", ddim)
+    if kind != ddim:
+        left = sorted(set(config) - PEERS[ddim].known)
+        config = {k: x for k, x in config.items() if k not in (*left, "_class_name")}
+        said = "this package samples as `Sampling` says, with DDIM or DPM-Solver++"
+        unread = f"; left unread: {', '.join(left)}" if left else ""
+        warnings.warn(f"{path} is a {kind}'s, but {said}{unread}", stacklevel=2)
+    sizes = read_sizes(ddim, path, DDIM_DEFAULTS, config)
     given = sizes["prediction"]
     if given not in PREDICTIONS:
         said = f"one of {', '.join(PREDICTIONS)} for minilib, not {given!r}"
@@ -198,11 +90,36 @@ def unet_config(
         if head_width < 1 or any(width % head_width for width in widths):
             raise ValueError(f"head_width must divide {widths}, not {head_width}")
         sizes["n_head"] = [width // head_width for width in widths]
-    attention = ["CrossAttn" in name for name in config.get("down_block_types", ())]
+    attention = check_blocks(path, config, sizes)
     given = {"cross_attention_dim": dims, "cross_attention": conditions_of(dims)}
     return as_dataclass(
         UNetConfig, {**sizes, **schedule, **given, "attention": attention}
     )
+
+
+def check_blocks(
+    path: Path, config: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> list[bool]:
+    """Which resolutions of a U-Net attend to the conditions; ValueError where its
+    blocks are not those of the released one.
+    """
+    down = config.get("down_block_types", ["DownBlock2D"])
+    attention = ["CrossAttn" in name for name in down]
+    ways = [("CrossAttn" if attended else "") for attended in attention]
+    wanted = {
+        "down_block_types": [f"{kind}DownBlock2D" for kind in ways],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(ways)],
+        "out_channels": sizes["in_channels"],
+    }
+    refuse_other(path, config, wanted)
+    if len(down) != len(sizes["block_out_channels"]):
+        said = f"one for each of {sizes['block_out_channels']}, not {down}"
+        raise ValueError(f"{path}: down_block_types must be {said}")
+    for name in ("layers_per_block", "transformer_layers"):
+        if not isinstance(sizes[name], int):
+            said = f"one number for all levels, not {sizes[name]}"
+            raise ValueError(f"{path}: {name} must be {said}")
+    return attention
 
 
 def conditions_of(dims: list[int | None]) -> tuple[str | None, ...]:
@@ -236,33 +153,64 @@ def gpt_config(
 # --------------------------------------------------------------------------------------
 # Weights
 
-WEIGHTS = (  # of diffusers and transformers, in the order in which they are looked for
-    "diffusion_pytorch_model.safetensors", "model.safetensors",
-    "diffusion_pytorch_model.bin", "pytorch_model.bin",
+STEMS = (  # of the files of diffusers and transformers, in the order of looking
+    ("diffusion_pytorch_model", "safetensors"), ("model", "safetensors"),
+    ("diffusion_pytorch_model", "bin"), ("pytorch_model", "bin"),
 )  # fmt: skip
 
 
 def read_state(folder: Path) -> State:
     """All tensors of a module's folder: safetensors, in one file or many, or a `.bin`
-    without pickled code.
+    without pickled code; a variant's (`model.fp16.safetensors`) if it is the only one.
 
     Raises:
-        FileNotFoundError: there are no weights.
+        FileNotFoundError: there are no weights, or a part of them is missing.
         ValueError: a file is damaged, or can only be read by running the code in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing: the pipeline is not complete")
-    if indices := sorted(folder.glob("*.safetensors.index.json")):
-        shards = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
-        return {k: x for name in shards for k, x in read_weights(folder / name).items()}
-    for path in (folder / name for name in WEIGHTS):
-        if path.is_file():
-            return read_bin(path) if path.suffix == ".bin" else read_weights(path)
-    raise FileNotFoundError(f"{folder} holds no weights: the pipeline is not complete")
+    state: State = {}
+    for path in weight_files(folder):
+        state |= read_bin(path) if path.suffix == ".bin" else read_weights(path)
+    return without_prefix(state)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a module's tensors: one, or those that an index names; those
+    of a variant where there are no others.
+    """
+    for stem, suffix in STEMS:
+        if (index := folder / f"{stem}.{suffix}.index.json").is_file():
+            return shards(index)
+        if (path := folder / f"{stem}.{suffix}").is_file():
+            return [path]
+    for stem, suffix in STEMS:
+        found = [shards(x) for x in folder.glob(f"{stem}.{suffix}.index.*.json")]
+        single = folder.glob(f"{stem}.*.{suffix}")
+        found += [[path] for path in single if "-of-" not in path.name]
+        if len(found) > 1:
+            names = " and ".join(sorted(files[0].name for files in found))
+            raise ValueError(f"{folder} holds {names}: leave one variant there")
+        if found:
+            return found[0]
+    lost = sorted(path.name for path in folder.glob("*-of-*"))
+    said = f"no index beside {lost[0]}" if lost else "no weights"
+    raise FileNotFoundError(f"{folder} holds {said}: the pipeline is not complete")
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that the index of a model in several files names."""
+    files = read_json(index).get("weight_map")
+    names = set(map(str, files.values())) if isinstance(files, dict) else ()
+    if not names:
+        raise ValueError(f"{index} is damaged: it must hold a `weight_map`")
+    return [index.parent / name for name in sorted(names)]
 
 
 def read_bin(path: Path) -> State:
     """The tensors of a file of `torch.save`, unpickled without running any code."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the weights are not complete")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -334,8 +282,11 @@ STATES: dict[str, Callable[[State], State]] = {  # what is not as ours is
 
 def untrained(kind: str, folder: Path, **changes: Any) -> Model:
     """Our model, without memory, for the config of a class of theirs in its folder."""
-    ours = PEERS[kind].ours
-    sizes = {**read_sizes(kind, folder / "config.json"), **changes}
+    ours, path = PEERS[kind].ours, folder / "config.json"
+    sizes = {**read_sizes(kind, path), **changes}
+    if kind == "AutoencoderKL":
+        levels, C = len(sizes["block_out_channels"]), sizes["in_channels"]
+        refuse_other(path, read_json(path), vae_shape(levels, C))
     return made(ours, as_dataclass(ours.config_class, sizes))
 
 
@@ -400,18 +351,23 @@ def filled(model_class: type, settings: Mapping[str, Any], state: State) -> nn.M
     return model.to(dtype).eval()
 
 
+def vae_shape(levels: int, channels: int) -> dict[str, Any]:
+    """What an AutoencoderKL's config says beside the sizes, for so many levels."""
+    return {
+        "out_channels": channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
 def vae_out(vae: VAE) -> nn.Module:
     """The VAE as an AutoencoderKL."""
     from diffusers import AutoencoderKL
 
     check_out("a VAE", vae.config, final_norm=True)
     levels = len(vae.config.block_out_channels)
-    settings = PEERS["AutoencoderKL"].write(
-        vae.config,
-        out_channels=vae.config.in_channels,
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-    )
+    shape = vae_shape(levels, vae.config.in_channels)
+    settings = PEERS["AutoencoderKL"].write(vae.config, **shape)
     return filled(AutoencoderKL, settings, vae.state_dict())
 
 

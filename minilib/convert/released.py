@@ -13,13 +13,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from minilib import audio
 from minilib.clap import CLAP
 from minilib.conditions import Context
-from minilib.convert import original, pretrained
+from minilib.convert import configs, original, pretrained
 from minilib.files import replacing_folder
 from minilib.gpt import LOARegressor
 from minilib.guidance import Sampling
@@ -43,6 +44,7 @@ MODULES = {  # what the released folder holds, by diffusers' names
     "unet": ("AudioLDM2UNet2DConditionModel",),
     "vocoder": ("SpeechT5HifiGan",),
 }
+BESIDE = ("scheduler", "feature_extractor", "tokenizer", "tokenizer_2")
 # LOA vectors of the speech models: one for each patch, where the others pool 8 x 8
 SPEECH_TOKENS = 512
 END_OF_SPEECH = 182  # the phoneme that closes a sentence
@@ -68,11 +70,13 @@ class ReleasedTokenizer:
         import transformers
 
         try:
-            return cls(transformers.AutoTokenizer.from_pretrained(folder), *given)
+            backend = transformers.AutoTokenizer.from_pretrained(folder)
         # transformers raises many kinds for files that are missing or damaged
         except Exception as error:
             said = f"{folder} holds no tokenizer that transformers can read"
             raise ValueError(said) from error
+        configs.check_tokenizer(folder / "tokenizer_config.json", backend)
+        return cls(backend, *given)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as transformers reads it."""
@@ -133,6 +137,8 @@ class ReleasedCLAP(Reader, nn.Module):
         """With the config in one folder, and the feature extractor in another."""
         import transformers
 
+        configs.check_clap(folder / "config.json")
+        configs.check_listener(feature_extractor / "preprocessor_config.json")
         try:
             config = transformers.ClapConfig.from_pretrained(folder)
             heard = transformers.ClapFeatureExtractor.from_pretrained(feature_extractor)
@@ -210,17 +216,25 @@ class ReleasedCLAP(Reader, nn.Module):
         Of longer sounds diffusers' pipeline hears ten seconds drawn from a global
         source of randomness, so that its ranking changes from call to call.
         """
-        import librosa
-
         listen = self.feature_extractor  # at 48 kHz
-        rates = {"orig_sr": audio.SAMPLE_RATE, "target_sr": listen.sampling_rate}
-        heard = librosa.resample(waves.float().cpu().numpy(), **rates)
+        heard = resampled(waves.float().cpu().numpy(), listen.sampling_rate)
         heard = list(heard[:, : listen.nb_max_samples])
         found = listen(heard, sampling_rate=listen.sampling_rate, return_tensors="pt")
         weight = next(self.model.parameters())
         like = lambda x: weight if x.is_floating_point() else weight.device
         features = {name: x.to(like(x)) for name, x in found.items()}
         return self.model.get_audio_features(**features).pooler_output
+
+
+def resampled(waves: np.ndarray, rate: int) -> np.ndarray:
+    """Waveforms (B, N) at 16 kHz as (B, N * rate / 16000), each as librosa's default
+    makes it, without the compiler (numba) that librosa brings.
+    """
+    import soxr
+
+    n = -(-waves.shape[1] * rate // audio.SAMPLE_RATE)
+    rows = [soxr.resample(x, audio.SAMPLE_RATE, rate, quality="HQ") for x in waves]
+    return np.stack([np.pad(x[:n], (0, max(n - len(x), 0))) for x in rows])
 
 
 # --------------------------------------------------------------------------------------
@@ -266,7 +280,7 @@ def read(
             what this package does not have.
     """
     kinds, at = read_index(folder), folder.joinpath
-    schedule = pretrained.read_schedule(at("scheduler"))
+    schedule = pretrained.read_schedule(at("scheduler"), kinds["scheduler"])
     simple = {"text": "text_encoder_2", "vae": "vae", "vocoder": "vocoder"}
     models: dict[str, Any] = {
         name: pretrained.read(kinds[module], at(module), dtype)
@@ -305,12 +319,13 @@ def read_original(
         ValueError: a tensor is missing, misshapen or unknown, or reading the file would
             run the code in it.
     """
-    if read_index(like)["text_encoder_2"] == "VitsModel":
+    kinds = read_index(like)
+    if kinds["text_encoder_2"] == "VitsModel":
         raise ValueError(f"{like} is a speech model, which is read from a folder only")
     file, at = original.Checkpoint(path), like.joinpath
     factor = original.scaling_factor(file)
     scale = {} if factor is None else {"scaling_factor": factor}
-    schedule = pretrained.read_schedule(at("scheduler"))
+    schedule = pretrained.read_schedule(at("scheduler"), kinds["scheduler"])
     unet = pretrained.unet_config(at("unet"), schedule, head_width)
     gpt = at("language_model"), at("projection_model")
     models = {
@@ -338,7 +353,7 @@ def complete(folder: Path, **parts: Any) -> dict[str, Any]:
     positions = parts["gpt"].config.learned_positions
     parts["text"].tokenizer = load_tokenizer(folder / "tokenizer_2", positions)
     parts["clap"].tokenizer = load_tokenizer(folder / "tokenizer")
-    sample_size = read_json(folder / "unet" / "config.json").get("sample_size", 256)
+    sample_size = read_json(folder / "unet" / "config.json").get("sample_size") or 256
     frames = sample_size * parts["vae"].config.reduction
     return {**parts, "seconds": frames * audio.HOP / audio.SAMPLE_RATE}
 
@@ -360,7 +375,10 @@ def read_index(folder: Path) -> dict[str, str]:
     index = read_json(path)
     if (given := index.get("_class_name")) != PIPELINE:
         raise ValueError(f"{path} is that of a {given}, not of an {PIPELINE}")
-    kinds = {name: (index.get(name) or [None, None])[1] for name in MODULES}
+    absent = [None, None]  # as diffusers writes a module that a pipeline lacks
+    given = [name for name, entry in index.items() if entry != absent]
+    configs.refuse_unknown(path, given, {*MODULES, *BESIDE, *configs.DIFFUSERS})
+    kinds = {x: (index.get(x) or absent)[1] for x in (*MODULES, "scheduler")}
     for name, classes in MODULES.items():
         if (given := kinds[name]) not in classes:
             wanted = " or ".join(classes)

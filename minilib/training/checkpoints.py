@@ -5,15 +5,25 @@ from the very step at which a run was broken off.
 from __future__ import annotations
 
 import time
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from minilib.files import replacing
+from minilib.training import origins
 from minilib.training.loop import Loop, Recipe, all_steps, sentence
 from minilib.training.processes import is_main
+
+# what a checkpoint holds, of which kind; "origin" and "scaler" are younger
+HOLDS = {
+    **{"model": dict, "optimizer": dict, "ema": dict, "losses": dict},
+    **{"step": int, "seconds": (int, float)},
+}
+OLDER = "does not say what it comes from: taken to be the same data and settings"
 
 
 class Trainable(Protocol):
@@ -41,31 +51,45 @@ def train(
 
     Raises:
         ValueError: the batch can't be cut into equal shares for all processes and
-            micro-batches.
-        FloatingPointError: the loss is not finite.
+            micro-batches; the checkpoint is damaged, or comes from other data,
+            settings or parts.
+        FloatingPointError: the loss, its gradient or a weight is not finite; the last
+            checkpoint is.
     """
-    recipe = stage.recipe
+    recipe, origin = stage.recipe, origins.of_stage(stage)
     loop = Loop(stage.model, stage.batch, recipe, stage.seed, stage.name)
-    path, spent = out / "checkpoints" / f"{stage.name}.pt", 0.0
+    path, spent = checkpoint_path(out, stage.name), 0.0
     if resume and path.is_file():
-        spent = load_checkpoint(path, loop)
+        checkpoint = read_checkpoint(path)
+        if "origin" not in checkpoint:
+            tell(out, f"{stage.name}: its checkpoint {OLDER}", progress)
+        restore(checkpoint, path, loop, origin)
+        spent = checkpoint["seconds"]
     # the main process may soon write another checkpoint, or remove this one
     loop.accelerator.wait_for_everyone()
+    sweep(path)
     began = time.monotonic() - spent
     for _ in all_steps(loop, progress):
         if loop.done % recipe.checkpoint_every == 0 or loop.done == recipe.steps:
             seconds = time.monotonic() - began
-            save_checkpoint(path, loop, seconds)
+            save_checkpoint(path, loop, origin, seconds)
             where = f"{stage.name:9s} step {loop.done:5d}  {seconds:6.0f} s"
             log(out, f"{where}  {sentence(loop.losses)}")
     return loop.finish()
 
 
-def save_checkpoint(path: Path, loop: Loop, seconds: float) -> None:
-    """Write all that a run needs to go on, whole or not at all."""
-    if not is_main():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+def checkpoint_path(out: Path, name: str) -> Path:
+    """Where the checkpoint of a stage under way is."""
+    return out / "checkpoints" / f"{name}.pt"
+
+
+def save_checkpoint(
+    path: Path, loop: Loop, origin: origins.Origin, seconds: float
+) -> None:
+    """Write all that a run needs to go on, whole or not at all, and only if it is
+    finite.
+    """
+    scaler = loop.accelerator.scaler
     checkpoint = {
         "model": loop.model.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
@@ -73,20 +97,111 @@ def save_checkpoint(path: Path, loop: Loop, seconds: float) -> None:
         "step": loop.done,
         "seconds": seconds,
         "losses": loop.losses,
+        "scaler": {} if scaler is None else scaler.state_dict(),
+        "origin": origin,
     }
+    if wrong := not_finite(checkpoint):
+        what = f"{wrong} is not finite after step {loop.done - 1}"
+        raise FloatingPointError(f"{loop.name}: {what}: lower the learning rate")
+    if not is_main():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save(checkpoint, temporary)
 
 
-def load_checkpoint(path: Path, loop: Loop) -> float:
-    """Put a run back where its checkpoint left it; the seconds it had taken."""
-    checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    loop.model.load_state_dict(checkpoint["model"])
-    loop.optimizer.load_state_dict(checkpoint["optimizer"])
-    for name, average in checkpoint["ema"].items():
-        loop.average[name].copy_(average)
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds; a sentence where the file is damaged, or another."""
+    try:
+        with zipfile.ZipFile(path) as file:  # torch itself compares no check sums
+            broken = file.testzip()
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # torch, pickle and zipfile raise many kinds
+        raise ValueError(f"{path} is damaged: {anew(path)}") from error
+    whole = isinstance(found, dict) and all(
+        isinstance(found.get(key), kind) for key, kind in HOLDS.items()
+    )
+    if broken or not whole or not isinstance(found.get("origin", {}), dict):
+        raise ValueError(
+            f"{path} is damaged, or no checkpoint of a stage: {anew(path)}"
+        )
+    if wrong := not_finite(found):
+        raise ValueError(f"{path} holds {wrong}, which is not finite: {anew(path)}")
+    return found
+
+
+def restore(
+    checkpoint: dict[str, Any], path: Path, loop: Loop, origin: origins.Origin
+) -> None:
+    """Put a run back where its checkpoint left it.
+
+    Raises:
+        ValueError: the checkpoint comes from something else than the run, is of another
+            model, or is further than the run goes.
+    """
+    origins.check(path, loop.name, checkpoint.get("origin", {}), origin)
+    check_steps(path, checkpoint["step"], loop.recipe.steps)
+    scaler = loop.accelerator.scaler
+    try:
+        loop.model.load_state_dict(checkpoint["model"])
+        loop.optimizer.load_state_dict(checkpoint["optimizer"])
+        for name, average in loop.average.items():
+            average.copy_(checkpoint["ema"][name])
+        if scaler is not None and checkpoint.get("scaler"):
+            scaler.load_state_dict(checkpoint["scaler"])
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        other = f"is the checkpoint of another model than {loop.name} trains"
+        raise ValueError(f"{path} {other}: {anew(path)}") from error
     loop.done, loop.losses = checkpoint["step"], checkpoint["losses"]
-    return checkpoint["seconds"]
+
+
+def check_steps(path: Path, done: int, steps: int) -> None:
+    """Raise ValueError where a checkpoint has more steps behind it than are asked
+    for.
+    """
+    if done > steps:
+        raise ValueError(
+            f"steps must be {done} or more to go on from {path}, not {steps}"
+        )
+
+
+def anew(path: Path) -> str:
+    """What to do without a checkpoint."""
+    return f"remove it, or leave out --resume, and {path.stem} starts anew"
+
+
+def not_finite(values: Any) -> str:
+    """The name of a tensor among nested values that is not finite; "" if all are."""
+    for name, x in named_tensors(values):
+        if not x.isfinite().all():
+            return name
+    return ""
+
+
+def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested dicts and lists, by the keys that lead to them."""
+    if isinstance(values, Tensor):
+        yield name, values
+    elif isinstance(values, dict | list | tuple):
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in items:
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def sweep(path: Path) -> None:
+    """Remove what was being written when a process was killed."""
+    if is_main():
+        for left in path.parent.glob(f".{path.name}.*.part"):
+            left.unlink(missing_ok=True)
+
+
+def tell(out: Path, line: str, progress: bool) -> None:
+    """Add a line to the log, and print it, if anything is to be shown."""
+    log(out, line)
+    if progress and is_main():
+        print(line)
 
 
 def log(out: Path, line: str) -> None:

@@ -46,6 +46,7 @@ class TrainingData:
     features: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     # what frozen encoders make of all that they read, likewise: by part
     encoded: dict[str, Encoded] = field(default_factory=dict)
+    progress: bool = True  # show bars
 
     def waves(self, n: int, recorded: float, generator: torch.Generator) -> Tensor:
         """Draw n clips (n, N), a share of them recordings where there are any: each a
@@ -125,7 +126,8 @@ class TrainingData:
         """A function of the log-mels of all clips, computed once: (N, ...)."""
         if key not in self.features:
             n = len(self.corpus)
-            batches = bar(torch.arange(n).split(8), key[0])  # as the CPU's cache holds
+            batches = torch.arange(n).split(8)  # as the CPU's cache holds
+            batches = bar(batches, key[0], self.progress)
             mels = (audio.log_mel(self.corpus.wave(batch)) for batch in batches)
             self.features[key] = concatenated(n, map(function, mels))
         return self.features[key]
@@ -165,10 +167,10 @@ class Encoded:
         return Context(torch.stack(padded), torch.arange(S) < lengths[:, None])
 
 
-def bar(batches: Sequence[Tensor], part: str) -> Iterable[Tensor]:
+def bar(batches: Sequence[Tensor], part: str, progress: bool) -> Iterable[Tensor]:
     """The batches, with a bar that says who goes over all clips."""
     shown = {"desc": f"{part} over all clips", "unit": "batch", "leave": False}
-    return tqdm(batches, disable=not is_main(), **shown)
+    return tqdm(batches, disable=not (progress and is_main()), **shown)
 
 
 def concatenated(n: int, pieces: Iterable[Tensor]) -> Tensor:
@@ -221,14 +223,16 @@ class Labelled(ABC):
 class Renders(Labelled):
     """Clean renders of SoundWorld, none of which the generator has been trained on."""
 
-    def __init__(self, classes: tuple[str, ...], n: int, seed: int):
+    def __init__(
+        self, classes: tuple[str, ...], n: int, seed: int, progress: bool = True
+    ):
         self.classes = classes
         # no clip of the generator's own training
         world = SoundWorld("train", seed + 1, music=0.3)
         n = min(n, RENDERS)
         # each process renders all clips
         workers = max(1, (os.cpu_count() or 1) // n_processes())
-        shown = {"progress": is_main(), "workers": workers}
+        shown = {"progress": progress and is_main(), "workers": workers}
         self.clips = Corpus.from_soundworld(world, n, **shown)
         number = {name: i for i, name in enumerate(classes)}
         self.labels = [
@@ -261,20 +265,7 @@ class Recordings(Labelled):
     """
 
     def __init__(self, folder: AudioFolder, seconds: float):
-        if "class" not in folder.rows[0]:
-            raise ValueError(
-                f"{folder.folder} has no column 'class' that a judge could learn"
-            )
-        kinds = {
-            name: kind
-            for name, kind in folder.by("class").items()
-            if len(kind) >= FEWEST
-        }
-        if len(kinds) < 2:
-            raise ValueError(
-                f"{folder.folder} must hold {FEWEST} recordings or more of two "
-                f"classes, to tell them apart"
-            )
+        kinds = learnable(folder)
         self.classes = tuple(kinds)
         self.clips = [
             Corpus.from_folder(kind, seconds, progress=False) for kind in kinds.values()
@@ -293,3 +284,20 @@ class Recordings(Labelled):
             noise = torch.randn(wave.shape, generator=generator)
             waves.append((gain * wave + floor * noise).clamp(-1.0, 1.0))
         return torch.stack(waves), labels
+
+
+def learnable(folder: AudioFolder) -> dict[str, AudioFolder]:
+    """The recordings of each class that has enough of them.
+
+    Raises:
+        ValueError: the table tells no classes, or there are fewer than two.
+    """
+    if "class" not in folder.rows[0]:
+        lacks = "has no column 'class' that a judge could learn"
+        raise ValueError(f"{folder.folder} {lacks}")
+    kinds = folder.by("class").items()
+    found = {name: kind for name, kind in kinds if len(kind) >= FEWEST}
+    if len(found) < 2:
+        wanted = f"{FEWEST} recordings or more of two classes, to tell them apart"
+        raise ValueError(f"{folder.folder} must hold {wanted}")
+    return found

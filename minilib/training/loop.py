@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minilib.arguments import check_whole
 from minilib.model import has_gpu
 from minilib.training.muon import Muon
 from minilib.training.processes import check_shares, is_main, meet, share_batch_norm
 
 Batches = Callable[[torch.Generator], dict[str, Tensor]]
+
+# of fp16's loss: a smaller one would say that it isn't the scale that overflows
+LEAST_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+            number = check_whole(name, getattr(self, name), 1)
+            object.__setattr__(self, name, number)
 
 
 def budget(cpu: int, gpu: int) -> int:
@@ -102,7 +106,8 @@ def fit(
 
     Raises:
         ValueError: a batch has other rows, or can't be cut into equal shares.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or its gradient is not finite; the weights are then
+            those of the step before.
 
     Chapter 16.
     """
@@ -129,7 +134,8 @@ class Loop:
         self.wrapped, self.optimizer = self.accelerator.prepare(*trained)
         learned = {k: p for k, p in model.named_parameters() if p.requires_grad}
         self.learned = learned
-        self.average = {k: p.detach().clone() for k, p in learned.items()}
+        kept = learned if recipe.ema else {}
+        self.average = {k: p.detach().clone() for k, p in kept.items()}
 
     def step(self) -> dict[str, float]:
         """Draw a batch and go down its gradient once; the losses, by name."""
@@ -143,22 +149,24 @@ class Loop:
             accelerator.backward(losses["loss"] / recipe.accumulate)
             values = torch.stack([x.detach() for x in losses.values()])
             total = total + values / recipe.accumulate
-        accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip)
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip)
+        # where the loss of one process is not finite, all see it and stop
+        total = accelerator.reduce(total, reduction="mean")
+        losses = dict(zip(losses, total.tolist()))
+        check_finite(self, losses["loss"], float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         # the average moves faster in the beginning (1412.6980 §7.2)
         decay = min(recipe.ema, self.done / (9 + self.done))
-        for name, weight in self.learned.items():
-            self.average[name].lerp_(weight.detach(), 1.0 - decay)
-        # where the loss of one process is not finite, all see it and stop
-        total = accelerator.reduce(total, reduction="mean")
-        return dict(zip(losses, total.tolist()))
+        for name, average in self.average.items():
+            average.lerp_(self.learned[name].detach(), 1.0 - decay)
+        return losses
 
     def finish(self) -> nn.Module:
         """The model with its averaged weights, if asked for, in evaluation mode."""
-        for name, weight in self.learned.items() if self.recipe.ema else ():
-            weight.data.copy_(self.average[name])
+        for name, average in self.average.items():
+            self.learned[name].data.copy_(average)
         return self.model.eval()
 
 
@@ -166,20 +174,33 @@ def all_steps(loop: Loop, progress: bool = True) -> Iterator[dict[str, float]]:
     """Take the steps that are left, with a bar, and yield the losses of each.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or its gradient is not finite.
     """
     shown = {"desc": loop.name, "disable": not (progress and is_main()), "unit": "step"}
     with tqdm(total=loop.recipe.steps, initial=loop.done, **shown) as bar:
         while loop.done < loop.recipe.steps:
             losses = loop.step()
-            if not math.isfinite(losses["loss"]):
-                failed = f"the loss is {losses['loss']} at step {loop.done - 1}"
-                raise FloatingPointError(f"{failed}: lower the learning rate")
             for name, x in losses.items():  # means of some 20 steps
                 loop.losses[name] = 0.95 * loop.losses.get(name, x) + 0.05 * x
             bar.update()
             bar.set_postfix_str(sentence(loop.losses), refresh=False)
             yield losses
+
+
+def check_finite(loop: Loop, loss: float, norm: float) -> None:
+    """Raise FloatingPointError, before the step is taken, where the loss or the norm of
+    its gradient is not finite.
+
+    In fp16 a gradient overflows now and then: the scaler then skips the step and scales
+    the loss less, until that can't be what is wrong.
+    """
+    scaler = loop.accelerator.scaler
+    if scaler is not None and scaler.get_scale() > LEAST_SCALE:
+        norm = 0.0
+    for what, value in (("loss", loss), ("norm of the gradient", norm)):
+        if not math.isfinite(value):
+            where = f"the {what} is {value} at step {loop.done}"
+            raise FloatingPointError(f"{loop.name}: {where}: lower the learning rate")
 
 
 def sentence(losses: dict[str, float]) -> str:

@@ -7,22 +7,31 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minilib import folders
-from minilib.data import OPEN_LICENCES, AudioFolder, Corpus, of_part
+from minilib.arguments import MAX_SEED, check_whole
+from minilib.data import OPEN_LICENCES, SILENT, AudioFolder, Corpus, of_part
 from minilib.files import replacing
 from minilib.guidance import Sampling
-from minilib.model import read_json
+from minilib.model import read_json, to_dtype
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabulary
 from minilib.tokenizer import Tokenizer, split_words
-from minilib.training.checkpoints import log, train
-from minilib.training.clips import TrainingData
+from minilib.training import origins
+from minilib.training.checkpoints import (
+    OLDER,
+    check_steps,
+    checkpoint_path,
+    log,
+    read_checkpoint,
+    train,
+)
+from minilib.training.clips import TrainingData, learnable
 from minilib.training.loop import Recipe
 from minilib.training.processes import (
     check_shares,
@@ -150,34 +159,40 @@ def train_stages(
         out: folder of the parts, the log and the checkpoints.
         data: folder of captioned recordings; None for SoundWorld.
         steps: of every stage, instead of the recipe's.
-        resume: skip finished stages and go on from a stage's last checkpoint.
+        resume: skip finished stages and go on from a stage's last checkpoint. Without
+            it they start anew, and forget what was there before.
         seed: of weights and batches.
+        progress: show bars, and say what is skipped; else nothing is printed.
 
     Raises:
-        ValueError: unknown stage or preset, steps below 1, data without captions, or a
-            batch that the processes can't share equally.
+        ValueError: unknown stage or preset, steps below 1, recordings or captions that
+            can't be learned from (all that is wrong, in one sentence), a batch that the
+            processes can't share equally; or something to be resumed that is damaged,
+            comes from other data or settings, or was finished with fewer steps.
         FileNotFoundError: a stage needs a part that is not there yet.
     """
     asked = ALL_STAGES if stages == "all" else stages
     names = [asked] if isinstance(asked, str) else list(asked)
-    check_run(names, preset, steps)
+    steps, seed = check_run(names, preset, steps, seed)
     out, run, todo = Path(out), RUNS[preset], names
+    changed = {} if steps is None else {"steps": steps}
+    recipes = {name: replace(run.recipes[name], **changed) for name in names}
     if resume:
-        todo = [name for name in names if not told_finished(out, name)]
-    if not todo:
-        return out
-    check_released(out, todo)
-    check_needs(out, todo[0])
-    recipes = {name: run.recipes[name] for name in todo}
-    for name, recipe in recipes.items():
-        check_shares(name, recipe.batch_size, recipe.accumulate)
-    clips = prepare_data(run, out, data, seed, todo)
-    log(out, opening_line(preset, seed, clips))
-    for name, recipe in recipes.items():
+        check_settings(out, run, recipes, preset, seed, data)
+        todo = [name for name in names if not finished(out, name)]
+    check_startable(out, {name: recipes[name] for name in todo})
+    if todo or data is not None:
+        clips = prepare_data(run, out, data, seed, names, resume, progress)
+    for name in names:
+        if name not in todo:
+            say(f"{name}: {told_finished(out, name)}", progress)
+    if todo:
+        log(out, opening_line(preset, seed, clips))
+    for name in todo:
         check_needs(out, name)
-        recipe = replace(recipe, steps=steps or recipe.steps)
         options = run.options.get(name, {})
-        run_stage(name, recipe, options, clips, preset, out, seed, resume, progress)
+        given = recipes[name], options, clips, preset, out, seed, resume, progress
+        run_stage(name, *given)
     return out
 
 
@@ -198,24 +213,40 @@ def run_stage(
     parts = {x: folders.load_part(out, x, torch.float32) for x in kind.needs}
     parts |= {x: folders.load_part(out, x, torch.float32) for x in renewed}
     stage = kind(preset, recipe, data, parts, seed, **options)
+    origin = origins.of_stage(stage)
     train(stage, out, resume, progress)
     if is_main():
-        for part, model in stage.finish().items():
-            model.save_pretrained(out / part, dtype=torch.float16)
-            # what joint makes of it will be compared with it
-            if part in folders.TUNED and name != "joint":
-                apart = out / folders.SEPARATE / part
-                model.save_pretrained(apart, dtype=torch.float16)
+        save_parts(out, name, stage.finish())
         seconds = time.monotonic() - began
-        how = {"recipe": {**asdict(recipe), **options}}
+        del origin["parts"]  # later stages tune some of them
         taken = {"steps": recipe.steps, "seconds": round(seconds)}
-        note_finished(out, name, taken | how)
+        note_finished(out, name, taken | origin)
         taken = f"{recipe.steps} steps in {seconds:.0f} s, caches included"
         log(out, f"{name:9s} finished: {taken}")
-        (out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+        checkpoint_path(out, name).unlink(missing_ok=True)
     for part in stage.makes:
         data.forget(part)
     meet().wait_for_everyone()  # the next stage reads these parts
+
+
+def save_parts(out: Path, name: str, made: dict[str, Any]) -> None:
+    """Write what a stage has made, as float16.
+
+    Raises:
+        FloatingPointError: there is a number that is none in float16; nothing is
+            written then.
+    """
+    for part, model in made.items():
+        for key, x in model.state_dict().items():
+            if not to_dtype(x, torch.float16).isfinite().all():
+                where = f"{key} of {part} is not finite in float16"
+                raise FloatingPointError(f"{name}: {where}: lower the learning rate")
+    for part, model in made.items():
+        model.save_pretrained(out / part, dtype=torch.float16)
+        # what joint makes of it will be compared with it
+        if part in folders.TUNED and name != "joint":
+            apart = out / folders.SEPARATE / part
+            model.save_pretrained(apart, dtype=torch.float16)
 
 
 def opening_line(preset: str, seed: int, data: TrainingData) -> str:
@@ -231,30 +262,95 @@ def opening_line(preset: str, seed: int, data: TrainingData) -> str:
     )
 
 
-def say(line: str) -> None:
+def say(line: str, progress: bool = True) -> None:
     """Print a line, once for all processes."""
-    if is_main():
+    if progress and is_main():
         print(line)
+
+
+# --------------------------------------------------------------------------------------
+# What was finished or broken off
+
+
+def note_path(out: Path, name: str) -> Path:
+    """Where it is written down that a stage is finished."""
+    return out / "finished" / f"{name}.json"
 
 
 def note_finished(out: Path, name: str, values: dict[str, Any]) -> None:
     """Write down that a stage is finished, and how."""
     (out / "finished").mkdir(parents=True, exist_ok=True)
-    with replacing(out / "finished" / f"{name}.json") as temporary:
+    with replacing(note_path(out, name)) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def finished(out: Path, name: str) -> dict[str, Any]:
     """What was written down when a stage was finished; empty if it was not."""
-    path = out / "finished" / f"{name}.json"
-    return read_json(path) if path.is_file() else {}
+    path = note_path(out, name)
+    if not path.is_file():
+        return {}
+    note = read_json(path)
+    if not isinstance(note.get("steps"), int):
+        anew = f"remove it, and {name} starts anew"
+        raise ValueError(f"{path} is damaged: it must tell the `steps`: {anew}")
+    return note
 
 
-def told_finished(out: Path, name: str) -> bool:
-    """Whether a stage was finished before; if so, it is said."""
-    if record := finished(out, name):
-        say(f"{name}: finished before, {record['steps']} steps")
-    return bool(record)
+def told_finished(out: Path, name: str) -> str:
+    """How a stage was finished before, in words."""
+    note = finished(out, name)
+    older = "" if "data" in note else f"; its note {OLDER}"
+    return f"finished before, {note['steps']} steps{older}"
+
+
+def known_origins(out: Path, name: str) -> Iterator[tuple[Path, origins.Origin]]:
+    """The files from which a stage is resumed, and what they say it comes from."""
+    if note := finished(out, name):
+        yield note_path(out, name), note
+        return
+    path = checkpoint_path(out, name)
+    if path.is_file():
+        found = read_checkpoint(path)
+        yield path, {**found.get("origin", {}), "step": found["step"]}
+
+
+def check_settings(
+    out: Path,
+    run: Run,
+    recipes: dict[str, Recipe],
+    preset: str,
+    seed: int,
+    data: str | Path | None,
+) -> None:
+    """Raise ValueError where a stage can't be resumed with these settings, before the
+    clips are looked at.
+    """
+    for name, recipe in recipes.items():
+        kind, options = STAGES[name], run.options.get(name)
+        now = origins.of_settings(kind, preset, recipe, seed, options)
+        now |= origins.of_tokenizer(kind, out / "tokenizer.json")
+        now |= {"source": origins.source(data)}
+        for path, known in known_origins(out, name):
+            origins.check(path, name, known, now)
+            check_steps(path, known.get("step", 0), recipe.steps)
+        if (steps := finished(out, name).get("steps", recipe.steps)) < recipe.steps:
+            longer = f"a run of {recipe.steps} starts anew: leave out --resume"
+            raise ValueError(f"{name} was finished with {steps} steps; {longer}")
+
+
+def check_clips(out: Path, run: Run, names: Sequence[str], clips: TrainingData) -> None:
+    """Raise ValueError where a stage can't be resumed with these clips."""
+    for name in names:
+        now = origins.of_data(STAGES[name], clips, run.options.get(name))
+        for path, known in known_origins(out, name):
+            origins.check(path, name, known, now)
+
+
+def forget(out: Path, names: Sequence[str]) -> None:
+    """Remove the checkpoints and notes of stages that start anew."""
+    for name in names if is_main() else ():
+        checkpoint_path(out, name).unlink(missing_ok=True)
+        note_path(out, name).unlink(missing_ok=True)
 
 
 def holds(out: Path, part: str) -> bool:
@@ -262,16 +358,37 @@ def holds(out: Path, part: str) -> bool:
     return (out / part / "config.json").is_file()
 
 
-def check_run(names: list[str], preset: str, steps: int | None) -> None:
-    """Raise ValueError for stages, presets and numbers of steps that there are not."""
+# --------------------------------------------------------------------------------------
+# What is asked for
+
+
+def check_run(
+    names: list[str], preset: str, steps: int | None, seed: int
+) -> tuple[int | None, int]:
+    """Steps and seed as ints; ValueError for stages, presets and numbers of steps that
+    there are not.
+    """
+    if not names:
+        raise ValueError("stages is empty: name one, or all")
     for name in names:
         if name not in STAGES:
             known = ", ".join(STAGES)
             raise ValueError(f"stage must be all or one of {known}, not {name!r}")
     if preset not in RUNS:
         raise ValueError(f"preset must be one of {', '.join(RUNS)}, not {preset!r}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be 1 or more, not {steps}")
+    steps = None if steps is None else check_whole("steps", steps, 1)
+    return steps, check_whole("seed", seed, 0, MAX_SEED)
+
+
+def check_startable(out: Path, recipes: dict[str, Recipe]) -> None:
+    """Raise a sentence where these stages can't be trained in this folder, or by these
+    processes.
+    """
+    check_released(out, list(recipes))
+    for name in list(recipes)[:1]:
+        check_needs(out, name)
+    for name, recipe in recipes.items():
+        check_shares(name, recipe.batch_size, recipe.accumulate)
 
 
 def check_released(out: Path, names: list[str]) -> None:
@@ -285,6 +402,16 @@ def check_released(out: Path, names: list[str]) -> None:
             f"{out} holds a released pipeline, which audiomae and joint tune further; "
             f"{others[0]} would start anew: give it another --out"
         )
+    if "joint" in names and speaks(out):
+        lacks = "what is said in the clips, which no folder of recordings tells"
+        raise ValueError(f"{out} holds a speech model, and joint would need {lacks}")
+
+
+def speaks(out: Path) -> bool:
+    """Whether a folder holds a released pipeline that reads phonemes."""
+    gpt = folders.part_folder(out, "gpt") / "config.json"
+    released = folders.holds_released(out) and gpt.is_file()
+    return released and bool(read_json(gpt).get("learned_positions", 0))
 
 
 def check_needs(out: Path, name: str) -> None:
@@ -300,49 +427,161 @@ def check_needs(out: Path, name: str) -> None:
             )
 
 
+# --------------------------------------------------------------------------------------
+# Clips and words
+
+
 def prepare_data(
     run: Run,
     out: Path,
     folder: str | Path | None,
     seed: int,
     names: Sequence[str] = ALL_STAGES,
+    resume: bool = True,
+    progress: bool = True,
 ) -> TrainingData:
     """Clips, captions, tokenizer and recordings for these stages of a run, kept in
-    `out` for the next one.
+    `out` for the next one. All is looked at before anything is written.
 
     A tokenizer belongs to the encoders that learned to read with it: where one of them
     stays, so does the tokenizer, which is open to any word.
     """
-    recorded = None if folder is None else of_part(folder, "train")
-    if recorded is None:
-        corpus = cached_soundworld(run, out / "cache", seed)
-        words, heard = soundworld_words(run, corpus), recordings(run.seconds)
-    else:
-        corpus = Corpus.from_folder(recorded, run.seconds, progress=is_main())
-        words, heard = caption_words(corpus), []
+    data = read_clips(run, out, folder, seed, names, progress)
+    new = [name for name in names if not (resume and finished(out, name))]
+    if resume:
+        check_clips(out, run, names, data)
     if folders.holds_released(out):
-        return TrainingData(corpus, None, heard, folder=recorded)
-    stays = any(holds(out, part) for part in {"clap", "text"}.difference(names))
-    if is_main():
-        if not stays:
-            tokenizer = Tokenizer.train(corpus.captions)
-            folders.save_tokenizers(out, tokenizer, tokenizer)
-        # these learn what the words sound like
-        if not stays or {"gpt", "joint"}.intersection(names):
-            folders.save_description(out, run.seconds, words, run.sampling)
+        check_captions(read_with(out, new), data.corpus.captions)
+        return data
+    stays = keeps_tokenizer(out, new, resume)
+    path = out / "tokenizer.json"
+    data.tokenizer = (
+        Tokenizer.load(path) if stays else Tokenizer.train(data.corpus.captions)
+    )
+    if any(origins.reads_captions(STAGES[name]) for name in new):
+        check_captions([data.tokenizer], data.corpus.captions)
+    meet().wait_for_everyone()  # all have looked at what the first will now change
+    if is_main() and new:
+        if not resume:
+            forget(out, names)
+        write_words(run, out, data, new, stays)
     meet().wait_for_everyone()
-    tokenizer = Tokenizer.load(out / "tokenizer.json")
-    return TrainingData(corpus, tokenizer, heard, folder=recorded)
+    if new:
+        data.tokenizer = Tokenizer.load(path)
+    return data
 
 
-def cached_soundworld(run: Run, cache: Path, seed: int) -> Corpus:
+def read_clips(
+    run: Run,
+    out: Path,
+    folder: str | Path | None,
+    seed: int,
+    names: Sequence[str],
+    progress: bool,
+) -> TrainingData:
+    """The clips of SoundWorld, with recordings beside them, or those of a folder in
+    which nothing is wrong.
+    """
+    if folder is None:
+        corpus = cached_soundworld(run, out / "cache", seed, progress)
+        heard = recordings(run.seconds, progress)
+        return TrainingData(corpus, recordings=heard, progress=progress)
+    check_folder(out, folder, names)
+    recorded = of_part(folder, "train")
+    if "judge" in names:
+        learnable(recorded)
+    shown = progress and is_main()
+    corpus = Corpus.from_folder(recorded, run.seconds, progress=shown)
+    return TrainingData(corpus, folder=recorded, progress=progress)
+
+
+def check_folder(out: Path, folder: str | Path, names: Sequence[str]) -> None:
+    """Raise ValueError with all that is wrong with a folder of recordings: its table,
+    its files, and captions that are too long.
+    """
+    every = AudioFolder(folder, strict=False)
+    # a silent file costs no more than itself: it is left out, and named
+    faults = [x for x in every.faults() if not x.endswith(SILENT)]
+    if every.captions and (tokenizers := read_with(out, names, every.captions)):
+        for row, caption in zip(every.rows, every.captions):
+            faults += [f"{row.place}: {x}" for x in too_long(tokenizers, [caption])]
+    if len(faults) == 1:
+        raise ValueError(faults[0])
+    if faults:
+        numbered = (f"({i + 1}) {fault}" for i, fault in enumerate(faults))
+        many = f"{str(folder)!r} has {len(faults)} faults"
+        raise ValueError(f"{many}: {'; '.join(numbered)}")
+
+
+def read_with(
+    out: Path, names: Sequence[str], captions: Sequence[str] = ()
+) -> list[Any]:
+    """The tokenizers with which these stages read captions: those in the folder, or
+    one that would be made from the captions.
+    """
+    if not any(origins.reads_captions(STAGES[name]) for name in names):
+        return []
+    if folders.holds_released(out):
+        readers = ("clap",) if speaks(out) else ("clap", "text")
+        return [folders.load_tokenizer(out, name) for name in readers]
+    if keeps_tokenizer(out, names, resume=True):
+        return [Tokenizer.load(out / "tokenizer.json")]
+    return [Tokenizer.train(captions)]
+
+
+def too_long(tokenizers: Sequence[Any], captions: Sequence[str]) -> list[str]:
+    """What tokenizers say of captions that have too many tokens."""
+    said = []
+    for caption in captions:
+        try:
+            for tokenizer in tokenizers:
+                tokenizer.encode([caption])
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def check_captions(tokenizers: Sequence[Any], captions: Sequence[str]) -> None:
+    """Raise ValueError with all captions that are too long to be read."""
+    if said := too_long(tokenizers, sorted(set(captions))):
+        raise ValueError("; ".join(said))
+
+
+def keeps_tokenizer(out: Path, names: Sequence[str], resume: bool) -> bool:
+    """Whether some encoder in the folder has learned to read, or is learning, and these
+    stages don't start it anew.
+    """
+    trained = origins.ENCODERS.difference(names)
+    learning = origins.ENCODERS if resume else trained
+    return any(holds(out, part) for part in trained) or any(
+        checkpoint_path(out, name).is_file() for name in learning
+    )
+
+
+def write_words(
+    run: Run, out: Path, data: TrainingData, names: Sequence[str], stays: bool
+) -> None:
+    """Write tokenizer and description, but for what stays."""
+    if not stays:
+        folders.save_tokenizers(out, data.tokenizer, data.tokenizer)
+    # these learn what the words sound like
+    if not stays or {"gpt", "joint"}.intersection(names):
+        recorded = data.folder is not None
+        corpus = data.corpus
+        words = caption_words(corpus) if recorded else soundworld_words(run, corpus)
+        folders.save_description(out, run.seconds, words, run.sampling)
+
+
+def cached_soundworld(
+    run: Run, cache: Path, seed: int, progress: bool = True
+) -> Corpus:
     """The training clips of SoundWorld, rendered once and kept on disk."""
     name = f"soundworld-{run.n_clips}-{run.seconds}-{run.pairs}-{run.music}-{seed}"
     with meet().main_process_first():
         if not (cache / name).is_dir():
             world = SoundWorld("train", seed, run.seconds, run.pairs, run.music)
-            workers = os.cpu_count() or 1
-            corpus = Corpus.from_soundworld(world, run.n_clips, workers=workers)
+            shown = {"progress": progress, "workers": os.cpu_count() or 1}
+            corpus = Corpus.from_soundworld(world, run.n_clips, **shown)
             corpus.save(cache / name)
     return Corpus.load(cache / name)
 
@@ -365,16 +604,14 @@ def caption_words(corpus: Corpus) -> dict[str, list[str]]:
     return {"words": sorted(words - {""}), "classes": [], "captions": captions[:200]}
 
 
-def recordings(seconds: float) -> list[Corpus]:
+def recordings(seconds: float, progress: bool = True) -> list[Corpus]:
     """Openly licensed recordings in the folder that MINILIB_REALAUDIO names, kind by
     kind.
     """
     folder = os.environ.get("MINILIB_REALAUDIO")
     if not folder:
-        say(
-            "MINILIB_REALAUDIO is not set: VAE, vocoder and AudioMAE hear SoundWorld "
-            "only"
-        )
+        heard = "VAE, vocoder and AudioMAE hear SoundWorld only"
+        say(f"MINILIB_REALAUDIO is not set: {heard}", progress)
         return []
     given = {"part": "train", "licences": OPEN_LICENCES, "captions": False}
     kinds = AudioFolder(folder, **given).by("category").values()

@@ -61,6 +61,7 @@ class Stage(ABC):
     needs: tuple[str, ...] = ()  # parts that must have been trained before
     makes: tuple[str, ...] = ()  # parts that it trains
     renews: tuple[str, ...] = ()  # of these, parts that it makes only where they were
+    reads_classes = False  # of recordings, as their table tells them
     crop = 0  # frames of each clip that a batch takes; 0 takes all
     recorded = 0.0  # share of recordings in a batch, where there are recordings
 
@@ -395,13 +396,13 @@ class JudgeStage(Stage):
     judges. Chapter 17.
     """
 
-    name, makes = "judge", ("judge",)
+    name, makes, reads_classes = "judge", ("judge",), True
 
     def build(self) -> nn.Module:
         data, known = self.data, Classifier.presets[self.preset].classes
         seconds = data.corpus.waves.shape[1] / audio.SAMPLE_RATE
         if data.folder is None:
-            self.sounds = Renders(known, len(data.corpus), self.seed)
+            self.sounds = Renders(known, len(data.corpus), self.seed, data.progress)
         else:
             self.sounds = Recordings(data.folder, seconds)
         classes = self.sounds.classes
@@ -458,7 +459,7 @@ def fitted_loudness(
         told = {name: x.to(gpt.device) for name, x in told.items()}
         return gpt.generate(from_batch(told, gpt.config.conditions)).cpu()
 
-    loa = concatenated(n, map(written, bar(everything, "GPT-2")))
+    loa = concatenated(n, map(written, bar(everything, "GPT-2", data.progress)))
     loudness = Loudness(LoudnessConfig(*loa.shape[1:]))
     loudness.fit(loa, data.over_clips(("loudness", 0), audio.loudness)[:, 0])
     return loudness

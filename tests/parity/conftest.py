@@ -1,7 +1,11 @@
 """What parity tests share: diffusers' pipelines, each made and written once."""
 
+import logging
+
 import pytest
 from peer import peer
+
+from minilib import AudioLDM2
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,12 @@ def peers(tmp_path_factory):
         return made[variant]
 
     return of
+
+
+@pytest.fixture(scope="module", params=["base", "large", "speech"])
+def both(request, peers):
+    """diffusers' pipeline, ours from the folder that it wrote, and the folder."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    theirs, folder = peers(request.param)
+    n_tokens = 7 if request.param == "speech" else None
+    return theirs, AudioLDM2.from_diffusers(folder, "cpu", n_tokens=n_tokens), folder

@@ -3,10 +3,13 @@ without a bit changed.
 """
 
 import json
+import shutil
+import warnings
 from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import minilib  # noqa: F401  (guards torchaudio, which transformers imports)
 from minilib.clap import CLAP
@@ -218,11 +221,62 @@ def test_a_bin_file_of_tensors_reads_as_safetensors_does(tmp_path):
     assert same(pretrained.read("AutoencoderKL", tmp_path), theirs)
 
 
-def test_weights_in_many_files_read_as_from_one(tmp_path):
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("size", ["4KB", "1GB"])
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_of_a_variant_and_in_many_files_read_as_from_one(
+    name, size, variant, tmp_path
+):
+    make, read, _ = MODELS[name]
+    theirs = make()
+    theirs.save_pretrained(tmp_path / "one")
+    theirs.save_pretrained(tmp_path / "many", max_shard_size=size, variant=variant)
+    files = [path.name for path in (tmp_path / "many").glob("*.safetensors")]
+    assert (len(files) > 1) == (size == "4KB")
+    assert all(("fp16" in file) == (variant == "fp16") for file in files)
+    assert same(read(tmp_path / "many"), read(tmp_path / "one"))
+
+
+def test_a_variant_is_read_where_it_is_the_only_one(tmp_path):
     theirs = vae()
+    theirs.half().save_pretrained(tmp_path, variant="fp16")
+    theirs.bfloat16().save_pretrained(tmp_path, variant="bf16")
+    with pytest.raises(ValueError, match="holds .*bf16.* and .*fp16.*: leave one var"):
+        pretrained.read("AutoencoderKL", tmp_path)
+    torch.save(theirs.float().state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    read = pretrained.read("AutoencoderKL", tmp_path)  # which is no variant
+    assert read.dtype == torch.float32
+    shutil.rmtree(tmp_path)
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    shard = sorted(tmp_path.glob("*-of-*"))[0]
+    shard.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=f"{shard.name} is missing"):
+        pretrained.read("AutoencoderKL", tmp_path)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="index.json is damaged: it must hold a `wei"):
+        pretrained.read("AutoencoderKL", tmp_path)
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match="holds no index beside diffusion_"):
+        pretrained.read("AutoencoderKL", tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("file", ["safetensors", "bin"])
+def test_a_wrappers_prefix_is_taken_off_or_named(prefix, file, tmp_path):
+    theirs = vae()
+    theirs.save_pretrained(tmp_path)
+    wrapped = {prefix + name: x for name, x in theirs.state_dict().items()}
+    path = tmp_path / f"diffusion_pytorch_model.{file}"
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    write = torch.save if file == "bin" else save_file
+    write(wrapped, path)
     assert same(pretrained.read("AutoencoderKL", tmp_path), theirs)
+    bare = wrapped.pop(prefix + "quant_conv.bias")
+    write({**wrapped, "quant_conv.bias": bare}, path)
+    first = prefix.split(".")[0]
+    with pytest.raises(ValueError, match=f"bears the prefix '{first}.' of a wrapper"):
+        pretrained.read("AutoencoderKL", tmp_path)
 
 
 def test_weights_are_read_in_the_type_that_is_asked_for(tmp_path):
@@ -276,6 +330,144 @@ def test_the_schedule_is_read_or_refused(tmp_path):
         match="beta_schedule must be 'scaled_linear' for minilib, not 'linear'",
     ):
         pretrained.read_schedule(tmp_path)
+
+
+def schedule_with(folder, **changes):
+    """A scheduler's folder as released, with other settings."""
+    pretrained.scheduler_out(UNet.preset("tiny")).save_config(folder)
+    path = folder / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return pretrained.read_schedule(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rescale_betas_zero_snr", True), ("thresholding", True),
+        ("prediction_type", "sample"), ("clip_sample", True), ("steps_offset", 0),
+        ("trained_betas", [0.1]), ("set_alpha_to_one", True),
+        ("timestep_spacing", "trailing"), ("something_new", 1),
+    ],
+)  # fmt: skip
+def test_no_setting_of_a_scheduler_is_passed_over(name, value, tmp_path):
+    with pytest.raises(ValueError, match=f"scheduler_config.json: .*{name}.*"):
+        schedule_with(tmp_path, **{name: value})
+
+
+def test_another_scheduler_is_said_to_be_left_unread_if_its_noise_levels_fit(tmp_path):
+    from diffusers import DPMSolverMultistepScheduler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_released = schedule_with(tmp_path, clip_sample_range=2.0)  # without effect
+    other = DPMSolverMultistepScheduler.from_pretrained(tmp_path)
+    other.save_config(tmp_path)
+    said = "is a DPMSolverMultistepScheduler's, but .* left unread: .*solver_order"
+    with pytest.warns(UserWarning, match=said):
+        assert pretrained.read_schedule(tmp_path) == as_released
+    with (
+        pytest.warns(UserWarning, match=said),
+        pytest.raises(ValueError, match="rescale_betas_zero_snr must be False"),
+    ):
+        other.register_to_config(rescale_betas_zero_snr=True)
+        other.save_config(tmp_path)
+        pretrained.read_schedule(tmp_path)
+
+
+CONFIGS = {  # a class of theirs, and settings that ours lacks
+    "vae": (
+        vae,
+        {
+            "act_fn": "gelu", "shift_factor": 0.1, "latents_mean": [0.0] * 4,
+            "use_quant_conv": False, "mid_block_add_attention": False,
+            "out_channels": 2, "down_block_types": ["DownEncoderBlock2D", "Other"],
+            "up_block_types": ["UpDecoderBlock2D"], "_class_name": "AutoencoderTiny",
+            "something_new": None,
+        },
+    ),
+    "unet": (
+        unet,
+        {
+            "time_embedding_act_fn": "silu", "timestep_post_act": "silu",
+            "addition_embed_type": "text", "encoder_hid_dim": 8, "norm_eps": 1e-6,
+            "num_attention_heads": 3, "time_cond_proj_dim": 4, "num_class_embeds": 2,
+            "class_embeddings_concat": True, "upcast_attention": True,
+            "mid_block_type": None, "time_embedding_dim": 12, "out_channels": 8,
+            "down_block_types": ["DownBlock2D", "ResnetDownsampleBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "layers_per_block": [1, 1], "resnet_skip_time_act": True,
+            "_class_name": "UNet2DConditionModel", "something_new": 1,
+        },
+    ),
+    "t5": (
+        t5,
+        {"feed_forward_proj": "relu", "dense_act_fn": "relu", "something_new": 1},
+    ),
+    "vocoder": (
+        vocoder,
+        {"normalize_before": True, "sampling_rate": 22050, "something_new": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [(name, field) for name, (_, others) in CONFIGS.items() for field in others],
+)
+def test_no_field_of_a_config_is_passed_over(name, field, tmp_path):
+    make, others = CONFIGS[name]
+    make().save_pretrained(tmp_path)
+    spoil(field, others[field])(tmp_path)
+    with pytest.raises(ValueError, match=f"config.json: .*{field}") as caught:
+        MODELS[name][1](tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "field", "value"),
+    [
+        ("gpt2", "activation_function", "relu"), ("gpt2", "n_inner", 7),
+        ("gpt2", "reorder_and_upcast_attn", True), ("gpt2", "something_new", 1),
+        ("projection", "something_new", 1),
+    ],
+)  # fmt: skip
+def test_no_field_of_gpt2_and_its_projections_is_passed_over(
+    folder, field, value, tmp_path
+):
+    gpt2().save_pretrained(tmp_path / "gpt2")
+    projection().save_pretrained(tmp_path / "projection")
+    spoil(field, value)(tmp_path / folder)
+    with pytest.raises(ValueError, match=f"config.json: .*{field}"):
+        pretrained.gpt_config(tmp_path / "gpt2", tmp_path / "projection")
+
+
+# What older versions of both libraries wrote, as the published folders hold it.
+WRITTEN_BEFORE = {
+    "vae": {"_diffusers_version": "0.21.0.dev0", "sample_size": 1024},
+    "unet": {
+        "_name_or_path": "x", "sample_size": 256, "encoder_hid_dim": None,
+        "addition_embed_type_num_heads": 64, "dual_cross_attention": False,
+    },
+    "t5": {
+        "_name_or_path": "google/flan-t5-large", "classifier_dropout": 0.0,
+        "decoder_start_token_id": 0, "dense_act_fn": "gelu_new", "n_positions": 512,
+        "is_gated_act": True, "output_past": True, "tie_word_embeddings": False,
+        "torch_dtype": "float32", "use_cache": True, "initializer_factor": 1.0,
+        "task_specific_params": {}, "transformers_version": "4.32.0.dev0",
+    },
+    "vocoder": {"torch_dtype": "float32", "initializer_range": 0.01},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_has_no_effect_is_read_over(name, tmp_path):
+    make, read, _ = MODELS[name]
+    make().save_pretrained(tmp_path)
+    expected = read(tmp_path)
+    for field, value in WRITTEN_BEFORE[name].items():
+        spoil(field, value)(tmp_path)
+    again = read(tmp_path)
+    assert same(again, expected) and again.config == expected.config
 
 
 bare = {"loa_channels": 0, "patch": 1}  # as the released U-Net
