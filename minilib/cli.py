@@ -783,10 +783,10 @@ def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:
     """Say which words of a caption the weights don't know, and what is near that they
     do.
     """
-    from minilib.metrics import nearest_captions
-
     unknown = pipe.unknown_words(caption)
     if unknown:
+        from minilib.metrics import nearest_captions  # which takes a second
+
         near = " or ".join(f'"{other}"' for other in nearest_captions(pipe, caption))
         words = ", ".join(f'"{word}"' for word in unknown)
         said = f"these weights don't know {words}; near that they know: {near}"
