@@ -186,7 +186,7 @@ def test_the_modules_that_teach_are_there():
 def test_no_line_of_code_is_wider_than_the_page():
     sources = {
         f"{path.relative_to(ROOT)}": path.read_text(encoding="utf-8")
-        for folder in ("minilib", "tests", "book/tools")
+        for folder in ("minilib", "tests", "book/tools", "book/effects")
         for path in (ROOT / folder).rglob("*.py")
     }
     for path in CHAPTERS:
