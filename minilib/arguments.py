@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,11 +72,13 @@ def one_each(name: str, given: str | Sequence[str], n: int) -> list[str]:
 
 def as_list(name: str, given: Any) -> list[str]:
     """One string, or some, as a list of plain ones; a sentence for anything else."""
+    wanted = f"{name} must be a string or a list of strings, not {shown(given)}"
+    if isinstance(given, Set | Mapping):  # has no order, or more than strings
+        raise TypeError(wanted)
     try:
         given = [given] if isinstance(given, str | bytes) else list(given)
     except TypeError:
-        wanted = f"{name} must be a string or a list of strings"
-        raise TypeError(f"{wanted}, not {shown(given)}") from None
+        raise TypeError(wanted) from None
     for x in given:
         if not isinstance(x, str):
             raise TypeError(f"{name} must be strings, not {type(x).__name__}")
@@ -125,6 +129,35 @@ def check_latents(given: Any, shape: tuple[int, ...]) -> Tensor:
     if given.is_complex() or not given.isfinite().all():
         raise ValueError("latents must hold finite real numbers")
     return given.float()
+
+
+def check_path(name: str, given: Any) -> Path:
+    """The path of a file or a folder; a sentence for what names none."""
+    wanted = f"{name} must be a path: a string or a pathlib.Path, not {shown(given)}"
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(wanted)
+    if not os.fspath(given):
+        raise ValueError(wanted)
+    return Path(given)
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise TypeError unless it is a floating-point type of torch, or None."""
+    known = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    if dtype is not None and not known:
+        wanted = "dtype must be a floating-point type of torch, as torch.float16"
+        raise TypeError(f"{wanted}, or None, not {shown(dtype)}")
+
+
+def check_device(device: Any) -> torch.device:
+    """A device that torch can use here; a sentence for any other."""
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    # torch has as many kinds of errors as of devices
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        wanted = 'device must be one that torch can use here, as "cpu", or None'
+        raise ValueError(f"{wanted}, not {shown(device)}") from error
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:

@@ -70,10 +70,44 @@ def command(commands: Any, function: Any, about: str, examples: str) -> Any:
 
 def seed_number(text: str) -> int:
     """A seed: a whole number that every generator of random numbers takes."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        wanted = f"must be a whole number from 0 to {2**32 - 1}, not {text!r}"
+    # by their number first: Python turns no more than 4300 digits into an int
+    if not text.isdecimal() or len(text) > 10 or int(text) >= 2**32:
+        wanted = f"must be a whole number from 0 to {2**32 - 1}, not {text!r:.60}"
         raise argparse.ArgumentTypeError(wanted)
     return int(text)
+
+
+def whole_number(text: str) -> int:
+    """A whole number; what range it must lie in, the command checks."""
+    try:
+        return int(text)
+    except ValueError:
+        wanted = f"must be a whole number, not {text!r:.60}"
+        raise argparse.ArgumentTypeError(wanted) from None
+
+
+def number(text: str) -> float:
+    """A number; what range it must lie in, the command checks."""
+    try:
+        return float(text)
+    except ValueError:
+        wanted = f"must be a number, not {text!r:.60}"
+        raise argparse.ArgumentTypeError(wanted) from None
+
+
+def named(text: str) -> str:
+    """The name of a file or a folder: not empty, as a variable is that a shell does
+    not know, for the default would take its place unsaid.
+    """
+    if not text.strip():
+        wanted = f"must name a file or a folder, not {text!r}"
+        raise argparse.ArgumentTypeError(wanted)
+    return text
+
+
+def path_name(text: str) -> Path:
+    """The path of a file or a folder, not empty."""
+    return Path(named(text))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,18 +129,30 @@ def build_parser() -> argparse.ArgumentParser:
 def add_weights(add: Any) -> None:
     """Add --weights, which most commands take."""
     about = "folder of trained weights (default: those that ship)"
-    add("--weights", metavar="DIR", help=about)
+    add("--weights", type=named, metavar="DIR", help=about)
 
 
 def add_output(add: Any, default: str, more: str = "") -> None:
     """Add --output, for a sound."""
     about = f"WAV, FLAC, OGG or MP3 (default: {default}){more}"
-    add("-o", "--output", type=Path, default=Path(default), metavar="FILE", help=about)
+    add(
+        "-o",
+        "--output",
+        type=path_name,
+        default=Path(default),
+        metavar="FILE",
+        help=about,
+    )
 
 
 def add_json(add: Any) -> None:
     """Add --json, for numbers."""
-    add("--json", type=Path, metavar="FILE", help="write all numbers into this file")
+    add(
+        "--json",
+        type=path_name,
+        metavar="FILE",
+        help="write all numbers into this file",
+    )
 
 
 def add_seed(add: Any, about: str, default: int | None = 0) -> None:
@@ -117,18 +163,18 @@ def add_seed(add: Any, about: str, default: int | None = 0) -> None:
 def add_sampler(add: Any) -> None:
     """Add --steps, --sampler and --guidance."""
     about = f"of the sampler; more is finer and slower {WANTED}"
-    add("--steps", type=int, metavar="N", help=about)
+    add("--steps", type=whole_number, metavar="N", help=about)
     about = f"ddim, or dpm (DPM-Solver++), which needs fewer steps {WANTED}"
     add("--sampler", choices=("ddim", "dpm"), help=about)
     about = "how strictly captions are followed; 1 switches guidance off"
-    add("--guidance", type=float, metavar="W", help=f"{about} {WANTED}")
+    add("--guidance", type=number, metavar="W", help=f"{about} {WANTED}")
 
 
 def add_candidates(add: Any) -> None:
     """Add --candidates."""
     about = "make N sounds for each caption, keep the one that CLAP finds most like it"
     about += " (default: 1)"
-    add("--candidates", type=int, default=1, metavar="N", help=about)
+    add("--candidates", type=whole_number, default=1, metavar="N", help=about)
 
 
 def add_generate(commands: Any) -> None:
@@ -145,12 +191,12 @@ def add_generate(commands: Any) -> None:
     add_output(add, "sound.wav", "; several captions get -1, -2, ... before the suffix")
     add_sampler(add)
     about = "of the noise at the start, up to 1; less is cleaner and varies less"
-    add("--temperature", type=float, metavar="T", help=f"{about} {WANTED}")
+    add("--temperature", type=number, metavar="T", help=f"{about} {WANTED}")
     about = "noise levels of 0 to 1000 above LOW, up to HIGH, at which guidance works"
     ends = {"nargs": 2, "metavar": ("LOW", "HIGH")}
-    add("--guidance-interval", type=int, **ends, help=f"{about} {WANTED}")
+    add("--guidance-interval", type=whole_number, **ends, help=f"{about} {WANTED}")
     about = "length of the sound (default: that of the training clips)"
-    add("--seconds", type=float, help=about)
+    add("--seconds", type=number, help=about)
     about = "what is spoken; speech models need it, others have no use for it"
     add("--transcription", metavar="WORDS", help=about)
     about = "the same seed makes the same sound; each further caption has one more"
@@ -158,7 +204,7 @@ def add_generate(commands: Any) -> None:
     add_candidates(add)
     add_weights(add)
     about = "draw the mel spectrogram into this file"
-    add("--plot", type=Path, metavar="PNG", help=about)
+    add("--plot", type=path_name, metavar="PNG", help=about)
     add("--profile", action="store_true", help="print the seconds that each stage took")
 
 
@@ -172,12 +218,13 @@ def add_convert(commands: Any) -> None:
     about = "bring the released weights in, or trained ones out"
     add = command(commands, convert, about, examples)
     about = "a folder of either kind, a hub id, or a .pth of the authors"
-    add("source", metavar="SRC", help=about)
+    add("source", type=named, metavar="SRC", help=about)
     about = "the folder to be written, of the other kind"
-    add("target", type=Path, metavar="DST", help=about)
+    add("target", type=path_name, metavar="DST", help=about)
     about = "for a .pth: the same model in diffusers' form, for its configs and"
     about += " tokenizers (default: cvssp/audioldm2)"
-    add("--like", default="cvssp/audioldm2", metavar="FOLDER", help=about)
+    like = {"default": "cvssp/audioldm2", "metavar": "FOLDER"}
+    add("--like", type=named, **like, help=about)
 
 
 def add_info(commands: Any) -> None:
@@ -190,11 +237,11 @@ def add_info(commands: Any) -> None:
     about = "say what a pipeline holds and what a sound takes"
     add = command(commands, info, about, examples)
     about = "default: the weights that ship"
-    add("pipeline", nargs="?", metavar="FOLDER_OR_PRESET", help=about)
+    add("pipeline", nargs="?", type=named, metavar="FOLDER_OR_PRESET", help=about)
     about = "length of the sound (default: that of the training clips)"
-    add("--seconds", type=float, help=about)
+    add("--seconds", type=number, help=about)
     about = "of the sampler (default: what the weights want, 25 for a preset)"
-    add("--steps", type=int, metavar="N", help=about)
+    add("--steps", type=whole_number, metavar="N", help=about)
     add_json(add)
 
 
@@ -215,7 +262,7 @@ def add_data(commands: Any) -> None:
     about = "check: say what there is, and everything that is wrong with it"
     add("action", choices=("check",), metavar="check", help=about)
     about = "recordings and their table (metadata.csv: file_name, caption)"
-    add("folder", type=Path, metavar="FOLDER", help=about)
+    add("folder", type=path_name, metavar="FOLDER", help=about)
 
 
 def add_train(commands: Any) -> None:
@@ -236,10 +283,15 @@ def add_train(commands: Any) -> None:
     about = "tiny: two CPU cores; colab: one GPU (default: tiny)"
     add("--preset", default="tiny", help=about)
     about = "captioned recordings to learn from (default: SoundWorld, the built-in "
-    add("--data", type=Path, metavar="FOLDER", help=f"{about}corpus)")
-    add("--steps", type=int, metavar="N", help="of every stage (default: the preset's)")
+    add("--data", type=path_name, metavar="FOLDER", help=f"{about}corpus)")
+    add(
+        "--steps",
+        type=whole_number,
+        metavar="N",
+        help="of every stage (default: the preset's)",
+    )
     about = "for weights, log and checkpoints (default: runs/PRESET)"
-    add("--out", type=Path, metavar="DIR", help=about)
+    add("--out", type=path_name, metavar="DIR", help=about)
     about = "skip what is finished and go on from the last checkpoint, with the same "
     about += "data, preset and seed; without it stages start anew"
     add("--resume", action="store_true", help=about)
@@ -251,7 +303,12 @@ def add_reconstruct(commands: Any) -> None:
     about = "send a recording through autoencoder and vocoder, and say what each loses"
     example = "minilib reconstruct my_recording.wav -o back.wav"
     add = command(commands, reconstruct, about, example)
-    add("file", type=Path, metavar="FILE", help="a recording of any rate and length")
+    add(
+        "file",
+        type=path_name,
+        metavar="FILE",
+        help="a recording of any rate and length",
+    )
     add_output(add, "reconstruction.wav")
     add_weights(add)
 
@@ -269,11 +326,11 @@ def add_evaluate(commands: Any) -> None:
     about = "measure how well captions of held-out scenes are followed"
     add = command(commands, evaluate, about, examples)
     about = "how often each question is asked (default: 200)"
-    add("--n", type=int, default=200, help=about)
+    add("--n", type=whole_number, default=200, help=about)
     add_seed(add, "of scenes and noise (default: 0)")
     about = "captioned recordings to compare with: those whose column part says test"
     about += " (default: SoundWorld)"
-    add("--data", type=Path, metavar="FOLDER", help=about)
+    add("--data", type=path_name, metavar="FOLDER", help=about)
     add_sampler(add)
     add_candidates(add)
     add_weights(add)
@@ -291,7 +348,7 @@ def add_chain(commands: Any) -> None:
     about += " (half an hour on a CPU)"
     add = command(commands, chain, about, examples)
     about = "scenes of one event, and as many of two (default: 200)"
-    add("--n", type=int, default=200, help=about)
+    add("--n", type=whole_number, default=200, help=about)
     add_seed(add, "of scenes and noise (default: 0)")
     add_weights(add)
     add_json(add)
@@ -372,8 +429,8 @@ def is_full(error: Exception) -> bool:
 def generate(args: argparse.Namespace) -> None:
     """Make a sound from each caption, write it, and say with which seed."""
     n = len(args.captions)
-    sounds = output_files(args.output, n, SOUND_FILES)
-    plots = output_files(args.plot, n, (".png",)) if args.plot else []
+    sounds = output_files("--output", args.output, n, SOUND_FILES)
+    plots = output_files("--plot", args.plot, n, (".png",)) if args.plot else []
     began = time.perf_counter()
     from minilib import audio
     from minilib.arguments import check_asked, check_seeds
@@ -398,7 +455,8 @@ def generate(args: argparse.Namespace) -> None:
             plot(path, wave, caption)
     length = f"{waves.shape[1] / audio.SAMPLE_RATE:.2f} s"
     for path, seed, caption in zip(sounds, seeds, args.captions):
-        print(f"{path}  {length}  seed {seed}  {caption}")
+        # one line each, whatever the caption holds
+        print(f"{path}  {length}  seed {seed}  {' '.join(caption.split())}")
     if args.profile:
         print(f"\n{table(profile)}")
 
@@ -468,7 +526,7 @@ def reconstruct(args: argparse.Namespace) -> None:
     """Send a recording through VAE and vocoder, write what comes back, and print what
     was lost where.
     """
-    (output,) = output_files(args.output, 1, SOUND_FILES)
+    (output,) = output_files("--output", args.output, 1, SOUND_FILES)
     if output.exists() and args.file.exists() and output.samefile(args.file):
         other = f"another file than the recording, not {str(output)!r}"
         raise ValueError(f"--output must be {other}")
@@ -572,14 +630,14 @@ def pipeline_and_judge(
 def vocabulary(args: argparse.Namespace) -> None:
     """Print the words and classes that the weights know, and a few captions."""
     from minilib.convert import released
-    from minilib.model import read_json
+    from minilib.folders import read_vocabulary
 
     folder = released.fetch(args.weights or shipped_weights())
     if released.is_released(folder):
         print("these weights are open to any words: ", end="")
         print("their encoders were trained on far more than captions")
         return
-    known = read_json(folder / "vocabulary.json")
+    known = read_vocabulary(folder / "vocabulary.json")
     keys = "classes", "words", "captions"
     classes, words, captions = (known.get(key, []) for key in keys)
     if classes:
@@ -621,7 +679,6 @@ def info(args: argparse.Namespace) -> None:
 
     from minilib import costs
     from minilib.audioldm2 import AudioLDM2
-    from minilib.convert import released
     from minilib.guidance import Sampling
     from minilib.unet import UNet
 
@@ -630,7 +687,7 @@ def info(args: argparse.Namespace) -> None:
         folder, how, parts = None, Sampling(), costs.preset_parts(args.pipeline)
         seconds = 2.56 if args.pipeline == "tiny" else 10.24
     else:
-        folder = released.fetch(args.pipeline or shipped_weights())
+        folder = folder_beside_presets(args.pipeline, tuple(UNet.presets))
         pipe = AudioLDM2.from_pretrained(folder, device="cpu", dtype=None)
         how, parts, seconds = pipe.sampling, pipe.models, pipe.seconds
     how, seconds = how.changed(**changes), asked or seconds
@@ -639,6 +696,21 @@ def info(args: argparse.Namespace) -> None:
     numbers = {"parts": [asdict(row) for row in rows], "flops": flops}
     write_numbers(output, {**numbers, "seconds": seconds, "steps": how.steps})
     print(costs.report(rows, flops, seconds, how))
+
+
+def folder_beside_presets(given: str | None, presets: tuple[str, ...]) -> Path:
+    """The folder of weights that `info` is asked about; the sentence for one that is
+    not there also names the presets.
+    """
+    from minilib.convert import released
+
+    try:
+        return released.fetch(given or shipped_weights())
+    except FileNotFoundError as error:
+        if given is None:
+            raise
+        known = f"nor is it one of the presets {', '.join(presets)}"
+        raise FileNotFoundError(f"{error}; {known}") from error
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -665,9 +737,11 @@ def data(args: argparse.Namespace) -> int:
     any.
     """
     from minilib.data import AudioFolder
+    from minilib.training.runs import long_captions
 
     folder = AudioFolder(args.folder, strict=False)
     found = folder.examine(progress=sys.stderr.isatty())
+    found.faults += long_captions(folder)
     print(found.report())
     return 1 if found.faults else 0
 
@@ -734,7 +808,8 @@ def origin() -> list[Path]:
 
 def json_file(args: argparse.Namespace) -> Path | None:
     """The file that --json names, checked; None if there is none."""
-    return output_files(args.json, 1, (".json",))[0] if args.json else None
+    numbers = args.json and output_files("--json", args.json, 1, (".json",))
+    return numbers[0] if numbers else None
 
 
 def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
@@ -746,13 +821,13 @@ def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
             part.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
-def output_files(path: Path, n: int, suffixes: Sequence[str]) -> list[Path]:
-    """The n files to be written, `name-1.wav`, `name-2.wav`, ... where there are
-    several; checked beforehand.
+def output_files(flag: str, path: Path, n: int, suffixes: Sequence[str]) -> list[Path]:
+    """The n files that a flag names, `name-1.wav`, `name-2.wav`, ... where there are
+    several; checked before anything is made.
     """
     if path.suffix.lower() not in suffixes:
         known = " or ".join(suffixes)
-        raise ValueError(f"the output must end in {known}, not {str(path)!r}")
+        raise ValueError(f"{flag} must end in {known}, not {str(path)!r}")
     if not path.parent.is_dir():
         missing = f"there is no folder {str(path.parent)!r}"
         raise FileNotFoundError(f"the output {str(path)!r} can't be written: {missing}")

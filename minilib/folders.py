@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from minilib.arguments import check_whole
+from minilib.arguments import (
+    MAX_SECONDS,
+    check_device,
+    check_dtype,
+    check_path,
+    check_whole,
+)
 from minilib.audiomae import AudioMAE
 from minilib.clap import CLAP
 from minilib.convert import older, released
@@ -125,9 +131,9 @@ class Stored(Parts):
     ) -> Stored:
         """Load the released AudioLDM 2: base, large, music or speech.
 
-        The authors' code and diffusers' pipeline differ in three places; the defaults
-        are diffusers'. The authors' are head_width=32, unconditional_loa="zeros" and,
-        when called, eta=1.
+        The authors' code and diffusers' pipeline differ (chapter 18 lists where); the
+        defaults are diffusers'. The authors' choices are head_width=32 and
+        unconditional_loa="zeros" and, in a call, eta=1 and candidates=3.
 
         Args:
             folder: a folder as diffusers writes it, or a hub id, e.g.
@@ -136,8 +142,8 @@ class Stored(Parts):
             unconditional_loa: what guidance leads away from: "gpt", the LOA of the
                 negative caption, or "zeros".
             options: `head_width` of the U-Net's attention heads, None for 8 heads
-                everywhere; `n_tokens`, LOA vectors that GPT-2 writes, None for those
-                that its config names, and 512 for speech; for a `.pth` also `like`.
+                everywhere; `n_tokens`, how many LOA vectors GPT-2 writes, None for as
+                many as its config names, or 512 for speech; for a `.pth` also `like`.
 
         Raises:
             FileNotFoundError: the folder or a module in it is missing, or the hub can't
@@ -156,9 +162,10 @@ class Stored(Parts):
     def from_original(cls, path: str | Path, *args: Any, **options: Any) -> Stored:
         """Load a checkpoint as the authors published it: a `.pth` with all parts in it.
 
-        As `from_diffusers`, but for the defaults, head_width=32 and
-        unconditional_loa="zeros", and for `like`: a folder or hub id of the same model
-        in diffusers' form, for configs and tokenizers.
+        As `from_diffusers`, but with head_width=32 and unconditional_loa="zeros" by
+        default, as in their code, and with `like`: a folder or hub id of the same model
+        in diffusers' form, for configs and tokenizers. Steps, candidates and eta are
+        not in the file: a call chooses them.
         """
         authors = {"head_width": 32, "unconditional_loa": "zeros"}
         return cls.from_diffusers(path, *args, **authors | options)
@@ -167,7 +174,8 @@ class Stored(Parts):
         """Move every part to a device (None: a GPU if there is one), its feature maps
         channels last, as convolutions are fastest.
         """
-        device = device or ("cuda" if has_gpu() else "cpu")
+        device = ("cuda" if has_gpu() else "cpu") if device is None else device
+        device = check_device(device)
         for model in self.models.values():
             model.to(device, memory_format=torch.channels_last)
         return self
@@ -187,7 +195,8 @@ class Stored(Parts):
                 nothing is written.
             FileExistsError: the folder holds something else.
         """
-        released.write(released.as_diffusers(self), Path(folder))
+        target = check_path("folder", folder)
+        released.write(released.as_diffusers(self), target)
 
     @property
     def device(self) -> torch.device:
@@ -216,10 +225,12 @@ def load(
         FileNotFoundError: the folder or a file in it is missing.
         ValueError: a file is damaged, or weights and configs do not belong together.
     """
-    if Path(source).suffix == ".pth":
-        found = released.read_original(
-            Path(source), released.fetch(like), dtype, **options
-        )
+    check_dtype(dtype)
+    path = check_path("folder", source)
+    if path.suffix == ".pth":
+        if not path.is_file():  # before any hub is asked for what it is like
+            raise FileNotFoundError(f"there is no file {str(source)!r}")
+        found = released.read_original(path, released.fetch(like), dtype, **options)
     else:
         folder = released.fetch(source)
         whole = released.is_released(folder)
@@ -227,7 +238,7 @@ def load(
             released.read(folder, dtype, **options) if whole else read(folder, dtype)
         )
     parts = Parts(**found)
-    check_widths(parts, Path(source))
+    check_widths(parts, path)
     return parts
 
 
@@ -235,7 +246,7 @@ def check_options(source: str | Path, **options: Any) -> None:
     """Raise TypeError or ValueError for an option of `from_diffusers` that it does not
     have, that is no whole number, or that the source has no use for.
     """
-    single = Path(source).suffix == ".pth"
+    single = check_path("folder", source).suffix == ".pth"
     known = ("head_width", "n_tokens", *(["like"] if single else []))
     for name, value in options.items():
         if name not in known:
@@ -257,8 +268,18 @@ def read(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
         found["loudness"] = older.loudness(part_folder(folder, "gpt"), dtype)
     vocabulary = folder / "vocabulary.json"
     if vocabulary.is_file():
-        found["vocabulary"] = read_json(vocabulary)
+        found["vocabulary"] = read_vocabulary(vocabulary)
     return {**found, **description}
+
+
+def read_vocabulary(path: Path) -> dict[str, Any]:
+    """What a `vocabulary.json` holds; a sentence if it is damaged."""
+    known = read_json(path)
+    for key in ("classes", "words", "captions"):
+        values = known.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(x, str) for x in values):
+            raise ValueError(f"{path} is damaged: `{key}` must be a list of strings")
+    return known
 
 
 def part_folder(folder: Path, name: str) -> Path:
@@ -332,7 +353,10 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> 
     They take the place of an older pipeline's in `folder`, all or none; what else is
     there stays.
     """
-    with replacing_entries(Path(folder), [*CLASSES, *TOKENIZERS]) as new:
+    check_dtype(dtype)
+    with replacing_entries(
+        check_path("folder", folder), [*CLASSES, *TOKENIZERS]
+    ) as new:
         for name, model in parts.models.items():
             model.save_pretrained(new / name, dtype=dtype)
         save_tokenizers(new, parts.text.tokenizer, parts.clap.tokenizer)
@@ -369,8 +393,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     found = {k: v for k, v in given.items() if k not in CLASSES}
     seconds = found.pop("seconds", None)
     number = isinstance(seconds, int | float) and math.isfinite(seconds)
-    if not number or seconds <= 0:
-        raise ValueError(f"{path} is damaged: it must tell the `seconds` of a sound")
+    if not number or not 0 < seconds <= MAX_SECONDS:
+        wanted = f"it must tell the `seconds` of a sound, {MAX_SECONDS:g} at most"
+        raise ValueError(f"{path} is damaged: {wanted}")
     try:
         return {"seconds": seconds, "sampling": Sampling().changed(**found)}
     except (TypeError, ValueError) as error:

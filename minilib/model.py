@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minilib.arguments import check_dtype, check_path
 from minilib.files import replacing
 
 CONFIG_FILE = "config.json"
@@ -84,7 +85,8 @@ class Model(nn.Module, PyTorchModelHubMixin):
             dtype: the floating-point type on disk, e.g. `torch.float16`; None keeps
                 each tensor's own.
         """
-        folder = Path(folder)
+        check_dtype(dtype)
+        folder = check_path("folder", folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {
             k: to_dtype(x, dtype).contiguous() for k, x in self.state_dict().items()
@@ -115,6 +117,7 @@ class Model(nn.Module, PyTorchModelHubMixin):
             FileNotFoundError: the folder or one of its two files is missing.
             ValueError: a file is damaged, or weights and config do not belong together.
         """
+        check_dtype(dtype)
         folder = local_folder(folder, **hub)
         config = read_config(cls.config_class, folder / CONFIG_FILE)
         return cls.filled(config, read_weights(folder / WEIGHTS_FILE), folder, dtype)
@@ -131,11 +134,23 @@ class Model(nn.Module, PyTorchModelHubMixin):
         evaluation mode; `folder` is where they are from, for the sentence if they do
         not fit.
         """
-        model, state = cls(config), without_prefix(state)
+        model, state = built(cls, config, folder), without_prefix(state)
         check_weights(model, state, folder)
         for name, buffer_or_parameter in model.state_dict(keep_vars=True).items():
             buffer_or_parameter.data = to_dtype(state[name], dtype)
         return model.eval()
+
+
+def built(model_class: type[Model], config: Any, folder: Path) -> Model:
+    """A model of the config that a folder holds; a sentence where its numbers are those
+    of no network.
+    """
+    try:
+        return model_class(config)
+    # a negative width, a fraction of a layer, no heads
+    except (RuntimeError, TypeError, ArithmeticError, LookupError) as error:
+        said = f"no {model_class.__name__} can be built from it ({error})"
+        raise ValueError(f"{folder / CONFIG_FILE} is damaged: {said}") from error
 
 
 def has_gpu() -> bool:
@@ -153,7 +168,7 @@ def local_folder(folder: str | Path, **hub: Any) -> Path:
     """Return a local folder as it is; fetch a hub id `owner/name` (config and
     safetensors files only).
     """
-    path = Path(folder)
+    path = check_path("folder", folder)
     if path.is_dir():
         return path
     if path.exists():

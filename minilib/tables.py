@@ -188,9 +188,10 @@ def _likely(columns: list[str]) -> tuple[bool, int]:
 def _misfit(fields: list[str], columns: list[str], delimiter: str) -> str | None:
     """Why fields are no row of these columns, if they are none."""
     if len(fields) != len(columns):
+        given = f"{len(fields)} field{'s' * (len(fields) != 1)}"
         return (
-            f"{len(fields)} fields for {len(columns)} columns ({', '.join(columns)}); "
-            f"a field that holds a {DELIMITERS[delimiter]} must stand in quotes"
+            f"{given} for {len(columns)} columns ({', '.join(columns)}); a field "
+            f"that holds a {DELIMITERS[delimiter]} must stand in quotes"
         )
     for i, (column, value) in enumerate(zip(columns, fields)):
         # the first may be a number of the row, as pandas writes
@@ -201,6 +202,10 @@ def _misfit(fields: list[str], columns: list[str], delimiter: str) -> str | None
     return None
 
 
+KINDS = {list: "a list", str: "a string", int: "a number", float: "a number"}
+KINDS |= {bool: "true or false", type(None): "null"}  # of JSON that is no object
+
+
 def _json_rows(table: Path, faults: list[str]) -> Iterator[tuple[str, dict]]:
     """Rows of a table that has a JSON object in each line."""
     for i, line in enumerate(_text(table).split("\n")):
@@ -209,7 +214,7 @@ def _json_rows(table: Path, faults: list[str]) -> Iterator[tuple[str, dict]]:
         try:
             row = json.loads(line, object_pairs_hook=_once)
             if not isinstance(row, dict):
-                raise ValueError(f"a {type(row).__name__}")
+                raise ValueError(KINDS[type(row)])
         except (ValueError, RecursionError) as error:
             wrong = f'must be a JSON object, such as {{"file_name": ...}}: {error}'
             faults.append(f"{table}, line {i + 1}: {wrong}")

@@ -482,6 +482,8 @@ def test_unknown_words_are_found_whatever_their_case_and_marks(tiny_pipe):
         ({"negative": []}, ValueError, "negative must be one for all or one for each"),
         ({"negative": 3}, TypeError, "negative must be a string or a list of strings"),
         ({"captions": None}, TypeError, "captions must be a string or a list of"),
+        ({"captions": {"a", "b"}}, TypeError, "captions must be a string or a list"),
+        ({"captions": {"a": 1}}, TypeError, "captions must be a string or a list"),
         ({"captions": b"rain"}, TypeError, "captions must be strings, not bytes"),
         ({"captions": "r\udce9"}, ValueError, "captions must be text in UTF-8, not"),
         ({"negative": "r\udce9"}, ValueError, "negative must be text in UTF-8, not"),

@@ -112,7 +112,7 @@ def test_python_m_minilib_is_the_command_line_and_tells_no_traceback(here):
     line = ["-m", "minilib", "generate", "a dog barks", "-o", "x.xyz"]
     done = python(*line, PYTHONPATH=str(ROOT), PATH="")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("minilib: the output must end in .wav")
+    assert done.stderr.startswith("minilib: --output must end in .wav")
     assert done.stderr.count("\n") == 1 and list(here.iterdir()) == []
 
 
@@ -301,6 +301,11 @@ def test_generate_tries_unknown_words_and_names_what_is_near(capsys, here, weigh
         'barks" or '
     )
     assert "\n" not in err
+
+
+def test_generate_prints_one_line_for_a_caption_of_several(capsys, here, weights):
+    code, said, _ = run(capsys, "generate", "a dog\nbarks", "--steps", "1")
+    assert code == 0 and said.strip().endswith("a dog barks")
 
 
 def test_generate_profiles_every_stage(capsys, here, weights):
@@ -700,7 +705,19 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
         ),
         (
             ["a dog barks", "--steps", "1.5"],
-            "argument --steps: invalid int value: '1.5'",
+            "argument --steps: must be a whole number, not '1.5'",
+        ),
+        (
+            ["a dog barks", "--guidance", "much"],
+            "argument --guidance: must be a number, not 'much'",
+        ),
+        (
+            ["a dog barks", "--weights", ""],
+            "argument --weights: must name a file or a folder, not ''",
+        ),
+        (
+            ["a dog barks", "-o", " "],
+            "argument -o/--output: must name a file or a folder, not ' '",
         ),
         (
             ["a dog barks", "--guidance", "nan"],
@@ -743,14 +760,18 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
             "argument --seed: must be a whole number from 0 to",
         ),
         (
-            ["a dog barks", "-o", "sound.xyz"],
-            "the output must end in .wav or .flac or .ogg or .mp3, not 'sound.xyz'",
+            ["a dog barks", "--seed", "9" * 5000],
+            "argument --seed: must be a whole number from 0 to",
         ),
-        (["a dog barks", "-o", "sound"], "the output must end in"),
+        (
+            ["a dog barks", "-o", "sound.xyz"],
+            "--output must end in .wav or .flac or .ogg or .mp3, not 'sound.xyz'",
+        ),
+        (["a dog barks", "-o", "sound"], "--output must end in"),
         (["a dog barks", "-o", "nowhere/sound.wav"], "there is no folder 'nowhere'"),
         (
             ["a dog barks", "--plot", "picture.gif"],
-            "the output must end in .png, not 'picture.gif'",
+            "--plot must end in .png, not 'picture.gif'",
         ),
         (
             ["a dog barks", "--plot", "nowhere/picture.png"],
@@ -958,7 +979,7 @@ def test_evaluate_and_vocabulary_refuse(capsys, here, weights, tmp_path):
     assert "vocabulary.json is missing" in refused(
         capsys, "vocabulary", "--weights", here
     )
-    assert "the output must end in .json" in refused(
+    assert "--json must end in .json" in refused(
         capsys, "evaluate", "--json", "numbers.txt"
     )
     from minilib.classifier import Classifier
@@ -992,6 +1013,55 @@ def test_train_refuses_unknown_stages_presets_and_numbers(capsys, here):
     assert "steps must be a whole number, 1 or more, not 0" in refused(
         capsys, "train", "vae", "--steps", "0"
     )
+    assert "stage vae is named more than once" in refused(
+        capsys, "train", "vae", "clap", "vae"
+    )
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/dev/null/below"])
+def test_train_refuses_an_out_that_can_not_be_written_before_any_clip_is_made(
+    capsys, here, monkeypatch, out
+):
+    from minilib.training import runs
+
+    made = lambda *args, **kwargs: pytest.fail("clips were made")
+    monkeypatch.setattr(runs, "prepare_data", made)
+    (here / "file").touch()
+    said = refused(capsys, "train", "vae", "--out", out)
+    assert f"out must be a folder that can be written to, not {out!r}" in said
+
+
+def test_an_empty_folder_name_is_refused_and_not_the_current_folder_taken(capsys, here):
+    for line in (
+        ["train", "vae", "--out", ""],
+        ["train", "vae", "--data", ""],
+        ["evaluate", "--weights", ""],
+        ["info", ""],
+        ["convert", "", "folder"],
+        ["convert", "folder", ""],
+        ["data", "check", ""],
+        ["reconstruct", ""],
+        ["doctor", "--weights", ""],
+    ):
+        assert "must name a file or a folder, not ''" in refused(capsys, *line)
+
+
+def test_info_names_the_presets_where_there_is_no_such_folder(capsys, here):
+    said = refused(capsys, "info", "nowhere")
+    assert "nowhere does not exist; nor is it one of the presets tiny, colab" in said
+
+
+def test_convert_names_a_checkpoint_that_is_not_there(capsys, here):
+    assert "there is no file 'no.pth'" in refused(capsys, "convert", "no.pth", "new")
+
+
+def test_data_check_lists_captions_that_training_would_refuse(capsys, here):
+    table = f"file_name,caption\na.wav,{'dog ' * 80}\nb.wav,rain\n"
+    folder = a_data_folder(here / "own", table, "a.wav", "b.wav")
+    assert cli.main(["data", "check", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "1 fault:" in said and "line 2: the caption 'dog dog" in said
+    assert "tokens, but at most 64 are read" in said
 
 
 def test_train_refuses_a_stage_whose_parts_are_not_there(capsys, here):

@@ -257,7 +257,7 @@ def test_counting_leaves_the_pipeline_as_it_was(tiny_pipe, uncounted):
         ("nowhere", "weights folder nowhere does not exist"),
         ("full --steps 0", "steps must be a whole number from 1 to 1000"),
         ("full --seconds 0", "seconds must be a finite number and lie between 0.1 and"),
-        ("full --json numbers.txt", "the output must end in .json"),
+        ("full --json numbers.txt", "--json must end in .json"),
     ],
 )
 def test_bad_input_of_info_is_named(line, said, capsys, monkeypatch):

@@ -189,6 +189,7 @@ STRICT = {  # what is said of a table: the table
     f"{TWO_COLUMNS} a comma must stand in quotes": "file_name,caption\na.wav,a, b\n",
     f"{TWO_COLUMNS} a semicolon must": "file_name;caption\na.wav;rain; wind\n",
     f"{TWO_COLUMNS} a tab must": "file_name\tcaption\na.wav\train\twind\n",
+    "line 2: 1 field for 2 columns": "file_name,caption\na.wav\n",
     "line 2: 2 fields for 3 columns": "file_name,caption,class\na.wav,rain\n",
     "line 4: a quote is not closed": 'file_name,caption\na.wav,a\n\nb.wav,"b\nc.wav,c',
     "line 2: a quote is not closed, or text": 'file_name,caption\na.wav,"a\nb.wav,"b"',
@@ -299,6 +300,8 @@ def test_rows_of_json_have_the_columns_of_all_as_text(tmp_path):
         ),
         ('{"file_name": "a.wav", "caption": "rain"', "must be a JSON object"),
         ('["a.wav", "rain"]', "must be a JSON object, .*: a list"),
+        ("3", "must be a JSON object, .*: a number"),
+        ("null", "must be a JSON object, .*: null"),
         (
             '{"file_name": "a.wav", "caption": "a", "caption": "b"}',
             "stands there twice",

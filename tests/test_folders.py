@@ -356,3 +356,44 @@ def test_what_a_released_folder_is_asked_for_is_checked_before_it_is_read(
             read("somewhere", **{name: value})
     with pytest.raises(ValueError, match="takes no head_width, which are for released"):
         read(tiny_pipe_folder, head_width=32)
+
+
+@pytest.mark.parametrize("key", ["classes", "words", "captions"])
+@pytest.mark.parametrize("value", [3, "dog", ["dog", 3], None])
+def test_a_vocabulary_that_is_no_list_of_strings_is_refused(copied, key, value):
+    (copied / "vocabulary.json").write_text(json.dumps({key: value}))
+    said = f"vocabulary.json is damaged: `{key}` must be a list of strings"
+    with pytest.raises(ValueError, match=said):
+        AudioLDM2.from_pretrained(copied)
+
+
+def test_a_length_that_no_sound_can_have_is_refused_as_the_folder_is_read(copied):
+    path = copied / "pipeline.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1e9}))
+    with pytest.raises(ValueError, match="pipeline.json is damaged: .*60 at most"):
+        AudioLDM2.from_pretrained(copied)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"folder": None}, TypeError, "folder must be a path: .*, not None"),
+        ({"folder": 3}, TypeError, "folder must be a path: .*, not 3"),
+        ({"folder": ""}, ValueError, "folder must be a path: .*, not ''"),
+        ({"dtype": "float16"}, TypeError, "dtype must be .*, not 'float16'"),
+        ({"dtype": torch.int8}, TypeError, "dtype must be .*, not torch.int8"),
+        ({"device": "gpu"}, ValueError, "device must be .*, not 'gpu'"),
+        ({"device": []}, ValueError, r"device must be .*, not \[\]"),
+    ],
+)
+def test_folders_types_and_devices_that_are_none_are_refused(
+    tiny_pipe_folder, given, error, said
+):
+    with pytest.raises(error, match=said):
+        AudioLDM2.from_pretrained(**{"folder": tiny_pipe_folder} | given)
+
+
+def test_a_folder_that_is_none_is_not_written(tiny_pipe):
+    for write in (tiny_pipe.save_pretrained, tiny_pipe.to_diffusers):
+        with pytest.raises(TypeError, match="folder must be a path"):
+            write(None)

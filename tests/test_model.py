@@ -154,6 +154,9 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder, edit, said):
         ('{"width": 8}', "are not those of its config"),
         ('{"part": {"height": 1}}', "unknown field 'height'"),
         ("\x00\xff", "not valid JSON"),
+        ('{"width": -8}', "config.json is damaged: no Toy can be built from it"),
+        ('{"width": 8.5}', "config.json is damaged: no Toy can be built from it"),
+        ('{"width": "8"}', "config.json is damaged: no Toy can be built from it"),
     ],
 )
 def test_a_damaged_or_foreign_config_is_refused(folder, text, said):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ import torch
 from minilib import folders
 from minilib.arguments import MAX_SEED, check_whole
 from minilib.data import OPEN_LICENCES, SILENT, AudioFolder, Corpus, of_part
-from minilib.files import replacing
+from minilib.files import FULL, replacing
 from minilib.guidance import Sampling
 from minilib.model import read_json, to_dtype
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabulary
@@ -374,6 +375,8 @@ def check_run(
         if name not in STAGES:
             known = ", ".join(STAGES)
             raise ValueError(f"stage must be all or one of {known}, not {name!r}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"stage {twice[0]} is named more than once: it runs once")
     if preset not in RUNS:
         raise ValueError(f"preset must be one of {', '.join(RUNS)}, not {preset!r}")
     steps = None if steps is None else check_whole("steps", steps, 1)
@@ -384,11 +387,30 @@ def check_startable(out: Path, recipes: dict[str, Recipe]) -> None:
     """Raise a sentence where these stages can't be trained in this folder, or by these
     processes.
     """
+    check_out(out)
     check_released(out, list(recipes))
     for name in list(recipes)[:1]:
         check_needs(out, name)
     for name, recipe in recipes.items():
         check_shares(name, recipe.batch_size, recipe.accumulate)
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError where the folder can't be made or takes no file: the clips,
+    which come first, take minutes.
+    """
+    wanted = f"out must be a folder that can be written to, not {str(out)!r}"
+    paths = (out, *out.absolute().parents)
+    there = next(path for path in paths if os.path.lexists(path))
+    if not there.is_dir():
+        raise ValueError(f"{wanted}: {str(there)!r} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise ValueError(f"{wanted}: {error.strerror}") from error
 
 
 def check_released(out: Path, names: list[str]) -> None:
@@ -503,8 +525,7 @@ def check_folder(out: Path, folder: str | Path, names: Sequence[str]) -> None:
     # a silent file costs no more than itself: it is left out, and named
     faults = [x for x in every.faults() if not x.endswith(SILENT)]
     if every.captions and (tokenizers := read_with(out, names, every.captions)):
-        for row, caption in zip(every.rows, every.captions):
-            faults += [f"{row.place}: {x}" for x in too_long(tokenizers, [caption])]
+        faults += long_captions(every, tokenizers)
     if len(faults) == 1:
         raise ValueError(faults[0])
     if faults:
@@ -527,6 +548,18 @@ def read_with(
     if keeps_tokenizer(out, names, resume=True):
         return [Tokenizer.load(out / "tokenizer.json")]
     return [Tokenizer.train(captions)]
+
+
+def long_captions(folder: AudioFolder, tokenizers: Sequence[Any] = ()) -> list[str]:
+    """The captions of a folder that have too many tokens, a sentence each, with file
+    and line; without tokenizers, for the one that would be made from them.
+    """
+    captions = [caption for caption in folder.captions if caption]
+    if captions and not tokenizers:
+        tokenizers = [Tokenizer.train(captions)]
+    said = {caption: too_long(tokenizers, [caption]) for caption in set(captions)}
+    rows = zip(folder.rows, folder.captions)
+    return [f"{row.place}: {x}" for row, text in rows for x in said.get(text, ())]
 
 
 def too_long(tokenizers: Sequence[Any], captions: Sequence[str]) -> list[str]:
