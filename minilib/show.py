@@ -12,6 +12,7 @@ import base64
 import hashlib
 import html
 import io
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+    from matplotlib.transforms import Bbox
     from PIL.Image import Image
 
 LIMITS = (-80.0, 10.0)  # decibels that the colours of a mel spectrogram span
 COLOURS = "magma"  # even steps of lightness: readable in grey and by the colour-blind
+KILOHERTZ = (0.5, 1.0, 2.0, 4.0)  # ticks of a mel spectrogram
+LEVELS = 64  # shades of a mel spectrogram beside a player: 1.4 dB each
 MAX_BYTES = 400 * 1024  # of one slider: a page may hold several
 
 LOOK = {
@@ -70,7 +74,8 @@ def style() -> None:
     """Give matplotlib the look of the book: once, at the top of a chapter.
 
     In a notebook plots then come as PNG with 256 colours: they look the same, and take
-    up less than half of the room.
+    up less than half of the room. Where their axes stand is written into the file, so
+    that the page can turn a plot dark and leave spectrograms as they are.
     """
     import matplotlib
 
@@ -186,16 +191,17 @@ def _draw_mel(ax: Axes, log_mel: Tensor, limits: tuple[float, float]) -> AxesIma
         vmax=limits[1],
         interpolation="nearest",
     )
-    kilohertz = torch.tensor([0.5, 1.0, 2.0, 4.0])
-    # mel from one band to the next
-    step = audio.hz_to_mel(audio.SAMPLE_RATE / 2) / (F + 1)
-    ax.set_yticks(
-        (audio.hz_to_mel(1000 * kilohertz) / step - 0.5).tolist(),
-        [f"{k:g}" for k in kilohertz],
-    )
+    ax.set_yticks(_heights(F), [f"{k:g}" for k in KILOHERTZ])
     ax.set_xlabel("time (s)")
     ax.grid(False)
     return image
+
+
+def _heights(F: int) -> list[float]:
+    """Where KILOHERTZ lie on an axis that counts the F bands of a mel spectrogram."""
+    # mel from one band to the next
+    step = audio.hz_to_mel(audio.SAMPLE_RATE / 2) / (F + 1)
+    return (audio.hz_to_mel(1000 * torch.tensor(KILOHERTZ)) / step - 0.5).tolist()
 
 
 def _one(x: Tensor, name: str) -> Tensor:
@@ -267,16 +273,80 @@ def sound(wave: Tensor, caption: str) -> Block:
         ValueError: the wave is not one waveform of finite numbers, or too short, or
             `caption` is empty.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     label, log_mel = _text(caption, "caption"), _log_mel(_one(wave, "wave"))
-    with rc_context(look()):
-        figure = Figure(figsize=(5.4, 2.0), dpi=100, layout="constrained")
-        mel(log_mel, ax=figure.add_subplot())
-        picture = _img(figure, f"Mel spectrogram of: {label}. {_in_words(log_mel)}")
-    content = f"{_caption(label)}{_audio(wave, label, audio.SAMPLE_RATE)}{picture}"
-    return Block(_figure("sound", content), f"Sound: {caption}. {_in_words(log_mel)}")
+    alt = f"Mel spectrogram of: {label}. {_in_words(log_mel)}"
+    content = f"{_caption(label)}{_audio(wave, label, audio.SAMPLE_RATE)}"
+    return Block(
+        _figure("sound", f"{content}{_mel_html(log_mel, alt)}"),
+        f"Sound: {caption}. {_in_words(log_mel)}",
+    )
+
+
+def _mel_html(log_mel: Tensor, alt: str) -> str:
+    """A mel spectrogram whose axes are text of the page: as wide as there is room, in
+    the colours of the page, light or dark.
+    """
+    T, F = log_mel.shape
+    seconds = T * audio.HOP / audio.SAMPLE_RATE
+    step = next(
+        x for x in (0.1, 0.5, 1, 2, 5, 10, 30, 60) if seconds <= 7 * x or x > 30
+    )
+    times = [i * step for i in range(1 + math.floor(seconds / step + 1e-6))]
+    rows = [
+        _tick(f"{k:g}", f"right:calc(100% + 0.4em);bottom:{100 * y / F:.1f}%", "0,50%")
+        for k, y in zip(KILOHERTZ, _heights(F))
+    ]
+    columns = [
+        _tick(
+            f"{t:g}", f"top:calc(100% + 0.3em);left:{100 * t / seconds:.1f}%", "-50%,0"
+        )
+        for t in times
+    ]
+    low, high = (f"{limit:.0f}".replace("-", "\u2212") for limit in LIMITS)
+    bar = f"linear-gradient(90deg,{','.join(_shades(6))})"
+    names = (
+        _tick("kHz", "right:calc(100% + 0.4em);top:0", "0,-50%")
+        + _tick("time (s)", "top:calc(100% + 1.6em);left:0", "0,0")
+        + '<span style="position:absolute;top:calc(100% + 1.6em);right:0;'
+        f'white-space:nowrap">level {low} <span style="display:inline-block;width:5em;'
+        f'height:0.7em;background:{bar}"></span> {high} dB</span>'
+    )
+    return (
+        f'<div class="minilib-mel" data-seconds="{seconds:g}" style="position:relative;'
+        'height:10em;margin:0.8em 0.8em 3.2em 3em;font-size:0.8em;line-height:1.2">'
+        f'<img alt="{alt}" width="{T}" height="{F}" style="display:block;width:100%;'
+        'height:100%;max-width:none;image-rendering:pixelated" '
+        f'src="{_uri("image/webp", _raster(log_mel))}"><span aria-hidden="true">'
+        f"{''.join(rows)}{''.join(columns)}{names}</span></div>"
+    )
+
+
+def _tick(text: str, place: str, shift: str) -> str:
+    return (
+        f'<span style="position:absolute;{place};transform:translate({shift})">'
+        f"{text}</span>"
+    )
+
+
+def _shades(n: int) -> list[str]:
+    """The colours of a mel spectrogram in n even steps, as CSS names them."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps[COLOURS](i / (n - 1))) for i in range(n)]
+
+
+def _raster(log_mel: Tensor) -> bytes:
+    """A mel spectrogram (T, F) as an image, a pixel for each value, low ones below."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    level = (audio.decibels(log_mel).T.flip(0) - LIMITS[0]) / (LIMITS[1] - LIMITS[0])
+    steps = (level.clamp(0, 1) * (LEVELS - 1)).round() / (LEVELS - 1)
+    pixels = (255 * colormaps[COLOURS](steps.numpy())[..., :3]).round().astype("uint8")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", lossless=True, method=6)
+    return file.getvalue()
 
 
 def _in_words(log_mel: Tensor) -> str:
@@ -489,9 +559,10 @@ def _mp3(wave: Tensor, sample_rate: int) -> bytes:
 
 
 def _img(picture: Any, alt: str, attributes: str = 'style="display:block;') -> str:
-    image = _render(picture)
+    image, axes = _render(picture)
+    where = "" if axes is None else f'data-axes="{axes}" '
     return (
-        f'<img alt="{alt}" width="{image.width}" height="{image.height}" '
+        f'<img alt="{alt}" width="{image.width}" height="{image.height}" {where}'
         f'{attributes}max-width:100%;height:auto" '
         f'src="{_uri(*_compress(image))}">'
     )
@@ -520,9 +591,9 @@ def _scaled(frames: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _render(picture: Any) -> Image:
+def _render(picture: Any) -> tuple[Image, str | None]:
     """A figure, or an array (H, W) or (H, W, 3) of values from 0 to 1, as an image of
-    at least 240 pixels a side.
+    at least 240 pixels a side; with it the axes of a figure.
     """
     import numpy as np
     from matplotlib import colormaps, pyplot
@@ -533,8 +604,10 @@ def _render(picture: Any) -> Image:
     if isinstance(picture, Figure):
         canvas = FigureCanvasAgg(picture)
         canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        axes = _axes(picture, picture.bbox, image)
         pyplot.close(picture)
-        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        return image, axes
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
         raise ValueError(
             f"frames must be figures or arrays (H, W) or (H, W, 3); given "
@@ -544,21 +617,86 @@ def _render(picture: Any) -> Image:
     pixels = (255 * pixels.clip(0, 1)).round().astype("uint8")
     # small arrays in whole multiples, so that each value stays a square
     times = -(-240 // min(pixels.shape[:2]))
-    return Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1))
+    return Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1)), None
+
+
+def _axes(figure: Figure, page: Bbox, image: Image) -> str:
+    """Where a figure's spectrograms and time axes stand on its image, for the page.
+
+    Args:
+        figure: drawn; page: what of it the image shows, in pixels; image: of that.
+    Returns:
+        for each such axes "left,top,width,height" in per cent of the image, then
+        "picture" where colours mean something and must stay as they are or "plot", and
+        of a time axis the seconds at both ends; separated by spaces.
+    """
+    from matplotlib.collections import QuadMesh
+
+    found = []
+    for ax in figure.axes:
+        coloured = ax.images or any(isinstance(x, QuadMesh) for x in ax.collections)
+        siblings = ax.get_shared_x_axes().get_siblings(ax)
+        timed = any(other.get_xlabel() == "time (s)" for other in siblings)
+        if not coloured and not timed:
+            continue
+        box = ax.get_window_extent()
+        sides = (
+            round(image.width * (box.x0 - page.x0) / page.width),
+            round(image.height * (page.y1 - box.y1) / page.height),
+            round(image.width * (box.x1 - page.x0) / page.width),
+            round(image.height * (page.y1 - box.y0) / page.height),
+        )
+        left, top, right, bottom = _filled(image, sides) if coloured else sides
+        place = (
+            100 * left / image.width,
+            100 * top / image.height,
+            100 * (right - left) / image.width,
+            100 * (bottom - top) / image.height,
+        )
+        values = [f"{x:.2f}" for x in place] + ["picture" if coloured else "plot"]
+        values += [f"{x:g}" for x in ax.get_xlim()] if timed else []
+        found.append(",".join(values))
+    return " ".join(found)
+
+
+def _filled(image: Image, sides: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """A rectangle (left, top, right, bottom) made wider by up to two pixels on each
+    side, as far as there is ink and not paper.
+    """
+    import numpy as np
+
+    paper = np.asarray(image)[..., 2] > 235  # blue: no colour of a spectrogram has it
+    left, top, right, bottom = sides
+    for _ in range(2):
+        left -= left > 0 and paper[top:bottom, left - 1].mean() < 0.5
+        right += right < image.width and paper[top:bottom, right].mean() < 0.5
+        top -= top > 0 and paper[top - 1, left:right].mean() < 0.5
+        bottom += bottom < image.height and paper[bottom, left:right].mean() < 0.5
+    return left, top, right, bottom
 
 
 def _printed(figure: Figure) -> bytes:
     """A figure as a notebook prints it, without empty margins: PNG with 256 colours."""
     from IPython.core.pylabtools import print_figure
+    from matplotlib import rcParams
+    from matplotlib.transforms import Bbox
     from PIL import Image
 
-    with Image.open(io.BytesIO(print_figure(figure, "png"))) as image:
-        return _png(image.convert("RGB"), 256)
+    printed = print_figure(figure, "png")
+    page = figure.get_tightbbox().padded(rcParams["savefig.pad_inches"])
+    page = Bbox(page.get_points() * figure.dpi)
+    with Image.open(io.BytesIO(printed)) as file:
+        image = file.convert("RGB")
+    return _png(image, 256, _axes(figure, page, image))
 
 
-def _png(image: Image, n_colours: int) -> bytes:
-    file = io.BytesIO()
-    image.quantize(n_colours, dither=0).save(file, "PNG", optimize=True)
+def _png(image: Image, n_colours: int, axes: str | None = None) -> bytes:
+    from PIL.PngImagePlugin import PngInfo
+
+    file, notes = io.BytesIO(), PngInfo()
+    if axes is not None:
+        notes.add_text("axes", axes)
+    image.quantize(n_colours, dither=0).save(file, "PNG", optimize=True, pnginfo=notes)
     return file.getvalue()
 
 

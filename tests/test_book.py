@@ -14,6 +14,8 @@ import execute
 import gallery
 import nbformat
 import notebooks
+import opening
+import page
 import pytest
 import sync_cells
 import torch
@@ -80,7 +82,9 @@ def test_the_maps_are_up_to_date(monkeypatch, capsys):
 def test_the_map_links_written_chapters_and_marks_the_others():
     svg = course_map.draw({"07": "07.html"})
     assert svg.count('href="07.html"') == 2  # the encoder and the decoder of the VAE
-    assert "08, to come" in svg and "07, to come" not in svg
+    assert svg.count('class="box written"') == 2 and 'fill="none"' in svg
+    later = re.findall(r'<g class="box later">.*?</g>', svg)
+    assert len(later) == len(course_map.BOXES) - 2 and ">08<" in "".join(later)
     drawn = {number for box in course_map.BOXES for number in box.chapters}
     assert drawn <= {number for part in course_map.PARTS.values() for number in part}
     numbers = [number for part in course_map.PARTS.values() for number in part]
@@ -91,8 +95,8 @@ def test_the_map_links_written_chapters_and_marks_the_others():
 
 def test_a_map_shows_its_own_chapter_in_colour_and_phonemes_have_one():
     svg = course_map.draw({"11": "11.html"}, "11b")
-    assert "lit: Phonemes" in svg and "11b, to come" in svg
-    assert svg.count("#ffd166") == 1 and 'aria-label="T5: chapter 11, Words' in svg
+    assert "lit: Phonemes" in svg and '<g class="box lit">' in svg
+    assert svg.count("#fec287") == 1 and 'aria-label="T5: chapter 11, Words' in svg
     assert "lit: the whole map" in course_map.draw({}, "16b")
 
 
@@ -113,7 +117,7 @@ def test_the_lists_of_chapters_link_what_the_table_of_contents_names(
         "../"
     )
     assert f"11 Words: tokens and T5 · [{name}](" in course_map.contents("")
-    assert "- **16b What regeneration buys" in course_map.chapters("")
+    assert "- [16b What regeneration buys, and when" in course_map.chapters("")
 
 
 def test_each_written_chapter_has_the_title_of_the_map():
@@ -204,6 +208,26 @@ def test_the_colab_cell_installs_on_colab_and_does_nothing_elsewhere(
     )
 
 
+def test_the_page_leaves_the_colab_cell_out_and_tags_are_brought_up_to_date(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(notebooks, "CHAPTERS", tmp_path)
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_markdown_cell("# 01"),
+        nbformat.v4.new_code_cell(colab_cell.text(), metadata={"tags": ["hide-cell"]}),
+        nbformat.v4.new_code_cell("x = 1"),
+    ]
+    notebooks.write(tmp_path / "01_a.ipynb", notebook)
+    del notebook.cells[1]
+    notebooks.write(tmp_path / "02_b.ipynb", notebook)
+    colab_cell.main()
+    for path in notebooks.chapters():
+        cells = notebooks.code_cells(notebooks.read(path))
+        assert [cell.source for cell in cells] == [colab_cell.text(), "x = 1"]
+        assert cells[0].metadata["tags"] == ["remove-cell"]
+
+
 def test_without_an_address_the_colab_cell_says_what_to_do(monkeypatch):
     monkeypatch.setattr(colab_cell, "address", lambda: "")
     monkeypatch.setitem(sys.modules, "google.colab", None)
@@ -268,6 +292,207 @@ def test_the_gallery_says_what_is_wrong(judge):
     )
     _, wrong = gallery.verdict(judge, other.wave, (event,))
     assert "rain, asked for bell" in wrong
+
+
+# ---- the page
+
+
+CHAPTER = """\
+# {number} A chapter
+
+$$a = {number}$$ (eq-{number}-a)
+
+$$b = 2$$ (eq-{number}-b)
+
+```{{exercise}} A task
+:label: ex-{number}-task
+Read {{eq}}`eq-11b-b` and {{eq}}`eq-{number}-b`, of {{term}}`noise`.
+```
+
+See {{ref}}`ex-11b-task`.
+
+```{{figure}} mark.svg
+:name: fig-{number}-mark
+A mark, 标记.
+```
+
+And {{numref}}`fig-06-mark`.
+"""
+
+
+@pytest.fixture(scope="module")
+def small_book(tmp_path_factory) -> Path:
+    """A book of two chapters and a glossary, built with the extension; its pages."""
+    from sphinx.application import Sphinx
+
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
+    for folder in ("chapters", "book"):
+        (source / folder).mkdir()
+    for number in ("06", "11b"):
+        notebook = nbformat.v4.new_notebook()
+        text = CHAPTER.format(number=number)
+        notebook.cells = [nbformat.v4.new_markdown_cell(text)]
+        notebooks.write(source / f"chapters/{number}_a.ipynb", notebook)
+    (source / "chapters/mark.svg").write_text(opening.mark())
+    glossary = "# Glossary\n\n```{glossary}\nnoise\n噪声\n  Draws.\n```\n"
+    (source / "book/glossary.md").write_text(glossary)
+    (source / "book/welcome.md").write_text(
+        "# Two\n\n<!-- opening -->\n\n```{toctree}\n../chapters/06_a\n"
+        "../chapters/11b_a\nglossary\n```\n"
+    )
+    config = {
+        "project": "Two",
+        "html_title": "Two",
+        "html_theme": "sphinx_book_theme",
+        "root_doc": "book/welcome",
+        "extensions": ["myst_nb", "sphinx_exercise", "page"],
+        "myst_enable_extensions": ["dollarmath"],
+        "numfig": True,
+        "numfig_format": {"figure": "Figure %s"},
+        "suppress_warnings": ["myst.header"],
+        "exclude_patterns": [],
+    }
+    arguments = {"confdir": None, "status": None, "warningiserror": True}
+    Sphinx(
+        source, outdir=out, doctreedir=out / ".doctrees", buildername="html",
+        confoverrides=config, **arguments,
+    ).build()  # fmt: skip
+    return out
+
+
+def test_everything_is_numbered_by_the_files_name_wherever_it_stands(small_book):
+    first = (small_book / "chapters/06_a.html").read_text(encoding="utf-8")
+    second = (small_book / "chapters/11b_a.html").read_text(encoding="utf-8")
+    for text, file, number in ((first, "06", "6"), (second, "11b", "11b")):
+        assert re.findall(r'class="eqno">\(([^<]*)\)<', text) == [
+            f"{number}.1", f"{number}.2",
+        ]  # fmt: skip
+        assert f'"caption-number">Exercise {number}.1 <' in text
+        assert f'"caption-number">Figure {number}.1 <' in text
+        # links show the same numbers, also from elsewhere
+        assert re.search(r'href="[^"]*#equation-eq-11b-b">\(11b\.2\)<', text)
+        assert f'href="#equation-eq-{file}-b">({number}.2)<' in text
+        assert re.search(r'href="[^"]*#ex-11b-task">[^.]*Exercise 11b\.1', text)
+        assert re.search(r'href="[^"]*#fig-06-mark"><span[^>]*>Figure 6\.1<', text)
+
+
+def test_a_page_brings_what_its_links_to_terms_and_far_equations_lead_to(small_book):
+    text = (small_book / "chapters/06_a.html").read_text(encoding="utf-8")
+    (found,) = re.findall(r'<template id="previews">(.*?)</template>', text)
+    notes = dict(re.findall(r'<div data-for="([^"]*)">(.*?)</div>', found))
+    assert "<strong>noise" in notes["../book/glossary.html#term-noise"]
+    assert "Draws." in notes["../book/glossary.html#term-noise"]
+    far = notes["11b_a.html#equation-eq-11b-b"]
+    assert "(11b.2), 11b A chapter" in far and "b = 2" in found
+    assert not [link for link in notes if link.startswith("#")]
+
+
+def test_a_page_has_a_description_one_title_and_its_chinese_marked(small_book):
+    text = (small_book / "chapters/06_a.html").read_text(encoding="utf-8")
+    assert '<meta name="description" content="Sampling. How does noise' in text
+    assert 'A mark, <span lang="zh">标记</span>.' in text
+    welcome = (small_book / "book/welcome.html").read_text(encoding="utf-8")
+    assert "<title>Two</title>" in welcome and page.DESCRIPTION in welcome
+    assert welcome.count('<svg class="opening"') == 1 and "thebe" not in welcome
+
+
+def test_chinese_is_marked_in_text_alone():
+    text = '<p title="噪声">噪声 a 方差、均值</p><pre>噪声</pre>'
+    text += "<svg><text>噪</text></svg>噪"
+    marked = page.in_chinese(text)
+    assert marked.count('<span lang="zh">') == 3 and '<p title="噪声">' in marked
+    assert '<span lang="zh">方差、均值</span>' in marked and "<pre>噪声</pre>" in marked
+
+
+def test_a_chapter_before_a_gap_says_which_chapters_are_missing(monkeypatch):
+    there = {"01": "a", "03": "b", "04": "c", "18": "d"}
+    monkeypatch.setattr(course_map, "written", lambda: there)
+    assert page.unwritten_after("chapters/01_a") == "Chapter 02 is not written yet."
+    assert page.unwritten_after("chapters/03_b") == ""
+    gap = page.unwritten_after("chapters/04_c")
+    assert gap == "Chapters 05 to 17 are not written yet."
+    assert page.unwritten_after("book/map") == ""
+
+
+def test_a_chapters_map_becomes_a_drawing_with_links():
+    path = notebooks.chapters()[0]
+    text = page.with_map(path.read_text(encoding="utf-8"), "01")
+    (found,) = page.MAP.findall(text.replace('\\"', '"'))
+    assert found == "01" and "data:image/svg+xml" not in text
+    drawn = course_map.pipeline("../", "01")
+    assert drawn.count("<a class=") == drawn.count('href="../chapters/')
+    assert 'class="box lit" href="../chapters/01_sound_as_tensors.html"' in drawn
+
+
+def test_the_welcome_page_sounds_within_one_click_and_begins_with_two_buttons():
+    text = (ROOT / "book/welcome.md").read_text(encoding="utf-8")
+    whole = page.with_sounds(text)
+    assert whole.count("<audio controls") == 1 == whole.count('class="opening"')
+    assert text.count('class="begin"') == 2 and "to come" not in text
+    with pytest.raises(IndexError):
+        page.with_sounds("<!-- gallery: 99 -->")
+
+
+def test_plots_tell_the_page_where_their_axes_stand(tmp_path):
+    from types import SimpleNamespace
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    notes = PngInfo()
+    notes.add_text("axes", "1.00,2.00,3.00,4.00,picture,0,2.56")
+    Image.new("P", (70, 30)).save(tmp_path / "a.png", pnginfo=notes)
+    Image.new("P", (70, 30)).save(tmp_path / "b.png")
+    images = {f"{name}.png": ({"x"}, f"{name}.png") for name in "ab"}
+    app = SimpleNamespace(env=SimpleNamespace(images=images), srcdir=tmp_path)
+    tag = '<img alt="x" src="../_images/a.png" />'
+    assert page.with_axes(app, tag) == (
+        '<img loading="lazy" width="70" height="30" '
+        'data-axes="1.00,2.00,3.00,4.00,picture,0,2.56" alt="x" '
+        'src="../_images/a.png" />'
+    )
+    assert "data-axes" not in page.with_axes(app, tag.replace("a.png", "b.png"))
+    assert page.with_axes(app, tag.replace("a.png", "c.png")).count("=") == 2
+
+
+def test_links_to_edit_and_report_are_there_once_there_is_an_address():
+    from types import SimpleNamespace
+
+    for url in ("", "https://example.org/course"):
+        config = SimpleNamespace(html_theme_options={"repository_url": url})
+        page.address(None, config)
+        buttons = {k: v for k, v in config.html_theme_options.items() if "use_" in k}
+        assert set(buttons.values()) == {bool(url)} and len(buttons) == 3
+    workflow = (ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r"sed -n 's/(.*?)/url=", workflow)
+    pattern = pattern.replace("\\(", "(").replace("\\)", ")")
+    config = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    found = re.findall(pattern, config, re.MULTILINE)
+    assert found == [CONFIG["repository"]["url"]]
+    assert "if: needs.address.outputs.url != ''" in workflow
+
+
+def test_script_and_style_are_ours_small_and_load_nothing():
+    config = CONFIG["sphinx"]["config"]
+    assert config["html_js_files"] == [["player.js", {"defer": "defer"}]]
+    static = ROOT / "book/_static"
+    assert sorted(path.name for path in static.iterdir()) == [
+        "book.css", "mark.svg", "player.js",
+    ]  # fmt: skip
+    sizes = {path.name: path.stat().st_size for path in static.iterdir()}
+    assert sizes["player.js"] <= 14_000 and sizes["book.css"] <= 20_000
+    for name in ("book.css", "player.js"):
+        text = (static / name).read_text(encoding="utf-8")
+        assert not re.search(r"https?://|@import|url\(|fetch\(|import\(", text)
+    assert (static / "mark.svg").read_text(encoding="utf-8") == opening.mark()
+
+
+def test_the_book_says_how_to_cite_it():
+    cite = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cite["title"].startswith(CONFIG["title"]) and cite["cff-version"] == "1.2.0"
+    assert cite["authors"] == [{"name": CONFIG["author"]}]
+    assert cite["license"] == ["Apache-2.0", "CC-BY-4.0"]
+    assert ("repository-code" in cite) == bool(CONFIG["repository"]["url"])
 
 
 # ---- the tools

@@ -45,7 +45,8 @@ class Page(HTMLParser):
     def __init__(self, block):
         super().__init__()
         self.elements, self.open, self.text = [], [], ""
-        self.feed(block._repr_html_())
+        self.html = block._repr_html_()
+        self.feed(self.html)
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
@@ -195,21 +196,61 @@ def test_a_sound_shows_player_picture_and_both_in_words():
     block = show.sound(tone(1000.0), "a whistle")
     page = Page(block)
     (image,) = page.all("img")
-    assert len(page.all("audio")) == 1 and page.text == "a whistle"
+    assert len(page.all("audio")) == 1 and page.text.startswith("a whistle")
     words = "1.0 seconds, strongest near 1.0 kilohertz."
     assert (
         image["alt"] == f"Mel spectrogram of: a whistle. {words}"
         and repr(block) == f"Sound: a whistle. {words}"
     )
     assert (
-        Image.open(content(image["src"])).size
-        == (540, 200)
-        == (int(image["width"]), int(image["height"]))
-    )
-    assert (
         "1.0 seconds of silence"
         in Page(show.sound(torch.zeros(N), "nothing")).all("img")[0]["alt"]
     )
+
+
+def test_the_picture_of_a_sound_is_its_spectrogram_pixel_by_pixel():
+    wave = tone(1000.0) * torch.linspace(0, 1, N)
+    (image,) = Page(show.sound(wave, "a whistle")).all("img")
+    pixels = np.asarray(Image.open(content(image["src"])).convert("RGB"))
+    log_mel = audio.log_mel(wave[None])[0, 0]  # (T, F)
+    assert pixels.shape == (64, 100, 3)
+    assert (image["width"], image["height"]) == ("100", "64")
+    brightest = 63 - pixels.astype(int).sum(2)[:, 20:].argmax(0)
+    assert (abs(brightest - log_mel[20:].argmax(1).numpy()) <= 1).all()
+    shades = {tuple(pixel) for pixel in pixels.reshape(-1, 3)}
+    assert 10 < len(shades) <= show.LEVELS
+
+
+def test_the_axes_of_a_sound_are_text_of_the_page_at_their_places():
+    page = Page(show.sound(tone(1000.0, n=2 * N), "a whistle"))
+    ticks = dict(re.findall(r"left:([\d.]+)%;transform[^>]*>([\d.]+)<", str(page.html)))
+    assert ticks == {
+        "0.0": "0",
+        "25.0": "0.5",
+        "50.0": "1",
+        "75.0": "1.5",
+        "100.0": "2",
+    }
+    heights = re.findall(r"bottom:([\d.]+)%;transform[^>]*>([\d.]+)<", page.html)
+    (image,) = page.all("img")
+    pixels = np.asarray(Image.open(content(image["src"])).convert("L"))
+    row = 1 - (pixels[:, 50].argmax() + 0.5) / 64  # of the tone, from below
+    (kilohertz,) = (float(place) for place, name in heights if name == "1")
+    assert [name for _, name in heights] == ["0.5", "1", "2", "4"]
+    assert abs(100 * row - kilohertz) < 2
+    assert {"kHz", "time (s)"} <= set(re.findall(r">([^<>]+)</span>", page.html))
+    (box,) = (div for div in page.all("div") if div["class"] == "minilib-mel")
+    assert box["data-seconds"] == "2" and "color" not in box["style"]
+    assert "aria-hidden" in page.all("span")[0]  # the alternative says it in words
+
+
+@pytest.mark.parametrize(
+    "seconds, last", [(0.5, "0.5"), (5, "5"), (10, "10"), (60, "60")]
+)
+def test_a_sound_of_any_length_has_four_to_eight_ticks_of_time(seconds, last):
+    page = Page(show.sound(tone(n=int(seconds * N)), "a tone"))
+    ticks = re.findall(r"left:[\d.]+%;transform[^>]*>([\d.]+)<", page.html)
+    assert 4 <= len(ticks) <= 8 and ticks[0] == "0" and ticks[-1] == last
 
 
 @pytest.mark.parametrize("alt", ["", "  ", None])
@@ -400,6 +441,72 @@ def test_a_slider_moves_in_a_browser(tmp_path):
     assert shown == [("img", "0"), ("audio", "0"), ("img", "2"), ("audio", "2")]
     assert re.findall(r"<output[^>]*>(\w)<", result.stdout) == ["a", "c"]
     assert re.findall(r'aria-valuetext="(\w)"', result.stdout) == ["a", "c"]
+
+
+# --------------------------------------------------------------------------------------
+# Where axes stand on an image: the page keeps spectrograms as they are in the dark, and
+# moves a playhead over them
+
+
+def places(text):
+    return [
+        ([float(x) for x in numbers[:4]], kind, [float(x) for x in seconds])
+        for *numbers, kind, seconds in (
+            (*one.split(",")[:4], one.split(",")[4], one.split(",")[5:])
+            for one in text.split()
+        )
+    ]
+
+
+def test_the_axes_of_a_figure_in_a_slider_are_told_to_the_page():
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6, 2), layout="constrained")
+    show.mel(tone(), ax=left)
+    right.plot([0, 1], [1, 2])
+    (image,) = Page(show.slider([figure], alt="two")).all("img")
+    (place, kind, seconds), bar = places(image["data-axes"])
+    assert (kind, seconds) == ("picture", [0, 1]) and bar[1:] == ("picture", [])
+    # the blue of the colours ends at 191, that of white is 255
+    pixels = np.asarray(Image.open(content(image["src"])).convert("RGB"))[..., 2]
+    height, width = pixels.shape
+    left, top, wide, high = (x / 100 for x in place)
+    inside = pixels[
+        round(top * height) + 2 : round((top + high) * height) - 2,
+        round(left * width) + 2 : round((left + wide) * width) - 2,
+    ]
+    assert inside.max() < 200  # nothing white: the spectrogram fills it
+    outside = pixels[round(top * height) + 2, round(left * width) - 6]
+    assert outside > 240
+
+
+def test_a_plot_over_time_has_a_time_axis_and_one_over_something_else_has_none():
+    def axes(draw):
+        figure, ax = plt.subplots()
+        draw(ax)
+        (image,) = Page(show.slider([figure], alt="a plot")).all("img")
+        return image["data-axes"]
+
+    ((_, kind, seconds),) = places(axes(lambda ax: show.wave(tone(n=2 * N), ax=ax)))
+    assert (kind, seconds) == ("plot", [0, 2])
+    assert axes(lambda ax: ax.plot([0, 1], [2, 3])) == ""
+    (image,) = Page(show.slider([picture()], alt="an array")).all("img")
+    assert "data-axes" not in image
+
+
+def test_a_printed_figure_says_in_its_file_where_its_axes_stand():
+    with matplotlib.rc_context(show.look()):
+        show.mels([tone(), tone(880.0)], ["low", "high"])
+        figure = plt.gcf()
+        image = Image.open(io.BytesIO(show._printed(figure)))
+    first, second, bar = places(image.text["axes"])
+    assert [kind for _, kind, _ in (first, second, bar)] == ["picture"] * 3
+    pixels = np.asarray(image.convert("RGB")).astype(int).sum(2)
+    height, width = pixels.shape
+    for (left, top, wide, high), _, seconds in (first, second):
+        rows = [round((top + part * high) / 100 * height) for part in (0.02, 0.98)]
+        columns = [round((left + part * wide) / 100 * width) for part in (0.02, 0.98)]
+        assert seconds == [0, 1]
+        assert pixels[rows[0] : rows[1], columns[0] : columns[1]].max() < 700
+        assert pixels[rows[0], round((left - 1) / 100 * width)] == 765  # white paper
 
 
 # --------------------------------------------------------------------------------------

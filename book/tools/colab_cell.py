@@ -1,5 +1,5 @@
 """Write the first code cell of each chapter: on Colab it fetches the course, elsewhere
-it does nothing.
+it does nothing, and the page of the book leaves it out.
 
 python book/tools/colab_cell.py     to be run when the address in _config.yml has
 changed, or a chapter is new
@@ -16,6 +16,7 @@ import yaml
 FIRST_LINE = (
     "# On Colab this cell fetches the course and its libraries; elsewhere nothing."
 )
+TAGS = ["remove-cell"]  # not on the page
 CELL = """
 import os
 import subprocess
@@ -60,12 +61,13 @@ def main() -> int:
     for path in notebooks.chapters():
         notebook = notebooks.read(path)
         cells = notebooks.code_cells(notebook)
-        if cells and cells[0].source == text():
+        there = cells and cells[0].source.startswith(FIRST_LINE)
+        if there and (cells[0].source, cells[0].metadata.get("tags")) == (text(), TAGS):
             continue
-        if cells and cells[0].source.startswith(FIRST_LINE):
-            cells[0].source = text()
+        if there:
+            cells[0].source, cells[0].metadata["tags"] = text(), TAGS
         else:
-            cell = nbformat.v4.new_code_cell(text(), metadata={"tags": ["hide-cell"]})
+            cell = nbformat.v4.new_code_cell(text(), metadata={"tags": TAGS})
             # below the title; execute.py gives it its execution count
             notebook.cells.insert(1, cell)
         notebooks.write(path, notebook)

@@ -18,6 +18,7 @@ import argparse
 import base64
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -162,7 +163,13 @@ class Box:
 
 
 HEIGHT = 42  # of a box
-GREY = "#757d89"  # seen on white and on black
+GREY = "#7b7786"  # seen on white and on black
+# Ground, edge and ink of a box. The page's style gives others in the dark.
+COLOURS = {
+    "written": ("#f3e2f1", "#8c2981", "#37103a"),
+    "lit": ("#fec287", "#b5367a", "#2b0a20"),
+    "later": ("none", GREY, GREY),
+}
 SIZE = (480, 568)  # of the drawing: its text is readable on a page 500 pixels wide
 BOXES = (
     Box("T5", ("11",), 4, 52),
@@ -237,6 +244,19 @@ def title(number: str) -> str:
     )
 
 
+def question(number: str) -> str:
+    """The question that the chapter answers."""
+    return next(
+        chapters[number][1] for chapters in PARTS.values() if number in chapters
+    )
+
+
+def every_chapter() -> Iterator[str]:
+    """The number of each chapter, written or not, in reading order."""
+    for chapters in PARTS.values():
+        yield from chapters
+
+
 def draw(
     pages: dict[str, str], lit: str | None = None, ink: str = "currentColor"
 ) -> str:
@@ -284,32 +304,32 @@ def _draw_box(box: Box, pages: dict[str, str], lit: str | None) -> str:
     here = [number for number in box.chapters if number in pages]
     first, last = box.chapters[0], box.chapters[-1]
     where = first if first == last else f"{first}–{last}"
-    fill, stroke, ink = (
-        ("#d7e8ff", "#2f6db3", "#10243d") if here else ("#eceff3", GREY, "#3c4654")
-    )
-    if lit in box.chapters:
-        fill, stroke, ink = "#ffd166", "#a86a00", "#2b1c00"
-    dash = "" if here or lit in box.chapters else ' stroke-dasharray="3 3"'
+    kind = "lit" if lit in box.chapters else "written" if here else "later"
+    fill, stroke, ink = COLOURS[kind]
+    dash = ' stroke-dasharray="3 3"' if kind == "later" else ""
     x, y = box.x + box.width // 2, box.y
     shapes = (
         f'<rect x="{box.x}" y="{y}" width="{box.width}" height="{HEIGHT}" rx="7" '
         f'fill="{fill}" stroke="{stroke}"{dash}/>'
         f'<text x="{x}" y="{y + 18}" fill="{ink}" font-weight="600">{box.label}</text>'
         f'<text x="{x}" y="{y + 34}" fill="{ink}" '
-        f'font-size="11.5">{where}{"" if here else ", to come"}</text>'
+        f'font-size="11.5">{where}</text>'
     )
     if not here:
-        return f"<g>{shapes}</g>"
+        return f'<g class="box {kind}">{shapes}</g>'
     label = f"{box.label}: chapter {here[0]}, {title(here[0])}"
-    return f'<a href="{pages[here[0]]}" aria-label="{escape(label)}">{shapes}</a>'
+    return (
+        f'<a class="box {kind}" href="{pages[here[0]]}" '
+        f'aria-label="{escape(label)}">{shapes}</a>'
+    )
 
 
-def pipeline(base: str) -> str:
+def pipeline(base: str, lit: str | None = None) -> str:
     """The drawing as a figure for a page of the book that stands `base` away from the
-    root.
+    root; the boxes of chapter `lit` in colour.
     """
     pages = {number: f"{base}{file}.html" for number, file in written().items()}
-    return f'<figure class="pipeline">\n{draw(pages)}\n</figure>'
+    return f'<figure class="pipeline">\n{draw(pages, lit)}\n</figure>'
 
 
 def chapters(base: str) -> str:
@@ -318,15 +338,12 @@ def chapters(base: str) -> str:
     for part, titles in PARTS.items():
         lines += [f"## {part}", ""]
         for number, (name, question) in titles.items():
-            name = (
-                f"[{number} {name}]({base}{pages[number]}.ipynb)"
-                if number in pages
-                else f"{number} {name}"
-            )
-            lines.append(
-                f"- **{name}**{'' if number in pages else ' *(to come)*'}  \n  "
-                f"{question}"
-            )
+            name = f"{number} {name}"
+            if number in pages:
+                name = f"**[{name}]({base}{pages[number]}.ipynb)**"
+                lines.append(f"- {name}  \n  {question}")
+            else:
+                lines.append(f"- [{name}]{{.later}}  \n  [{question}]{{.later}}")
         lines.append("")
     return "\n".join(lines).strip()
 

@@ -44,20 +44,21 @@ KINDS = {  # heading: how many, and the world they come from
 INTRODUCTION = """\
 # Gallery
 
-What the weights that ship with this book make of {n} captions that they have never
-heard. No caption and no sound was chosen by ear: these are the first of SoundWorld's
-`test` split in which a class comes up that was not there before, and sound number *i*
-has seed *i*. So some are failures. To hear one anew, and any other:
+This is what the small weights that come with this book make of {n} captions that they
+never saw in training. No caption and no sound was chosen by ear: the captions are the
+first in SoundWorld's `test` split that bring in a new kind of sound, and sound number
+*i* has seed *i*. So some are failures. To make one of them again, or any other:
 
 ```
 minilib generate "{caption}" --seed 0
 ```
 
-Under each sound stands what the judges of chapter 17 say: a small classifier of the
-kind of sound, trained apart from all that it judges, and detectors in closed form of
-pitch, number of strokes, speed and loudness. Of two events each half is judged by
-itself. **{right} of {n} are right in every respect.** Over hundreds of captions the
-same judges give the numbers in the data card (`data/README.md`).
+Under each sound is the verdict of the judges of chapter 17: a small classifier of kinds
+of sound, trained separately from everything it judges, and closed-form detectors of
+pitch, number of strokes, speed and loudness. When a caption names two events, each half
+of the sound is judged on its own. **{right} of {n} are right in every respect.** The
+same judges, over hundreds of captions, give the numbers in the data card
+(`data/README.md`).
 
 The page is written by `python book/tools/gallery.py`.
 """

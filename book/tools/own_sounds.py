@@ -44,8 +44,8 @@ minutes.
 
 ## What a folder holds
 
-Sound files, and beside them a table, `metadata.csv`. Two columns are needed,
-`file_name` and `caption`:
+Sound files, and beside them a table, `metadata.csv`. It needs two columns, `file_name`
+and `caption`:
 
 ```text
 file_name,caption,class,part
@@ -55,30 +55,31 @@ rain/roof.flac,rain on a tin roof,rain,train
 dogs/rex_17.wav,a dog barks twice,dog,test
 ```
 
-The table may have semicolons or tabs for its commas, and may be `metadata.jsonl`
-instead, or `metadata.parquet` where pyarrow is installed. Text that holds a comma
-stands in quotes, as in `storm.wav,"rain, then wind"`: a line with a field too many or
-too few is refused. Instead of a column `part` there may be two folders, `train` and
-`test`, each with a table of its own. Before you train,
+The table may use semicolons or tabs instead of commas. It may also be a
+`metadata.jsonl`, or a `metadata.parquet` where pyarrow is installed. Text that contains
+a comma must be quoted, as in `storm.wav,"rain, then wind"`: a line with too many or too
+few fields is refused. Instead of a column `part` there may be two folders, `train` and
+`test`, each with its own table. Before you train,
 
 ```bash
 minilib data check recordings
 ```
 
-says what there is and lists everything that is wrong with it: lines of the table that
-can't be read, missing captions, and files that are missing, broken or silent.
+says what the folder holds and lists everything that is wrong with it: lines of the
+table that cannot be read, missing captions, and files that are missing, broken or
+silent.
 
-- The files may be of any rate and length that
+- The files may be of any sample rate, length and format that
   [libsndfile](https://libsndfile.github.io/libsndfile/formats.html) reads. They are
-  mixed to mono (of channels that cancel each other out, the loudest is taken), brought
-  to 16 kHz and cut into pieces of 2.56 s, each with its recording's caption; the last
-  is filled up with silence. Pieces of silence are left out. Whatever is changed or left
-  out is named.
-- `part` keeps what is marked `test` from training. Without that column everything is
-  learned from.
-- `class` is for measuring: of classes with {fewest} recordings or more a judge learns
-  to tell which one it hears.
-- A column `licence` costs nothing now, and later says what your weights have heard.
+  mixed to mono (if the channels cancel each other out, the loudest is taken), resampled
+  to 16 kHz and cut into pieces of 2.56 s, each with the caption of its recording. The
+  last piece is padded with silence, or left out where less than a tenth of it would be
+  recording. Silent pieces are left out. Whatever is changed or left out is named.
+- `part` keeps recordings marked `test` out of training. Without that column, all of
+  them are used.
+- `class` is for measuring: a judge learns to tell apart the classes that have at least
+  {fewest} recordings.
+- A column `licence` costs nothing now, and records what your weights have heard.
 
 ## Train
 
@@ -86,9 +87,9 @@ can't be read, missing captions, and files that are missing, broken or silent.
 minilib train all --preset tiny --data recordings --out runs/own
 ```
 
-takes as long as with SoundWorld, for it makes as many steps. Ctrl-C loses nothing: the
-same line with `--resume` goes on. `runs/own/train.log` holds loss and time of each
-stage. With a GPU take `--preset colab`. Then
+takes as long as with SoundWorld, because it makes as many steps. Ctrl-C loses nothing:
+the same line with `--resume` goes on. `runs/own/train.log` holds the loss and the time
+of each stage. With a GPU use `--preset colab`. Then
 
 ```bash
 minilib generate "a dog barks twice" --weights runs/own -o bark.wav
@@ -96,56 +97,59 @@ minilib train judge --data recordings --out runs/own
 minilib evaluate --data recordings --weights runs/own
 ```
 
-make a sound, train a judge on the recordings, and ask how often it hears in what is
-generated what the captions of the `test` part say. The encoders of text know the words
-of your captions and no others: `minilib generate` warns of those.
+make a sound, train a judge on the recordings, and measure how often the judge hears in
+a generated sound what its caption, from the `test` part, asks for. The text encoders
+know the words of your captions and no others; `minilib generate` warns about unknown
+words.
 
 ## One such run
 
-It heard the `train` part of a collection of freely licensed recordings: ESC-10 (dogs,
-rain, a chainsaw), digits spoken by five people, keywords, single notes of instruments,
-percussion, and sound effects of which there are mostly one or two of a kind. (The data
-card, `data/README.md`, names the sources of all but the digits and keywords, which are
-the Free Spoken Digit Dataset and Picovoice's wake word recordings.) It took {total}
-minutes, and of memory {memory} GiB at most:
+It was trained on the `train` part of a collection of freely licensed recordings: ESC-10
+(dogs, rain, a chainsaw), digits spoken by five people, keywords, single notes of
+instruments, percussion, and sound effects, mostly one or two of a kind. (The data card,
+`data/README.md`, names the sources of all but the digits and keywords, which are the
+Free Spoken Digit Dataset and Picovoice's wake word recordings.) It took {total} minutes
+and at most {memory} GiB of memory:
 
 | stage | steps | minutes |
 |---|--:|--:|
 {stages}
 
-The judge knows the {n_classes} classes with {fewest} recordings or more. From {asked}
-recordings of the `test` part it was asked about {n}, all of its classes as likely:
+The judge knows the {n_classes} classes that have at least {fewest} recordings. It was
+asked about {n} of the {asked} recordings of the `test` part, each class being equally
+likely:
 
 ```text
 {report}
 ```
 
-So **{value} of what is generated is heard as what was asked for**. Guessing gives
-{chance}; of the recordings themselves {ceiling} are heard rightly, and {back} once they
-have been through VAE and vocoder. Class by class, from the most often right to the
-least:
+So **{value} of the generated sounds are heard as what was asked for**. Guessing gives
+{chance}; of the recordings themselves {ceiling} are recognised, and {back} after VAE
+and vocoder. Class by class, from the most often right to the least:
 
 | class | asked | generated | round trip | recorded |
 |---|--:|--:|--:|--:|
 {classes}
 
-Of so few of each kind a share is sure to about 0.2. Less often right than the
-recordings, by 0.3 and more: {worst}. Where a caption stands for many different
-recordings, as "a clock ticking" does, GPT-2 answers with the mean of their LOAs, for it
-learns by squared error, and such sounds come out smeared.
+With so few sounds of each class, a share is accurate to about 0.2. These are right less
+often than the recordings, by 0.3 or more: {worst}. Where many different recordings
+share a caption, such as "a clock ticking", GPT-2 answers with the mean of their LOAs,
+because it is trained with a squared error, and the sound comes out smeared.
 
 **Does it make sounds, or give back those it has heard?** The log-mel of a generated
 sound, down to 60 dB below its loudest spot, is {near} dB (median of the mean
-difference) from the nearest piece that was learned from. That of a recording held out
-is {near_held_out} dB from it, that of a piece learned from, gone through VAE and
-vocoder, {near_itself} dB. So they are no copies, as a rule, but nearer to what it has
-heard than new recordings of the same things are. From a small collection much comes
-back nearly as it was: don't learn from what you may not give away.
+difference) from the nearest piece that was used in training. For a recording that was
+held out, that distance is {near_held_out} dB; for a training piece that has gone
+through VAE and vocoder, {near_itself} dB. So generated sounds are not copies, as a
+rule, but they are closer to the training set than new recordings of the same things
+are. From a small collection, much comes back almost unchanged: do not train on
+recordings that you may not give away.
 
 ## What it sounds like
 
-Each class of which all recordings are CC0, public domain or CC BY, with the first
-caption of its test part; sound number *i* has seed *i*. Nothing is chosen by ear.
+These are the classes whose recordings are all CC0, public domain or CC BY, each with
+the first caption of its test part; sound number *i* has seed *i*. Nothing was chosen by
+ear.
 
 <div class="gallery">
 {cards}
