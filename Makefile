@@ -1,5 +1,6 @@
 # make        set-up in .venv, the book in _build/html, and one sound from a caption
-# make test   the same set-up, then lint, unit and parity tests, every chapter, and a strict build of the book
+# make test   the same set-up, then lint, unit and parity tests, every chapter, a strict build of the book, and its pages in a
+#             browser where there is one
 # make bench  how fast and how lean minilib is, also beside diffusers, into data/benchmarks.md (15 minutes; no test needs it)
 # make clean  removes what the two have made, but for .venv
 
@@ -11,7 +12,7 @@ PY := .venv/bin/python
 BUILD := $(PY) -c 'from jupyter_book.cli.main import main; main()' build .
 BOOK := _build/html/index.html
 BOOK_LOG := _build/book.log
-BOOK_SOURCES := _config.yml _toc.yml requirements.txt $(shell find book chapters -type f ! -path '*/.*' ! -name '*.py*')
+BOOK_SOURCES := _config.yml _toc.yml requirements.txt $(shell find book chapters -type f ! -path '*/.*' ! -name '*.pyc')
 SOUND_SOURCES := $(shell find minilib data/weights/tiny -type f ! -name "*.pyc" 2>/dev/null)
 
 PARTS := 1
@@ -45,20 +46,22 @@ first_sound.wav: $(SOUND_SOURCES) | setup
 	@echo "[3/3] A first sound: \"$(CAPTION)\""
 	@$(PY) -m minilib generate "$(CAPTION)" --seed 0 -o $@ --plot first_sound.png
 
-test: PARTS := 5
+test: PARTS := 6
 test: setup
-	@echo "[2/5] Lint"
+	@echo "[2/6] Lint"
 	@$(PY) -m ruff check . || $(call stop,Lint: what is listed above is to be mended; ruff check --fix does much of it.)
 	@$(PY) -m ruff format --check . || $(call stop,Lint: run .venv/bin/ruff format on what is listed above.)
-	@echo "[3/5] Unit and parity tests"
-	@$(PY) -m pytest -q tests || $(call stop,A test failed: see pytest's report above.)
-	@echo "[4/5] The chapters, run anew and compared with their stored outputs"
+	@echo "[3/6] Unit and parity tests"
+	@$(PY) -m pytest -q tests --ignore tests/browser || $(call stop,A test failed: see pytest's report above.)
+	@echo "[4/6] The chapters, run anew and compared with their stored outputs"
 	@MINILIB_DEVICE=cpu $(PY) -m pytest -q --nbval chapters || $(call stop,A chapter failed or its outputs are stale: see above.)
-	@echo "[5/5] The book, warnings as errors"
+	@echo "[5/6] The book, warnings as errors"
 	@mkdir -p _build
 	@$(BUILD) --all -W -n --keep-going >$(BOOK_LOG) 2>&1 \
 		|| $(call stop_with,$(BOOK_LOG),The book has warnings or errors: see the last lines of $(BOOK_LOG) above.)
 	@touch $(BOOK)
+	@echo "[6/6] Its pages in a browser"
+	@$(PY) -m pytest -q tests/browser || $(call stop,A page is not as it should be: see above.)
 	@echo "All is well."
 
 bench: setup
