@@ -1,9 +1,9 @@
-"""AudioLDM 2, whole: from captions to waveforms through the Language of Audio (Liu et
-al., 2308.05734).
+"""The whole of AudioLDM 2: from captions to waveforms through the Language of Audio
+(Liu et al., 2308.05734).
 
     captions -> encode -> loa -> sample -> decode -> waveforms
 
-The stages are methods, so that a chapter can stop between any two of them. Chapter 16
+The stages are methods, so that a chapter can look between any two of them. Chapter 16
 builds the pipeline.
 """
 
@@ -29,14 +29,14 @@ from minilib.guidance import Sampling, check_sampling, guided
 from minilib.tokenizer import split_words
 from minilib.vocoder import vocode
 
-LOUDER = 20.0  # decibels by which a sound is made louder or softer at most
+LOUDER = 20.0  # the most decibels by which a sound is made louder or softer
 
 Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
 class Profile:
-    """Seconds spent in each stage of a call, in order."""
+    """The seconds spent in each stage of a call, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class Profile:
 
 
 class Pipeline(Stored):
-    """What the stages stand on: lengths and shapes, loudness, the best of several."""
+    """The groundwork of the stages: lengths, shapes, loudness, the best of several."""
 
     def __init__(self, parts: Parts):
         super().__init__(parts)
@@ -62,23 +62,23 @@ class Pipeline(Stored):
         return any(x.reads == "transcription" for x in self.encoders.values())
 
     def n_samples(self, seconds: float | None = None) -> int:
-        """Samples of a sound of this length, None for that of the training clips."""
+        """Samples in a sound of this length; None for the training clips' length."""
         seconds = self.seconds if seconds is None else seconds
         return round(check_seconds(seconds) * audio.SAMPLE_RATE)
 
     def latent_shape(self, n: int, n_samples: int) -> tuple[int, int, int, int]:
-        """Shape of the latents of n sounds: as few as hold all samples, of any number
-        that the U-Net's patches divide (10 s are 250, 3 s are 75).
+        """The shape of the latents of n sounds: the fewest steps in time that hold all
+        samples and that the U-Net's patches divide (10 s take 250, 3 s take 75).
 
-        So many take diffusers' pipelines, too, but for lengths that are no whole
-        number of frames: they cut the last frame off, and may end 10 ms early.
+        diffusers' pipelines take equally many unless the length is not a whole number
+        of frames: they then cut off the last frame, and may end 10 ms early.
         """
         r, patch = self.vae.config.reduction, self.unet.config.patch
         T = -(-n_samples // (audio.HOP * r * patch)) * patch
         return n, self.unet.config.in_channels, T, audio.N_MELS // r
 
     def reconstruct(self, mel: Tensor) -> Tensor:
-        """A log-mel (B, 1, T, F) through the VAE and back, T any length."""
+        """Send a log-mel (B, 1, T, F) of any length T through the VAE and back."""
         silent = math.log(audio.LOG_FLOOR)
         T, missing = mel.shape[2], -mel.shape[2] % self.vae.config.reduction
         return self.vae(F.pad(mel, (0, 0, 0, missing), value=silent))[:, :, :T]
@@ -90,23 +90,25 @@ class Pipeline(Stored):
         given: Tensor | None = None,
         generator: Generators = None,
     ) -> Tensor:
-        """The noise (n, C, T/r, F/r) that sounds start from, drawn if none is given: by
-        one generator, or by several, each for n / len(generator) of the sounds.
+        """The noise (n, C, T/r, F/r) that sounds start from. If none is given, it is
+        drawn by one generator, or by several, each for n / len(generator) sounds.
         """
         shape = self.latent_shape(n, n_samples)
         if isinstance(generator, list) and (not generator or n % len(generator)):
-            share = f"one for all, or as many for each of {n}"
+            share = f"one for all, or a number that divides {n}"
             raise ValueError(f"generator must be {share}, not {len(generator)}")
         if given is None:
             return randn_like(torch.empty(shape), generator)
         return check_latents(given, shape)
 
     def written(self, conditions: Conditions) -> Tensor:
-        """The LOA (B, L, D) that GPT-2 writes, each item's as if it were alone.
+        """The LOA (B, L, D) that GPT-2 writes, the same for each item as if it were
+        alone.
 
-        GPT-2 counts padding as positions, so items that are padded to another length
-        when alone go apart. Only where the tokenizers have no length of their own, as
-        T5's of the released models, all are padded to the longest, as in diffusers.
+        GPT-2 counts padding as positions, so items whose padded lengths would differ if
+        they were alone are written separately. Only tokenizers without a length of
+        their own, such as T5's of the released models, pad all items to the longest, as
+        in diffusers.
         """
         lengths = {
             k: self.padded_alone(k, context) for k, context in conditions.items()
@@ -124,7 +126,7 @@ class Pipeline(Stored):
         return torch.stack([loa[i] for i in sorted(loa)])
 
     def padded_alone(self, name: str, context: Context) -> list[int]:
-        """To what length each item of a condition would be padded if it were alone."""
+        """The length to which each item of a condition would be padded alone."""
         B, S = context.sequence.shape[:2]
         least = getattr(getattr(self, name).tokenizer, "pad_to", 0)
         if context.mask is None or not least:
@@ -132,8 +134,8 @@ class Pipeline(Stored):
         return [min(S, max(least, n)) for n in context.mask.sum(dim=1).tolist()]
 
     def best(self, waves: Tensor, conditions: Conditions, candidates: int) -> Tensor:
-        """Of each caption's candidates (B * candidates, N), the one that CLAP finds
-        most like it.
+        """The candidate (of B * candidates, N) that CLAP finds most like its caption,
+        for each caption.
         """
         told = conditions["clap"].sequence[:, 0]
         alike = (self.clap.embed_waves(waves) * told).sum(dim=-1)  # (B * candidates,)
@@ -143,10 +145,10 @@ class Pipeline(Stored):
         ]
 
     def as_loud_as_told(self, waves: Tensor, loa: Tensor) -> Tensor:
-        """Waveforms (B, N), each as loud as the LOA (B, L, D) says that GPT-2 wrote for
-        it, or as loud as it can be within [-1, 1].
+        """Scale waveforms (B, N) to the loudness that the LOA (B, L, D) of GPT-2 asks
+        for, or as near to it as [-1, 1] allows.
 
-        Without the part `loudness`, as in the released models, they stay as they are.
+        Without the part `loudness`, as in the released models, they stay unchanged.
         """
         if self.loudness is None:
             return waves
@@ -156,7 +158,7 @@ class Pipeline(Stored):
         return waves / waves.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
 
     def unknown_words(self, caption: str) -> list[str]:
-        """The words of a caption that these weights have not been trained on."""
+        """The words of a caption that these weights were not trained on."""
         known = {"", *self.vocabulary.get("words", ())}
         return sorted(set(split_words(caption)) - known) if len(known) > 1 else []
 
@@ -185,19 +187,20 @@ class AudioLDM2(Pipeline):
 
         Args:
             captions: B sentences (or one).
-            sampling: how to sample; None for what these weights want. `changes` name
-                single fields of it, as in `pipe("a dog barks", steps=50)`.
+            sampling: settings for sampling; None for the weights' own. `changes` set
+                single fields, as in `pipe("a dog barks", steps=50)`.
             seconds: length of the sounds; None for that of the training clips.
-            seed: same seed, same machine: same sounds. Caption i has seed + i, or the
-                i-th of a list: the seed with which it can be made alone. None draws.
+            seed: the same seed gives the same sounds on the same machine. Caption i has
+                seed + i, or the i-th of a list, with which it can be made alone. None
+                draws random seeds.
             latents: noise to start from (B * candidates, C, T/r, F/r); None draws it.
-            negative: what to be guided away from, one for all or one each; None for the
-                empty caption. It is read whole, where diffusers cuts what is longer
-                than the captions.
+            negative: captions to guide away from, one for all or one each; None for the
+                empty caption. They are read whole; diffusers cuts them to the length of
+                the captions.
             candidates: sounds made for each caption, of which CLAP picks one.
             progress: show a bar over the steps.
-            transcription: what is spoken, one for all or one each, by weights that
-                speak.
+            transcription: words to be spoken, one for all or one each; only for
+                weights that speak.
 
         Returns:
             waveforms (B, N), float32 in [-1, 1], N = 16000 * seconds, on the CPU.
@@ -237,10 +240,10 @@ class AudioLDM2(Pipeline):
         transcriptions: Sequence[str] | None = None,
         like: Conditions | None = None,
     ) -> Conditions:
-        """What the encoders make of captions and of the words to be spoken, by name;
-        where there is nothing to read, an encoder's empty condition.
+        """Encode captions and the words to be spoken: conditions by name. An encoder
+        that has nothing to read gives its empty condition.
 
-        `like`: conditions that these are padded to, for GPT-2 counts padding.
+        `like`: conditions to whose lengths these are padded, as GPT-2 counts padding.
         """
         given, conditions = {"caption": captions, "transcription": transcriptions}, {}
         for name, encoder in self.encoders.items():
@@ -256,7 +259,7 @@ class AudioLDM2(Pipeline):
         return self.written({name: conditions[name] for name in self.encoders})
 
     def loa_of_negative(self, empty: Conditions, sampling: Sampling) -> Context:
-        """The LOA to be guided away from: GPT-2's own, or zeros."""
+        """The LOA to guide away from: GPT-2's for the negative caption, or zeros."""
         loa = self.loa(empty)
         zeros = sampling.unconditional_loa == "zeros"
         return Context(torch.zeros_like(loa) if zeros else loa)
@@ -276,12 +279,12 @@ class AudioLDM2(Pipeline):
 
         Args:
             loa: (B, L, D), predicted by `loa` or true, from `AudioMAE.loa`.
-            conditions: of the captions; empty: those to be guided away from, None for
-                the empty caption's.
-            sampling: how; None for what these weights want.
+            conditions: of the captions; empty: those to guide away from, None for the
+                empty caption's.
+            sampling: settings for sampling; None for the weights' own.
             latents: noise to start from (B, C, T/r, F/r), of deviation 1; None draws
                 it.
-            generator: of the noise, one, or several as for `noise`.
+            generator: of the noise; one or several, as for `noise`.
 
         Returns:
             z0 (B, C, T/r, F/r).
@@ -303,8 +306,8 @@ class AudioLDM2(Pipeline):
         sampling: Sampling | None = None,
         empty: Conditions | None = None,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """All that a sampler asks of the U-Net, as `sample`: a callable (zt
-        (B, C, T/r, F/r), t (B,)) -> eps_hat, guided.
+        """The guided U-Net as a sampler calls it, with arguments as for `sample`: a
+        callable (zt (B, C, T/r, F/r), t (B,)) -> eps_hat.
         """
         how = check_sampling(sampling, self.sampling)
         given = {**conditions, "loa": Context(loa)}
@@ -318,8 +321,8 @@ class AudioLDM2(Pipeline):
         return lambda zt, t: unet.as_eps(zt, t, predict(zt.to(dtype), t).to(zt.dtype))
 
     def decode(self, z0: Tensor, n_samples: int) -> Tensor:
-        """Latents (B, C, T/r, F/r) to mels by the VAE, to waveforms (B, N) by the
-        vocoder.
+        """Decode latents (B, C, T/r, F/r) to mels with the VAE, and these to waveforms
+        (B, N) with the vocoder.
         """
         mel = lean.decode(self.vae, z0.to(self.vae.dtype))
         return vocode(self.vocoder, mel)[:, :n_samples]

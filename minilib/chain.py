@@ -1,10 +1,10 @@
 """Where a caption gets lost: the chain from text to sound with one link changed at a
 time.
 
-Each way of sampling gets the same captions and the same noise. With the true LOA, what
-is still wrong is the latent diffusion's fault; without the LOA or without the text one
-sees what the other carries; GPT-2 and U-Net as they were before joint fine-tuning show
-what that is worth.
+Every variant gets the same captions and the same noise. With the true LOA, the errors
+that remain are due to latent diffusion. Without the LOA or without the text, the result
+shows what the other contributes. GPT-2 and U-Net as they were before joint fine-tuning
+show how much it helps.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ from minilib.metrics import (
 )
 
 LOAS = ("true", "joint", "separate", "none")
-WRITTEN = ("joint", "separate")  # by GPT-2, which then also says how loud
+WRITTEN = ("joint", "separate")  # LOAs by GPT-2, which also set the loudness
 STRENGTHS = (1.0, 1.5, 2.0, 2.5, 3.5, 5.0, 8.0)
-LENGTHS = (5, 10, 25, 50, 100)  # of sampling, in steps
+LENGTHS = (5, 10, 25, 50, 100)  # numbers of sampling steps
 COLUMNS = (
     *("single.class", "pitch", "count", "speed", "loudness"),
     *("pair.first", "pair.second", "pair.both"),
-    # where the weights know tunes
+    # if the weights know tunes
     *("music.instrument", "music.tempo", "music.loudness"),
 )
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way from a caption to a sound."""
+    """One variant of the way from a caption to a sound."""
 
-    # the LOA: of the clean render; GPT-2's, tuned jointly or before that; or that of
-    # the empty caption
+    # the LOA: that of the clean render; GPT-2's after or before joint fine-tuning; or
+    # that of the empty caption
     loa: str = "joint"
     text: bool = True  # whether the U-Net reads the caption's words
     sampling: Sampling = Sampling()
 
     @property
     def name(self) -> str:
-        """What the results call it."""
+        """Its name in the results."""
         how, text = self.sampling, "with" if self.text else "no"
         strength = f"w {how.guidance:g}, {how.steps} steps"
         return f"{self.loa} LOA, {text} text, {strength}"
 
 
 def ways(separate: bool, own: Sampling) -> list[Way]:
-    """All ways of the table, each once; with the parts before joint tuning only where
-    there are any.
+    """All rows of the table, each once; those with the parts before joint fine-tuning
+    only if these were kept.
 
-    `own`: how the pipeline samples, where nothing else is said.
+    `own`: the pipeline's settings for sampling, unless a row changes them.
     """
     loas = [loa for loa in LOAS if separate or loa != "separate"]
     links = [Way(loa, text, own) for loa in loas for text in (True, False)]
@@ -81,7 +81,7 @@ def ways(separate: bool, own: Sampling) -> list[Way]:
 
 
 def untuned(pipe: AudioLDM2, folder: Path) -> AudioLDM2 | None:
-    """The pipeline with GPT-2 and U-Net as they were before joint fine-tuning, which
+    """The pipeline with the GPT-2 and U-Net from before joint fine-tuning, which
     training keeps in its folder; None if they were not kept.
     """
     if not (folder / SEPARATE).is_dir():
@@ -96,8 +96,8 @@ def untuned(pipe: AudioLDM2, folder: Path) -> AudioLDM2 | None:
 
 @torch.no_grad()
 def sounds(pipe: AudioLDM2, scenes: Scenes, way: Way, seed: int) -> Tensor:
-    """Generate one sound for each scene in this way: (n, N), from noise that depends on
-    the seed only.
+    """Generate one sound for each scene in this way: (n, N), from noise that depends
+    only on the seed.
     """
     generator, waves = torch.Generator().manual_seed(seed), []
     n_samples = scenes.waves.shape[1]
@@ -133,35 +133,36 @@ def explain(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Ask the questions of `metrics.evaluate` of sounds that came about in every one of
-    the `ways`.
+    """Ask the questions of `metrics.evaluate` about sounds generated in each of the
+    `ways`.
 
     Args:
-        pipe, judge: what is measured, and who measures; the pipeline has its AudioMAE.
-        separate: the pipeline with GPT-2 and U-Net as they were before joint
-            fine-tuning, if they were kept.
-        sampling: how to sample where a way doesn't say otherwise; None for what the
-            weights want.
-        n: scenes of one event, of two, and tunes where the weights know any, 2 or more
-            of each.
-        seed: of the scenes and of the noise.
+        pipe, judge: the pipeline to measure, with its AudioMAE, and the classifier that
+            judges it.
+        separate: the pipeline with the GPT-2 and U-Net from before joint fine-tuning,
+            if they were kept.
+        sampling: settings for sampling, unless a way changes them; None for the
+            weights' own.
+        n: number of scenes with one event, with two, and of tunes if the weights know
+            any, 2 or more of each.
+        seed: of the scenes and the noise.
         progress: show a bar over the ways.
     Returns:
-        a flat dictionary: under `<name of the way>.<question>` the mean, and after the
-            prefix `se.` its standard error.
+        a flat dictionary: the mean under `<name of the way>.<question>`, and its
+            standard error after the prefix `se.`.
     Raises:
         ValueError: `n` is below 2, or the pipeline has no AudioMAE.
     """
     n, seed, _ = check_asked(n, seed=seed)
     if pipe.audiomae is None:
-        lacking = "pipe must have its audiomae, for the true LOA"
-        raise ValueError(f"{lacking}; train that stage, or take weights with it")
+        lacking = "pipe must have its audiomae, which gives the true LOA"
+        raise ValueError(f"{lacking}; train that stage, or use weights that include it")
     draw = partial(held_out_scenes, judge, n, seed, pipe.seconds)
     kinds = {"single": draw(n_events=1), "pair": draw(n_events=2)}
     if plays(pipe):
         kinds["music"] = draw(n_events=1, music=True)
     own, ask = sampling or pipe.sampling, partial(scores, judge, pipe.clap, n)
-    apart = "steps", "guidance", "candidates"  # each way tells its own
+    apart = "steps", "guidance", "candidates"  # each way has its own
     results = {k: x for k, x in settings(n, seed, own).items() if k not in apart}
     asked = ways(separate is not None, own)
     for way in tqdm(asked, desc="chain", unit="way", disable=not progress):
@@ -175,7 +176,7 @@ def explain(
 
 
 def report(results: dict[str, float]) -> str:
-    """What `explain` found, as a table to read: a row for each way."""
+    """The results of `explain` as a table with a row for each way."""
     last, means = ".single.class", [key for key in results if not key.startswith("se.")]
     names = [key.removesuffix(last) for key in means if key.endswith(last)]
     width = max(map(len, names))

@@ -1,5 +1,6 @@
-"""A small convolutional network that hears which class a sound is of: it judges what
-others generate, and is trained apart from all of them. Chapter 17 builds it.
+"""A small convolutional network that recognises the class of a sound: it judges the
+sounds of other models, and is trained separately from all of them. Chapter 17 builds
+it.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from minilib import audio
 from minilib.model import Model
 from minilib.soundworld import CLASSES, INSTRUMENTS
 
-BATCH = 16  # sounds that are heard together
+BATCH = 16  # sounds that are classified together
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
     """Sizes of the classifier."""
 
-    classes: tuple[str, ...]  # what it tells apart, in the order of its logits
-    # of each block; each halves time and frequency
+    classes: tuple[str, ...]  # names of the classes, in the order of the logits
+    # channels of each block; each block halves time and frequency
     channels: tuple[int, ...] = (16, 32, 64, 128, 192)
-    mel_mean: float = -6.8  # of SoundWorld's log-mel: the network sees zero mean ...
-    mel_std: float = 2.8  # ... and unit variance
+    mel_mean: float = -6.8  # of SoundWorld's log-mel; the input is scaled to mean 0 ...
+    mel_std: float = 2.8  # ... and variance 1
 
 
 class ClassifierBlock(nn.Module):
-    """A convolution with batch norm and ReLU, then the larger of each two by two.
+    """A convolution with batch norm and ReLU, then max pooling.
 
     Chapter 17.
     """
@@ -47,10 +48,10 @@ class ClassifierBlock(nn.Module):
 
 
 class Classifier(Model):
-    """A small convolutional classifier that hears which class a sound is of.
+    """A small convolutional classifier that recognises the class of a sound.
 
-    It learns from clean renders, apart from everything that it judges, and never hears
-    a generated sound before it has to judge one. Chapter 17.
+    It is trained on clean renders, separately from everything that it judges, and never
+    hears a generated sound in training. Chapter 17.
     """
 
     config_class = ClassifierConfig
@@ -72,11 +73,11 @@ class Classifier(Model):
         return self.head(self.features(mel))
 
     def features(self, mel: Tensor) -> Tensor:
-        """What the logits are made from: (B, 1, T, F) -> (B, 2C), the whole of the
-        sound and its loudest spot.
+        """The features from which the logits are computed: (B, 1, T, F) -> (B, 2C), the
+        means and maxima over time and frequency.
         """
         if mel.ndim != 4 or mel.shape[1] != 1 or min(mel.shape[2:]) < self.reduction:
-            least = f"(B, 1, T, F), T and F at least {self.reduction}"
+            least = f"(B, 1, T, F) with T and F at least {self.reduction}"
             raise ValueError(f"mel must have shape {least}, not {tuple(mel.shape)}")
         x = (mel - self.config.mel_mean) / self.config.mel_std
         for block in self.blocks:
@@ -85,14 +86,14 @@ class Classifier(Model):
         return torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy, in nats, of `mel` (B, 1, T, F) and the numbers of the classes,
-        `label` (B,).
+        """Cross-entropy, in nats, for `mel` (B, 1, T, F) and `label` (B,), the indices
+        of the classes.
         """
         return F.cross_entropy(self(batch["mel"]), batch["label"])
 
     @torch.no_grad()
     def hear(self, waves: Tensor) -> Tensor:
-        """Number of the likeliest class (B,) for each waveform (B, N)."""
+        """The index of the likeliest class (B,) for each waveform (B, N)."""
         return self.head(self.embed(waves).to(self.device)).argmax(dim=1).cpu()
 
     @torch.no_grad()
@@ -102,7 +103,7 @@ class Classifier(Model):
         return torch.cat([self.features(mel).cpu() for mel in mels])
 
 
-# One size for all presets: the measure must not change with what it measures.
+# One size for all presets: the measure must not depend on the model being measured.
 Classifier.presets = dict.fromkeys(
     ("tiny", "colab", "full"), ClassifierConfig(classes=(*CLASSES, *INSTRUMENTS))
 )

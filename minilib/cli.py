@@ -1,9 +1,9 @@
 """The command line: generate, train, reconstruct, evaluate, chain, vocabulary, convert,
 info, data, doctor.
 
-Each command is a function that takes the parsed arguments; what is wrong with them is
-told in one sentence, with exit code 2, before anything is written. Libraries that take
-a second to import are imported inside.
+Each command is a function that takes the parsed arguments. Wrong arguments end it with
+one sentence and exit code 2 before anything is written. Libraries that take a second to
+import are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
     from minilib.guidance import Sampling
 
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
-STAGES = (  # of training, as --help names them
+STAGES = (  # the stages of training, as --help names them
     *("vae", "vocoder", "audiomae", "clap", "text", "gpt", "ldm", "joint"),
     "adversarial",
 )
 # fields of `Sampling` that commands have flags for
 SAMPLING = ("steps", "guidance", "sampler", "temperature", "guidance_interval")
-# of the checkout that this module stands in
+# the data folder of the checkout that contains this module
 DATA = Path(__file__).resolve().parents[1] / "data"
-WANTED = "(default: what the weights want)"
+WANTED = "(default: set by the weights)"
 
 # --------------------------------------------------------------------------------------
-# What the commands understand
+# The commands and their arguments
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, where argparse repeats the usage."""
+    """A parser that reports an error in one sentence instead of repeating the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def command(commands: Any, function: Any, about: str, examples: str) -> Any:
-    """Add a command of the function's name, with its description and examples, and
-    return what adds arguments to it.
+    """Add a command named after the function, with its description and examples, and
+    return the method that adds arguments to it.
     """
     examples = textwrap.indent(textwrap.dedent(examples).strip(), "  ")
     parser = commands.add_parser(
@@ -70,7 +70,7 @@ def command(commands: Any, function: Any, about: str, examples: str) -> Any:
 
 def seed_number(text: str) -> int:
     """A seed: a whole number that every generator of random numbers takes."""
-    # by their number first: Python turns no more than 4300 digits into an int
+    # count the digits first: Python converts at most 4300 digits to an int
     if not text.isdecimal() or len(text) > 10 or int(text) >= 2**32:
         wanted = f"must be a whole number from 0 to {2**32 - 1}, not {text!r:.60}"
         raise argparse.ArgumentTypeError(wanted)
@@ -78,7 +78,7 @@ def seed_number(text: str) -> int:
 
 
 def whole_number(text: str) -> int:
-    """A whole number; what range it must lie in, the command checks."""
+    """A whole number; the command checks its range."""
     try:
         return int(text)
     except ValueError:
@@ -87,7 +87,7 @@ def whole_number(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A number; what range it must lie in, the command checks."""
+    """A number; the command checks its range."""
     try:
         return float(text)
     except ValueError:
@@ -96,8 +96,8 @@ def number(text: str) -> float:
 
 
 def named(text: str) -> str:
-    """The name of a file or a folder: not empty, as a variable is that a shell does
-    not know, for the default would take its place unsaid.
+    """The name of a file or a folder. It must not be empty: a shell expands an unset
+    variable to an empty string, and the default would silently take its place.
     """
     if not text.strip():
         wanted = f"must name a file or a folder, not {text!r}"
@@ -114,8 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(
         prog="minilib",
-        description="AudioLDM 2 in small: sounds from sentences, on two CPU cores.",
-        epilog="minilib COMMAND --help tells what a command takes, with examples.",
+        description="A small AudioLDM 2: sounds from sentences, on two CPU cores.",
+        epilog="minilib COMMAND --help lists a command's arguments, with examples.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add_command in (
@@ -128,13 +128,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_weights(add: Any) -> None:
     """Add --weights, which most commands take."""
-    about = "folder of trained weights (default: those that ship)"
+    about = "folder of trained weights (default: the weights that ship)"
     add("--weights", type=named, metavar="DIR", help=about)
 
 
 def add_output(add: Any, default: str, more: str = "") -> None:
     """Add --output, for a sound."""
-    about = f"WAV, FLAC, OGG or MP3 (default: {default}){more}"
+    about = f"a WAV, FLAC, OGG or MP3 file (default: {default}){more}"
     add(
         "-o",
         "--output",
@@ -147,12 +147,7 @@ def add_output(add: Any, default: str, more: str = "") -> None:
 
 def add_json(add: Any) -> None:
     """Add --json, for numbers."""
-    add(
-        "--json",
-        type=path_name,
-        metavar="FILE",
-        help="write all numbers into this file",
-    )
+    add("--json", type=path_name, metavar="FILE", help="write all numbers to this file")
 
 
 def add_seed(add: Any, about: str, default: int | None = 0) -> None:
@@ -162,18 +157,18 @@ def add_seed(add: Any, about: str, default: int | None = 0) -> None:
 
 def add_sampler(add: Any) -> None:
     """Add --steps, --sampler and --guidance."""
-    about = f"of the sampler; more is finer and slower {WANTED}"
+    about = f"steps of the sampler; more steps are finer and slower {WANTED}"
     add("--steps", type=whole_number, metavar="N", help=about)
-    about = f"ddim, or dpm (DPM-Solver++), which needs fewer steps {WANTED}"
+    about = f"ddim, or dpm (DPM-Solver++), which takes fewer steps {WANTED}"
     add("--sampler", choices=("ddim", "dpm"), help=about)
-    about = "how strictly captions are followed; 1 switches guidance off"
+    about = "how strictly to follow the caption; 1 switches guidance off"
     add("--guidance", type=number, metavar="W", help=f"{about} {WANTED}")
 
 
 def add_candidates(add: Any) -> None:
     """Add --candidates."""
-    about = "make N sounds for each caption, keep the one that CLAP finds most like it"
-    about += " (default: 1)"
+    about = "make N sounds for each caption and keep the one that CLAP finds most like"
+    about += " it (default: 1)"
     add("--candidates", type=whole_number, default=1, metavar="N", help=about)
 
 
@@ -187,42 +182,44 @@ def add_generate(commands: Any) -> None:
         minilib generate "an owl hoots" "a siren"    (sound-1.wav and sound-2.wav)
     """
     add = command(commands, generate, "make a sound from each caption", examples)
-    add("captions", nargs="+", metavar="CAPTION", help="what is to be heard, in quotes")
-    add_output(add, "sound.wav", "; several captions get -1, -2, ... before the suffix")
+    add("captions", nargs="+", metavar="CAPTION", help="a description, in quotes")
+    more = "; with several captions, -1, -2, ... is added before the suffix"
+    add_output(add, "sound.wav", more)
     add_sampler(add)
-    about = "of the noise at the start, up to 1; less is cleaner and varies less"
+    about = "deviation of the noise at the start, above 0 and at most 1; less noise"
+    about += " gives cleaner sounds that vary less"
     add("--temperature", type=number, metavar="T", help=f"{about} {WANTED}")
-    about = "noise levels of 0 to 1000 above LOW, up to HIGH, at which guidance works"
+    about = "guide only at noise levels above LOW and up to HIGH, each from 0 to 1000"
     ends = {"nargs": 2, "metavar": ("LOW", "HIGH")}
     add("--guidance-interval", type=whole_number, **ends, help=f"{about} {WANTED}")
     about = "length of the sound (default: that of the training clips)"
     add("--seconds", type=number, help=about)
-    about = "what is spoken; speech models need it, others have no use for it"
+    about = "the words to be spoken; speech models need it, others refuse it"
     add("--transcription", metavar="WORDS", help=about)
-    about = "the same seed makes the same sound; each further caption has one more"
-    add_seed(add, f"{about} (default: drawn anew)", None)
+    about = "the same seed makes the same sound; each further caption takes the next"
+    add_seed(add, f"{about} seed (default: a random one)", None)
     add_candidates(add)
     add_weights(add)
-    about = "draw the mel spectrogram into this file"
+    about = "draw the mel spectrogram in this file"
     add("--plot", type=path_name, metavar="PNG", help=about)
-    add("--profile", action="store_true", help="print the seconds that each stage took")
+    add("--profile", action="store_true", help="print how long each stage took")
 
 
 def add_convert(commands: Any) -> None:
     """Add the command `convert`."""
     examples = """
-        minilib convert cvssp/audioldm2 weights/full    (from diffusers, or the hub)
+        minilib convert cvssp/audioldm2 weights/full    (from diffusers or the hub)
         minilib convert weights/full out                (and back)
         minilib convert audioldm2.pth weights/full      (from the authors' own file)
     """
-    about = "bring the released weights in, or trained ones out"
+    about = "convert released weights to this package's layout, or trained ones back"
     add = command(commands, convert, about, examples)
-    about = "a folder of either kind, a hub id, or a .pth of the authors"
+    about = "a folder in either layout, a hub id, or a .pth file of the authors"
     add("source", type=named, metavar="SRC", help=about)
-    about = "the folder to be written, of the other kind"
+    about = "the folder to write, in the other layout"
     add("target", type=path_name, metavar="DST", help=about)
-    about = "for a .pth: the same model in diffusers' form, for its configs and"
-    about += " tokenizers (default: cvssp/audioldm2)"
+    about = "for a .pth file: the same model in diffusers' layout, which supplies"
+    about += " configs and tokenizers (default: cvssp/audioldm2)"
     like = {"default": "cvssp/audioldm2", "metavar": "FOLDER"}
     add("--like", type=named, **like, help=about)
 
@@ -234,13 +231,13 @@ def add_info(commands: Any) -> None:
         minilib info full    (the released sizes; also large, speech, colab, tiny)
         minilib info cvssp/audioldm2 --seconds 10.24 --steps 200
     """
-    about = "say what a pipeline holds and what a sound takes"
+    about = "show what a pipeline holds and what making a sound costs"
     add = command(commands, info, about, examples)
-    about = "default: the weights that ship"
+    about = "a folder, a hub id or a preset (default: the weights that ship)"
     add("pipeline", nargs="?", type=named, metavar="FOLDER_OR_PRESET", help=about)
     about = "length of the sound (default: that of the training clips)"
     add("--seconds", type=number, help=about)
-    about = "of the sampler (default: what the weights want, 25 for a preset)"
+    about = "steps of the sampler (default: set by the weights, 25 for a preset)"
     add("--steps", type=whole_number, metavar="N", help=about)
     add_json(add)
 
@@ -251,17 +248,19 @@ def add_doctor(commands: Any) -> None:
         minilib doctor
         minilib doctor --weights runs/tiny
     """
-    about = "check what minilib needs, and say how to mend what is wrong"
+    about = "check everything that minilib needs, and say how to fix what is wrong"
     add_weights(command(commands, doctor, about, examples))
 
 
 def add_data(commands: Any) -> None:
     """Add the command `data`."""
-    about = "look at all recordings of a folder before something is trained on them"
+    about = "check all recordings in a folder before you train on them"
     add = command(commands, data, about, "minilib data check recordings")
-    about = "check: say what there is, and everything that is wrong with it"
+    about = "check: print what the folder holds and everything that is wrong with it"
     add("action", choices=("check",), metavar="check", help=about)
-    about = "recordings and their table (metadata.csv: file_name, caption)"
+    about = (
+        "a folder with recordings and their table (metadata.csv: file_name, caption)"
+    )
     add("folder", type=path_name, metavar="FOLDER", help=about)
 
 
@@ -269,45 +268,45 @@ def add_train(commands: Any) -> None:
     """Add the command `train`."""
     examples = """
         minilib train all                       (the small pipeline, into runs/tiny)
-        minilib train all --resume              (go on where it was stopped)
+        minilib train all --resume              (continue where it stopped)
         minilib train vae --data recordings     (metadata.csv: file_name, caption)
         minilib train judge --out data/weights/judges
 
         minilib generate "a bell rings" --weights runs/tiny
     """
-    about = "train the pipeline, or single stages of it"
+    about = "train the pipeline, or single stages"
     add = command(commands, train, about, examples)
-    about = f"all, or some of {', '.join(STAGES)} (the last four build on the others); "
+    about = f"all, or any of {', '.join(STAGES)} (the last four build on the others); "
     about += "or judge, the classifier that scores sounds"
     add("stages", nargs="+", metavar="STAGE", help=about)
-    about = "tiny: two CPU cores; colab: one GPU (default: tiny)"
+    about = "tiny, for two CPU cores, or colab, for one GPU (default: tiny)"
     add("--preset", default="tiny", help=about)
-    about = "captioned recordings to learn from (default: SoundWorld, the built-in "
+    about = "captioned recordings to train on (default: SoundWorld, the built-in "
     add("--data", type=path_name, metavar="FOLDER", help=f"{about}corpus)")
     add(
         "--steps",
         type=whole_number,
         metavar="N",
-        help="of every stage (default: the preset's)",
+        help="training steps of each stage (default: the preset's)",
     )
-    about = "for weights, log and checkpoints (default: runs/PRESET)"
+    about = "folder for weights, log and checkpoints (default: runs/PRESET)"
     add("--out", type=path_name, metavar="DIR", help=about)
-    about = "skip what is finished and go on from the last checkpoint, with the same "
-    about += "data, preset and seed; without it stages start anew"
+    about = "skip finished stages and continue from the last checkpoint, with the same "
+    about += "data, preset and seed; without this flag, stages start from the beginning"
     add("--resume", action="store_true", help=about)
-    add_seed(add, "of weights and batches (default: 0)")
+    add_seed(add, "seed of weights and batches (default: 0)")
 
 
 def add_reconstruct(commands: Any) -> None:
     """Add the command `reconstruct`."""
-    about = "send a recording through autoencoder and vocoder, and say what each loses"
+    about = "send a recording through autoencoder and vocoder, and show what each loses"
     example = "minilib reconstruct my_recording.wav -o back.wav"
     add = command(commands, reconstruct, about, example)
     add(
         "file",
         type=path_name,
         metavar="FILE",
-        help="a recording of any rate and length",
+        help="a recording of any sample rate and length",
     )
     add_output(add, "reconstruction.wav")
     add_weights(add)
@@ -323,13 +322,13 @@ def add_evaluate(commands: Any) -> None:
         minilib train judge --data recordings --out runs/own    (learns column class)
         minilib evaluate --data recordings --weights runs/own
     """
-    about = "measure how well captions of held-out scenes are followed"
+    about = "measure how well the sounds follow captions of held-out scenes"
     add = command(commands, evaluate, about, examples)
-    about = "how often each question is asked (default: 200)"
+    about = "number of sounds that each question is asked about (default: 200)"
     add("--n", type=whole_number, default=200, help=about)
-    add_seed(add, "of scenes and noise (default: 0)")
-    about = "captioned recordings to compare with: those whose column part says test"
-    about += " (default: SoundWorld)"
+    add_seed(add, "seed of scenes and noise (default: 0)")
+    about = "captioned recordings to compare with; only rows whose part is test are"
+    about += " used (default: SoundWorld)"
     add("--data", type=path_name, metavar="FOLDER", help=about)
     add_sampler(add)
     add_candidates(add)
@@ -342,21 +341,21 @@ def add_chain(commands: Any) -> None:
     examples = """
         minilib chain
         minilib chain --n 50 --json chain.json
-        minilib chain --weights runs/tiny    (with the parts before joint fine-tuning)
+        minilib chain --weights runs/tiny    (also the parts before joint fine-tuning)
     """
-    about = "find out where captions get lost: one link of the chain changed at a time"
-    about += " (half an hour on a CPU)"
+    about = "find out where captions get lost, by changing one link of the chain at a"
+    about += " time (half an hour on a CPU)"
     add = command(commands, chain, about, examples)
-    about = "scenes of one event, and as many of two (default: 200)"
+    about = "number of scenes with one event, and as many with two (default: 200)"
     add("--n", type=whole_number, default=200, help=about)
-    add_seed(add, "of scenes and noise (default: 0)")
+    add_seed(add, "seed of scenes and noise (default: 0)")
     add_weights(add)
     add_json(add)
 
 
 def add_vocabulary(commands: Any) -> None:
     """Add the command `vocabulary`."""
-    about = "list the words and the kinds of sound that the weights know"
+    about = "list the words and kinds of sound that the weights know"
     add_weights(command(commands, vocabulary, about, "minilib vocabulary"))
 
 
@@ -365,10 +364,10 @@ def add_vocabulary(commands: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `minilib`; return 0 (`doctor`, `data`: or 1), or 2 after one sentence on what
-    was wrong, or 130 after Ctrl-C.
+    """Run `minilib`; return 0, 2 after one sentence on what was wrong, or 130 after
+    Ctrl-C. `doctor` and `data` return 1 when they find a fault.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # what it can't print it replaces
+    if hasattr(sys.stdout, "reconfigure"):  # replace what it can't print
         sys.stdout.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     stopped = lambda: getattr(args, "stopped", "stopped; nothing was written")
@@ -378,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout:  # it may be closed
             sys.stdout.flush()
         return code
-    # whoever read the output has gone, as in `minilib vocabulary | head -3`
+    # the reader of the output has closed it, as in `minilib vocabulary | head -3`
     except BrokenPipeError:
         print_no_more()
         return 0
@@ -393,17 +392,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def in_one_line(message: Warning | str, *about: Any, **more: Any) -> None:
-    """Show a warning as an error is shown: what it says, and no line of code."""
+    """Print a warning as errors are printed: its text, without a line of code."""
     print(f"minilib: {message}", file=sys.stderr)
 
 
 def print_no_more() -> None:
-    """Let go to nowhere what is printed from here on, and what waits to be."""
+    """Discard all output from here on, and output that is still buffered."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(line: str) -> None:
-    """Print a line at once; that nobody reads it does not stop what is under way."""
+    """Print a line at once; a closed output does not stop the work."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
@@ -411,15 +410,15 @@ def say(line: str) -> None:
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, on one line; the system's errors without their numbers."""
+    """The text of an error, on one line; system errors come without their numbers."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: " * bool(error.filename) + error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_full(error: Exception) -> bool:
-    """Whether a disk is full: what was written so far is kept, and training can go on
-    from it.
+    """Whether a disk is full. Everything written so far is kept, and training can
+    continue from it.
     """
     from minilib.files import FULL
 
@@ -427,7 +426,7 @@ def is_full(error: Exception) -> bool:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Make a sound from each caption, write it, and say with which seed."""
+    """Make a sound from each caption, write it, and print its seed."""
     n = len(args.captions)
     sounds = output_files("--output", args.output, n, SOUND_FILES)
     plots = output_files("--plot", args.plot, n, (".png",)) if args.plot else []
@@ -446,7 +445,7 @@ def generate(args: argparse.Namespace) -> None:
     for caption in args.captions:
         warn_of_unknown_words(pipe, caption)
     how = pipe.sampling.changed(**changes)
-    say(f"seed {seeds[0]}" + f" to {seeds[-1]}" * (n > 1))  # whatever may come
+    say(f"seed {seeds[0]}" + f" to {seeds[-1]}" * (n > 1))  # before anything fails
     waves = sounds_of(pipe, args.captions, how, seeds, profile, **options)
     with profile.measure("write"):
         for path, wave in zip(sounds, waves):
@@ -455,7 +454,7 @@ def generate(args: argparse.Namespace) -> None:
             plot(path, wave, caption)
     length = f"{waves.shape[1] / audio.SAMPLE_RATE:.2f} s"
     for path, seed, caption in zip(sounds, seeds, args.captions):
-        # one line each, whatever the caption holds
+        # one line each, even for captions with line breaks
         print(f"{path}  {length}  seed {seed}  {' '.join(caption.split())}")
     if args.profile:
         print(f"\n{table(profile)}")
@@ -469,8 +468,9 @@ def sounds_of(
     profile: Profile,
     **options: Any,
 ) -> Tensor:
-    """The sounds (n, N) of captions, each as if it were alone: made together, or, where
-    the encoders would pad a caption to the length of the longest, in turn.
+    """The sounds (n, N) of the captions, each the same as if it were made alone. They
+    are made together, or one by one where the encoders would pad captions to the
+    longest.
     """
     import torch
 
@@ -486,8 +486,8 @@ def sounds_of(
 
 
 def checked_seconds(args: argparse.Namespace) -> float | None:
-    """The length that --seconds names, None for none; a sentence for one that no sound
-    can have.
+    """The length that --seconds gives, or None; an impossible length raises a
+    sentence.
     """
     from minilib.arguments import check_seconds
 
@@ -495,8 +495,8 @@ def checked_seconds(args: argparse.Namespace) -> float | None:
 
 
 def sampling_changes(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `Sampling` that flags name, None where they name none; a sentence
-    for values that no weights could be sampled with, before any are loaded.
+    """The fields of `Sampling` that flags set, None for the others. Impossible values
+    raise a sentence before any weights are loaded.
     """
     from minilib.guidance import Sampling
 
@@ -512,7 +512,7 @@ def train(args: argparse.Namespace) -> None:
     line = ["minilib", "train", *args.stages, "--out", str(out)]
     for key, value in options.items():
         line += [] if value is None else [f"--{key}", str(value)]
-    args.stopped = f"stopped; go on with: {shlex.join(line)} --resume"
+    args.stopped = f"stopped; to continue, run: {shlex.join(line)} --resume"
     from minilib.training import train_stages
     from minilib.training.processes import is_main
 
@@ -523,13 +523,13 @@ def train(args: argparse.Namespace) -> None:
 
 
 def reconstruct(args: argparse.Namespace) -> None:
-    """Send a recording through VAE and vocoder, write what comes back, and print what
-    was lost where.
+    """Send a recording through VAE and vocoder, write the result, and print what each
+    of them loses.
     """
     (output,) = output_files("--output", args.output, 1, SOUND_FILES)
     if output.exists() and args.file.exists() and output.samefile(args.file):
-        other = f"another file than the recording, not {str(output)!r}"
-        raise ValueError(f"--output must be {other}")
+        other = f"must not be the recording itself, {str(output)!r}"
+        raise ValueError(f"--output {other}")
     from minilib import audio
     from minilib.audioldm2 import AudioLDM2
     from minilib.metrics import reconstruction
@@ -544,7 +544,7 @@ def reconstruct(args: argparse.Namespace) -> None:
 
 
 def losses(result: dict[str, Any]) -> str:
-    """The table of what `metrics.reconstruction` found."""
+    """The table of the errors that `metrics.reconstruction` measured."""
     share, rows = result["silent_share"], [("log-mel error (dB)", "sound", "silence")]
     names = {"vae": "VAE", "vocoder": "vocoder", "total": "VAE and vocoder"}
     for key, name in names.items():
@@ -553,13 +553,13 @@ def losses(result: dict[str, Any]) -> str:
     silence = lambda said: f"{said:>10}" if share > 0 else ""
     lines = [f"{name:20}{sound:>8}{silence(said)}" for name, sound, said in rows]
     if share > 0:
-        said = "of the recording is digital silence, scored apart"
+        said = "of the recording is digital silence, which is scored separately"
         lines.append(f"{share:.0%} {said}")
     return "\n".join(lines)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Print how well captions are followed: chance < value < ceiling."""
+    """Print how well the sounds follow captions: chance < value < ceiling."""
     output = json_file(args)
     import torch
 
@@ -598,8 +598,8 @@ def chain(args: argparse.Namespace) -> None:
 
 
 def own_judge(args: argparse.Namespace) -> Path:
-    """The folder of the judge that has been trained beside the weights, on recordings
-    of one's own.
+    """The folder of the judge that was trained beside the weights on the user's own
+    recordings.
     """
     if not args.weights:
         what = f"the folder of a pipeline that was trained on {args.data}"
@@ -607,14 +607,14 @@ def own_judge(args: argparse.Namespace) -> Path:
     path = Path(args.weights) / "judge"
     if not (path / "config.json").is_file():
         how = f"minilib train judge --data {args.data} --out {path.parent}"
-        raise FileNotFoundError(f"{path} holds no judge: train one with: {how}")
+        raise FileNotFoundError(f"{path} holds no judge; train one with: {how}")
     return path
 
 
 def pipeline_and_judge(
     args: argparse.Namespace, judge: Path
 ) -> tuple[AudioLDM2, Classifier, Path]:
-    """The weights that are asked for, a judge, and where the weights are."""
+    """The pipeline asked for, a judge, and the folder of the weights."""
     import torch
 
     from minilib.audioldm2 import AudioLDM2
@@ -634,7 +634,7 @@ def vocabulary(args: argparse.Namespace) -> None:
 
     folder = released.fetch(args.weights or shipped_weights())
     if released.is_released(folder):
-        print("these weights are open to any words: ", end="")
+        print("these weights accept any words: ", end="")
         print("their encoders were trained on far more than captions")
         return
     known = read_vocabulary(folder / "vocabulary.json")
@@ -655,9 +655,9 @@ def convert(args: argparse.Namespace) -> None:
 
     target = args.target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"DST must be a new or an empty folder, not {str(target)!r}")
+        raise ValueError(f"DST must be a new or empty folder, not {str(target)!r}")
     try_name(target)
-    own = False  # whether the source is laid out as this package does
+    own = False  # whether the source has this package's own layout
     as_stored = {"device": "cpu", "dtype": None}
     if args.source.endswith(".pth"):
         pipe = AudioLDM2.from_original(args.source, like=args.like, **as_stored)
@@ -673,7 +673,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """Print what the parts of a pipeline hold, and what a sound takes."""
+    """Print what the parts of a pipeline hold, and what making a sound costs."""
     output = json_file(args)
     from dataclasses import asdict
 
@@ -699,8 +699,8 @@ def info(args: argparse.Namespace) -> None:
 
 
 def folder_beside_presets(given: str | None, presets: tuple[str, ...]) -> Path:
-    """The folder of weights that `info` is asked about; the sentence for one that is
-    not there also names the presets.
+    """The folder of weights that `info` is asked about; the error for a missing one
+    also names the presets.
     """
     from minilib.convert import released
 
@@ -714,15 +714,15 @@ def folder_beside_presets(given: str | None, presets: tuple[str, ...]) -> Path:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Print one line for each thing that minilib needs, and how to mend what is wrong;
-    1 if it can't work.
+    """Print one line for each thing that minilib needs, and how to fix what is wrong;
+    return 1 if minilib can't work.
     """
     from minilib.doctor import examine
 
     sound, weights = True, Path(args.weights or place_of("tiny"))
     for name, check in examine(weights):
-        # the name before the check: a broken library may end the process as it is
-        # imported
+        # print the name before the check: importing a broken library may end the
+        # process
         print(f"{name:13}", end="", flush=True)
         found = check()
         print(found.found)
@@ -733,8 +733,8 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def data(args: argparse.Namespace) -> int:
-    """Print what a folder of recordings holds, and every fault of it; 1 if there are
-    any.
+    """Print what a folder of recordings holds, and every fault in it; return 1 if
+    there are any.
     """
     from minilib.data import AudioFolder
     from minilib.training.runs import long_captions
@@ -747,19 +747,19 @@ def data(args: argparse.Namespace) -> int:
 
 
 # --------------------------------------------------------------------------------------
-# What they share
+# Shared functions
 
 
 def shipped_weights() -> Path:
     """The folder of the weights that come with the repository."""
-    how = "give a folder with --weights, or train some with: minilib train all"
+    how = "name a folder with --weights, or train weights with: minilib train all"
     if Path("runs", "tiny", "pipeline.json").is_file():
-        return shipped("tiny", "take those that you have trained: --weights runs/tiny")
+        return shipped("tiny", "use the ones you trained: --weights runs/tiny")
     return shipped("tiny", f"{how} --out data/weights/tiny")
 
 
 def shipped_listener() -> Path:
-    """The folder of the CLAP that was trained apart, and of its tokenizer."""
+    """The folder of the separately trained CLAP and its tokenizer."""
     how = "train one with: minilib train clap --seed 1 --out data/weights/judges"
     return shipped("judges/clap", how).parent
 
@@ -771,7 +771,7 @@ def shipped_judge() -> Path:
 
 
 def shipped(name: str, remedy: str) -> Path:
-    """A folder of data/weights, or a sentence on what to do without it."""
+    """A folder in data/weights; a missing one raises a sentence on what to do."""
     folder = place_of(name)
     if not folder.is_dir():
         missing = f"the weights that ship are not here ({folder} is missing)"
@@ -780,16 +780,17 @@ def shipped(name: str, remedy: str) -> Path:
 
 
 def place_of(name: str) -> Path:
-    """Where a folder of data/weights is: in the checkout that this module stands in or
-    was installed from, or where the command is run, as `train` may have put it there.
+    """Where a folder of data/weights is: in the checkout that contains this module, in
+    the one it was installed from, or where the command runs, since `train` may have put
+    it there.
     """
     folders = [data / "weights" / name for data in (DATA, *origin(), Path("data"))]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def origin() -> list[Path]:
-    """`data` of the checkout from which a copy of this package was installed, if pip
-    has noted any.
+    """The `data` folder of the checkout from which a copy of this package was
+    installed, if pip recorded one.
     """
     from importlib import metadata
     from urllib.parse import urlsplit
@@ -801,19 +802,19 @@ def origin() -> list[Path]:
     except (metadata.PackageNotFoundError, OSError, ValueError):
         return []
     address = urlsplit(found.get("url", ""))
-    own = found.get("dir_info", {}).get("editable")  # no copy: DATA is there
+    own = found.get("dir_info", {}).get("editable")  # not a copy: DATA is there
     is_folder = address.scheme == "file" and not own
     return [Path(url2pathname(address.path)) / "data"] if is_folder else []
 
 
 def json_file(args: argparse.Namespace) -> Path | None:
-    """The file that --json names, checked; None if there is none."""
+    """The file that --json names, checked; None if it names none."""
     numbers = args.json and output_files("--json", args.json, 1, (".json",))
     return numbers[0] if numbers else None
 
 
 def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
-    """Write numbers as JSON, whole or not at all, if a file is asked for."""
+    """Write numbers as JSON, whole or not at all, if a file was asked for."""
     from minilib.files import replacing
 
     if path:
@@ -822,8 +823,8 @@ def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
 
 
 def output_files(flag: str, path: Path, n: int, suffixes: Sequence[str]) -> list[Path]:
-    """The n files that a flag names, `name-1.wav`, `name-2.wav`, ... where there are
-    several; checked before anything is made.
+    """The n files that a flag names: `name-1.wav`, `name-2.wav`, ... if there are
+    several. They are checked before anything is made.
     """
     if path.suffix.lower() not in suffixes:
         known = " or ".join(suffixes)
@@ -842,8 +843,8 @@ def output_files(flag: str, path: Path, n: int, suffixes: Sequence[str]) -> list
 
 
 def try_name(path: Path) -> None:
-    """Raise a sentence where the disk doesn't take a file or a folder of this name:
-    asks it, for permissions say too little.
+    """Raise a sentence if the disk refuses a file or folder of this name. It tries the
+    disk itself, since permissions say too little.
     """
     try:
         beside = next(folder for folder in path.absolute().parents if folder.exists())
@@ -855,21 +856,21 @@ def try_name(path: Path) -> None:
 
 
 def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:
-    """Say which words of a caption the weights don't know, and what is near that they
-    do.
+    """Say which words of a caption the weights don't know, and which captions near it
+    they do know.
     """
     unknown = pipe.unknown_words(caption)
     if unknown:
-        from minilib.metrics import nearest_captions  # which takes a second
+        from minilib.metrics import nearest_captions  # this import takes a second
 
         near = " or ".join(f'"{other}"' for other in nearest_captions(pipe, caption))
         words = ", ".join(f'"{word}"' for word in unknown)
-        said = f"these weights don't know {words}; near that they know: {near}"
+        said = f"these weights don't know {words}; the nearest they know: {near}"
         print(f"minilib: {said}", file=sys.stderr)
 
 
 def plot(path: Path, wave: Tensor, caption: str) -> None:
-    """Draw the mel spectrogram of a wave (N,) into a PNG, whole or not at all."""
+    """Draw the mel spectrogram of a wave (N,) as a PNG, whole or not at all."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -888,7 +889,7 @@ def plot(path: Path, wave: Tensor, caption: str) -> None:
 
 
 def table(profile: Profile) -> str:
-    """Seconds of each stage, and their sum."""
+    """The seconds of each stage, and their sum."""
     rows = [*profile.seconds.items(), ("total", sum(profile.seconds.values()))]
     lines = [f"{stage:14}{seconds:11.3f}" for stage, seconds in rows]
     return "\n".join(["stage             seconds", *lines])

@@ -1,8 +1,8 @@
-"""Conditions by name: what a model is told beside its input, as sequences with masks.
+"""Conditions by name: the information that guides a model, as sequences with masks.
 
-A caption's tokens, CLAP's one vector, phonemes, the Language of Audio: each is a
-`Context`, and a model is given several of them in a dictionary. What a task feeds in is
-data, so nothing here or above asks which class an encoder is of. Chapter 15 builds it.
+A caption's tokens, CLAP's single vector, phonemes, the Language of Audio: each is a
+`Context`, and a model receives several of them in a dictionary. A task's conditions are
+data, so no code here or above asks for an encoder's class. Chapter 15 builds it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 
 
 class Context(NamedTuple):
-    """One condition: a sequence, and which of its positions are to be read.
+    """One condition: a sequence, and a mask of the positions to read.
 
     Chapter 15.
     """
 
     sequence: Tensor  # (B, S, D)
-    mask: Tensor | None = None  # (B, S), true where it counts; None for everywhere
+    mask: Tensor | None = None  # (B, S), true at positions to read; None for all
 
     def repeat(self, n: int) -> Context:
-        """Each item n times, the copies side by side: (n B, S, D)."""
+        """Each item n times in a row: (n B, S, D)."""
         return Context(
             *(None if x is None else x.repeat_interleave(n, dim=0) for x in self)
         )
@@ -35,13 +35,13 @@ Conditions = dict[str, Context]
 
 
 def join(first: Context, second: Context) -> Context:
-    """Two contexts as one batch: the shorter is padded with zeros, its padding masked.
+    """Join two contexts into one batch: the shorter is padded with zeros, which the
+    mask hides.
 
     Args:
         first, second: (B1, S1, D) and (B2, S2, D), each with its mask or None.
     Returns:
-        (B1 + B2, max(S1, S2), D); its mask is None where both were and nothing is
-        padded.
+        (B1 + B2, max(S1, S2), D), without a mask if neither has one or needs padding.
 
     Chapter 15.
     """
@@ -57,14 +57,14 @@ def join(first: Context, second: Context) -> Context:
 
 
 def drop(conditions: Conditions, empty: Conditions, dropped: Tensor) -> Conditions:
-    """Conditions for training, those of some items emptied: from these the
-    unconditional prediction is learned.
+    """Replace the conditions of some items by empty ones in training: from these items
+    the model learns the unconditional prediction.
 
-    All conditions of an item go together, as in AudioLDM 2's training (probability 0.1;
-    2308.05734).
+    All conditions of an item are dropped together, as in AudioLDM 2's training
+    (probability 0.1; 2308.05734).
 
     Args:
-        conditions: of B items; empty: of one item, what stands for no condition.
+        conditions: of B items; empty: of one item, the empty conditions.
         dropped: (B,) bool.
     Returns:
         the conditions of B items, padded to the longer of both.
@@ -81,8 +81,8 @@ def drop(conditions: Conditions, empty: Conditions, dropped: Tensor) -> Conditio
 
 
 def from_batch(batch: Mapping[str, Tensor], names: Iterable[str]) -> Conditions:
-    """The conditions of a batch for training: each under its name, its mask beside it
-    under `NAME_mask`, if it has one.
+    """The conditions in a training batch, which holds each under its name and its mask,
+    if it has one, under `NAME_mask`.
     """
     return {name: Context(batch[name], batch.get(f"{name}_mask")) for name in names}
 

@@ -1,8 +1,8 @@
-"""What a pipeline holds, and what a sound takes: parameters, bytes and operations,
-without computing any of it.
+"""The size of a pipeline and the cost of a sound: parameters, bytes and operations,
+counted without running the models.
 
-Models are made on the meta device, where tensors have shapes but no memory, so that the
-released sizes are counted on a laptop in seconds.
+Models are created on the meta device, where tensors have shapes but no memory, so that
+the released sizes can be counted on a laptop in seconds.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from minilib.unet import UNet
 from minilib.vae import VAE
 from minilib.vocoder import VOCODERS, HiFiGAN
 
-WORDS = 16  # tokens of the caption that is counted
-FOLDERS = {  # of a released pipeline: which modules make a part
+WORDS = 16  # tokens in the caption for which operations are counted
+FOLDERS = {  # the modules of a released pipeline that form each part
     "text": ("text_encoder_2",),
     "clap": ("text_encoder",),
     "gpt": ("projection_model", "language_model"),
@@ -45,18 +45,18 @@ FOLDERS = {  # of a released pipeline: which modules make a part
 
 @dataclass(frozen=True)
 class PartCost:
-    """One part of a pipeline, or a part of that: its class and what it holds."""
+    """The class and size of a part of a pipeline, or of a piece of one."""
 
     name: str
     model: str
     parameters: int
     memory: int  # bytes, buffers included
-    disk: int | None  # bytes of its files; None for a preset, which has none
+    disk: int | None  # bytes of its files; None for a preset, which has no files
 
 
 def preset_parts(preset: str) -> dict[str, nn.Module]:
-    """All parts of a preset, without memory; "large" and "speech" are "full" save some
-    parts.
+    """All parts of a preset, without memory; "large" and "speech" differ from "full" in
+    some parts.
 
     Raises:
         ValueError: there is no such preset.
@@ -79,8 +79,8 @@ def preset_parts(preset: str) -> dict[str, nn.Module]:
 
 
 def sizes(parts: Mapping[str, nn.Module], folder: Path | None = None) -> list[PartCost]:
-    """What each part holds; GPT-2 and its projections, which are released apart, by
-    themselves.
+    """The size of each part; GPT-2 and its projections, which are released separately,
+    count as two.
     """
     rows = []
     for name, part in parts.items():
@@ -94,7 +94,7 @@ def sizes(parts: Mapping[str, nn.Module], folder: Path | None = None) -> list[Pa
 
 
 def size(name: str, part: nn.Module, disk: int | None = None) -> PartCost:
-    """What one module holds."""
+    """The size of one module."""
     parameters = sum(p.numel() for p in part.parameters())
     tensors = [*part.parameters(), *part.buffers()]
     memory = sum(x.numel() * x.element_size() for x in tensors)
@@ -102,7 +102,7 @@ def size(name: str, part: nn.Module, disk: int | None = None) -> PartCost:
 
 
 def bytes_on_disk(name: str, folder: Path) -> int:
-    """Bytes of a part's files in a pipeline's folder of either layout."""
+    """The bytes of a part's files in a pipeline's folder of either layout."""
     if released.is_released(folder):
         places = [folder / module for module in FOLDERS.get(name, ())]
     else:
@@ -114,11 +114,12 @@ def bytes_on_disk(name: str, folder: Path) -> int:
 def operations(
     parts: Mapping[str, nn.Module], seconds: float, sampling: Sampling | None = None
 ) -> dict[str, int]:
-    """Floating-point operations of each stage for one sound, products and sums counted
-    apart.
+    """The floating-point operations of each stage for one sound; a multiplication and
+    an addition count as two.
 
-    A guided step asks the U-Net twice, and guidance in any step the encoders and GPT-2.
-    Fourier transforms and what goes element by element are left out: they are few.
+    A guided step runs the U-Net twice, and guidance in any step runs the encoders and
+    GPT-2 twice. Fourier transforms and elementwise operations are left out: they cost
+    little.
     """
     how = sampling or Sampling()
     needed = {name: part for name, part in parts.items() if name not in OPTIONAL}
@@ -139,7 +140,7 @@ def operations(
     loa = in_all(n_loa, lambda n: count(lambda: pipe.gpt.generate(conditions, n)))
     z = empty(*pipe.latent_shape(1, round(seconds * audio.SAMPLE_RATE)))
     given = {**conditions, "loa": Context(empty(1, n_loa, config.n_embd))}
-    # an inverse STFT can't be done without memory
+    # an inverse STFT can't run without memory
     speak = getattr(pipe.vocoder, "spectrum", pipe.vocoder)
     guided = n_guided(how)
     twice = 2 if guided else 1
@@ -152,12 +153,12 @@ def operations(
 
 
 def n_guided(how: Sampling) -> int:
-    """In how many of its steps the sampler is guided."""
+    """The number of the sampler's steps that are guided."""
     return sum(how.guides(t) for t in time_steps(MAX_STEPS, how.steps))
 
 
 class Counted:
-    """A tokenizer that finds as many tokens in any words."""
+    """A tokenizer that returns a fixed number of tokens for any words."""
 
     def __init__(self, n_tokens: int):
         self.pad_to = n_tokens
@@ -169,25 +170,25 @@ class Counted:
 
 
 def count(function: Callable[[], object]) -> int:
-    """Floating-point operations of a call."""
+    """The floating-point operations of a call."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
 
 
 def in_all(n: int, upto: Callable[[int], int]) -> int:
-    """The operations of writing n vectors, from those of one, two and three: each one
-    reads one more.
+    """The operations for writing n vectors, from those for one, two and three: each
+    vector reads one more than the vector before.
     """
     if n <= 3:
         return upto(n)
     one, two, three = upto(1), upto(2), upto(3)
-    growth = three - 2 * two + one  # what a vector costs more than the one before it
+    growth = three - 2 * two + one  # the extra cost of a vector over the one before
     return one + (n - 1) * (two - one) + (n - 1) * (n - 2) // 2 * growth
 
 
 def without_memory(part: nn.Module) -> nn.Module:
-    """A copy of a model whose tensors have shapes only."""
+    """A copy of a model whose tensors have shapes but no memory."""
 
     def bare(x: Tensor) -> Tensor:
         return x.detach().to(
@@ -197,7 +198,7 @@ def without_memory(part: nn.Module) -> nn.Module:
     made = {id(x): bare(x) for x in part.buffers()}
     for p in part.parameters():
         made[id(p)] = nn.Parameter(bare(p), requires_grad=False)
-    return copy.deepcopy(part, made)  # what it has copied before, it takes as it is
+    return copy.deepcopy(part, made)  # `made` holds the tensors' copies already
 
 
 def report(
@@ -225,5 +226,5 @@ def report(
 
 
 def megabytes(n: int | None) -> str:
-    """Bytes as megabytes, one of a million bytes."""
+    """Bytes as megabytes of a million bytes each."""
     return "" if n is None else f"{n / 1e6:,.1f} MB"

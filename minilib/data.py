@@ -1,5 +1,5 @@
-"""Data sets: a folder of recordings with captions, and a set of equal clips to train on
-(chapter 01).
+"""Data sets: a folder of recordings with captions, and a set of clips of equal length
+to train on (chapter 01).
 
 `AudioFolder` reads the Hugging Face audiofolder convention: sound files and a table
 beside them. `Corpus` holds clips of one length in memory (or mapped from disk), from
@@ -30,43 +30,42 @@ from .soundworld import SoundWorld
 from .soundworld.corpus import INT16, to_float
 from .tables import Row
 
-# Licences under which recordings may shape weights that are themselves CC BY; any
-# version of each.
+# Licences, in any version, of recordings on which weights may be trained that are
+# themselves CC BY.
 OPEN_LICENCES = ("CC0", "public domain", "CC BY")
-TOLD = 20  # faults that an error tells, at most
+TOLD = 20  # the most faults that an error lists
 SILENT = "is digital silence"
-CHECKED = 10_000  # rows whose files are looked at before training, at most
+CHECKED = 10_000  # the most rows whose files are checked before training
 
 
 class AudioFolder:
-    """Recordings in a folder, as the Hugging Face audiofolder convention lays them:
-    sound files and a table.
+    """Recordings in a folder laid out by the Hugging Face audiofolder convention: sound
+    files and a table.
 
-    The table is the first that there is of TABLES: `metadata.csv` (or `manifest.csv`),
-    with comma, semicolon or tab, `metadata.jsonl`, or `metadata.parquet`, for which
-    pyarrow must be installed. Its column of file names is `file_name` (or
-    `audio_file_name`, or `file`), with / or \\ between folders; that of captions is
-    `caption` or `text`. Text is UTF-8, or UTF-16 with a byte-order mark. Where the
-    folder itself has no table, those in the folders directly below it are read
-    together; file names are relative to each table, and rows that have no `part` get
-    that which their folder is named for (train, test, valid). Tables that lie deeper
-    are not looked for.
+    The table is the first of TABLES that exists: `metadata.csv` (or `manifest.csv`),
+    separated by commas, semicolons or tabs, `metadata.jsonl`, or `metadata.parquet`,
+    for which pyarrow must be installed. File names are in the column `file_name` (or
+    `audio_file_name`, or `file`), with / or \\ between folders; captions are in
+    `caption` or `text`. Text is UTF-8, or UTF-16 with a byte-order mark. If the folder
+    itself has no table, the tables in the folders directly below it are read together;
+    file names are relative to each table, and rows without a `part` take it from the
+    name of their folder (train, test, valid). Tables in deeper folders are ignored.
 
-    `folder[i]` is (wave (N,), caption, row), the row a dict of all columns.
+    `folder[i]` is (wave (N,), caption, row); the row is a dict of all columns.
 
     Args:
-        folder: where the table lies; file names in it are relative to the folder.
-        part: only rows whose column `part` says this ("train").
-        licences: only rows whose column `licence` (or `license`) is one of these, in
-            any version; OPEN_LICENCES are those under which weights may be CC BY.
+        folder: the folder with the table; file names are relative to it.
+        part: keep only rows with this value in the column `part` ("train").
+        licences: keep only rows whose column `licence` (or `license`) is one of these,
+            in any version; OPEN_LICENCES allow CC BY weights.
         captions: False lets rows have no caption (it is then "").
-        strict: False keeps faults for `faults` to tell, and leaves out the rows that
-            can't be understood.
+        strict: False keeps faults for `faults` to list, and leaves out rows that can't
+            be read.
 
     Raises:
-        FileNotFoundError: no folder, no table, or rows that name missing files.
-        ValueError: a line that is no row, a missing column, rows without caption, or no
-            row left; every fault in one sentence, each with its file and line.
+        FileNotFoundError: there is no folder or no table, or rows name missing files.
+        ValueError: a line is not a row, a column is missing, rows have no caption, or
+            no rows are left; one sentence lists all faults, with file and line.
     """
 
     def __init__(
@@ -114,17 +113,17 @@ class AudioFolder:
         return self.rows[index].path
 
     def faults(self, most: int | None = CHECKED) -> list[str]:
-        """Everything that is wrong with the folder, a sentence each, with file and
-        line: lines, columns, captions, missing and unreadable files, silence.
+        """Everything that is wrong with the folder, one sentence per fault, with file
+        and line: lines, columns, captions, missing and unreadable files, silence.
 
         Args:
-            most: rows whose files are looked at, evenly over the table, and a tenth as
-                many are heard to the end; None for all of them.
+            most: the number of rows whose files are opened, spread evenly over the
+                table; a tenth as many are read to the end. None checks all of them.
         """
         return self.examine(most).faults
 
     def examine(self, most: int | None = None, progress: bool = False) -> Findings:
-        """What there is and what is wrong with it; arguments as `faults`."""
+        """What the folder holds and what is wrong with it; `most` as for `faults`."""
         found = Findings(self)
         found.faults = [*self._faults, *tables.missing(self.rows)]
         # a file may have several captions
@@ -140,8 +139,8 @@ class AudioFolder:
         return found
 
     def by(self, column: str) -> dict[str, AudioFolder]:
-        """The recordings apart for each value of a column; one folder under "" where
-        there is no such column.
+        """The recordings grouped by the values of a column; one group under "" if there
+        is no such column.
         """
         parts: dict[str, AudioFolder] = {}
         for value in sorted({row.get(column, "") for row in self.rows}):
@@ -157,8 +156,8 @@ class AudioFolder:
         said = " and ".join(map(str, self.tables))
         if column not in self.rows[0]:
             raise ValueError(
-                f"{said} has no column {column!r} to choose {wanted!r} by; its columns "
-                f"are {', '.join(self.rows[0])}"
+                f"{said} has no column {column!r} in which to find {wanted!r}; its "
+                f"columns are {', '.join(self.rows[0])}"
             )
         there = sorted({row[column] for row in self.rows})
         self.rows = [row for row in self.rows if keep(row)]
@@ -169,17 +168,15 @@ class AudioFolder:
 
 
 def of_part(folder: str | os.PathLike, part: str) -> AudioFolder:
-    """The captioned recordings of one part ("train", "test") where the table tells
-    parts, or else all.
+    """The captioned recordings of one part ("train", "test"), or all if the table has
+    no parts.
     """
     every = AudioFolder(folder)
     return AudioFolder(folder, part=part) if "part" in every.rows[0] else every
 
 
 def told(faults: Sequence[str], folder: str | os.PathLike) -> str:
-    """Faults as one sentence, for an error: the first TOLD of them, and how many there
-    are.
-    """
+    """Faults as one sentence for an error: the first TOLD of them, and their number."""
     if len(faults) == 1:
         return faults[0]
     more = len(faults) - TOLD
@@ -190,19 +187,19 @@ def told(faults: Sequence[str], folder: str | os.PathLike) -> str:
 
 @dataclass
 class Findings:
-    """What a look at a folder found: how much there is, and every fault, a sentence
-    each.
+    """The findings of a check of a folder: how much it holds, and one sentence per
+    fault.
     """
 
     folder: AudioFolder
-    seconds: float = 0.0  # of the files that were looked at
+    seconds: float = 0.0  # total length of the files that were opened
     rates: Counter[int] = field(default_factory=Counter)  # files by sample rate
     faults: list[str] = field(default_factory=list)
-    # what is read otherwise than it stands there: louder than 1, channels that cancel
+    # recordings that are changed as they are read: louder than 1, cancelling channels
     notes: list[str] = field(default_factory=list)
 
     def look(self, path: Path, row: Row, hear: bool) -> None:
-        """Look at a file: at its header, and if asked at all of its samples."""
+        """Check a file: its header and, if `hear`, all of its samples."""
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
@@ -217,7 +214,7 @@ class Findings:
         self.notes += [f"{row.place}: {note.message}" for note in said]
 
     def report(self) -> str:
-        """All of it, line by line."""
+        """All findings as text, line by line."""
         rows, tables = self.folder.rows, self.folder.tables
         columns = ", ".join(rows[0]) if rows else "none that can be read"
         n, hours = sum(self.rates.values()), self.seconds / 3600
@@ -241,14 +238,14 @@ class Findings:
 
 
 def _counts(counts: dict[str, int], most: int = 40) -> str:
-    """Names and how often each is there, most often first."""
+    """Names and how often each occurs, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{name!s} ({n})" for name, n in ordered[:most])
     return shown + f" and {len(ordered) - most} more" * (len(ordered) > most)
 
 
 def _spread(items: Sequence, most: int | None) -> Sequence:
-    """All items, or `most` of them, evenly from the first to the last."""
+    """All items, or `most` of them, spread evenly from the first to the last."""
     if most is None or len(items) <= max(1, most):
         return items
     n = max(1, most)
@@ -256,7 +253,7 @@ def _spread(items: Sequence, most: int | None) -> Sequence:
 
 
 def _audible(samples: np.ndarray) -> np.ndarray:
-    """Where samples in [-1, 1] are not 0 as 16 bits."""
+    """Which samples in [-1, 1] are not 0 when stored in 16 bits."""
     return np.round(samples * INT16) != 0
 
 
@@ -269,7 +266,7 @@ def _licence_name(licence: str) -> str:
 
 class Corpus:
     """Clips of one length to train on: `waves` int16 (N, n_samples), in memory or
-    mapped, and N `captions`.
+    mapped from disk, and N `captions`.
     """
 
     def __init__(self, waves: np.ndarray, captions: Sequence[str]) -> None:
@@ -298,8 +295,8 @@ class Corpus:
         """Render the first `n` clips of a SoundWorld; the result is the same for any
         number of processes.
 
-        With `workers` > 1 a script needs the usual `if __name__ == "__main__":` (new
-        processes are spawned).
+        With `workers` > 1, new processes are spawned, so a script needs the usual
+        `if __name__ == "__main__":`.
         """
         if n < 1 or workers < 1:
             raise ValueError(f"n and workers must be at least 1, not {n} and {workers}")
@@ -317,10 +314,10 @@ class Corpus:
     ) -> Corpus:
         """Cut recordings into pieces of `seconds`, each with the recording's caption.
 
-        The last piece is padded with zeros, or dropped if less than a tenth of it is
-        recording; pieces of digital silence are dropped, with a warning that names
-        their recordings. Of more than CHECKED recordings, those that can't be read are
-        dropped likewise.
+        The last piece is padded with zeros, or dropped if the recording fills less than
+        a tenth of it. Pieces of digital silence are dropped, with a warning that names
+        their recordings. In folders of more than CHECKED recordings, unreadable ones
+        are dropped in the same way.
         """
         n_samples = round(seconds * audio.SAMPLE_RATE)
         if n_samples < 1:
@@ -333,9 +330,7 @@ class Corpus:
         return cls(np.stack(waves), captions)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `waves.npy` and `captions.json` into `folder`, which is then whole or
-        as it was before.
-        """
+        """Write `waves.npy` and `captions.json` to `folder`, both or neither."""
         with replacing_folder(Path(folder)) as new:
             np.save(new / "waves.npy", self.waves)
             (new / "captions.json").write_text(
@@ -344,14 +339,12 @@ class Corpus:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Corpus:
-        """Open a saved corpus; its waves stay on disk and are read as they are asked
-        for.
-        """
+        """Open a saved corpus; its waves stay on disk and are read when needed."""
         folder = Path(folder)
         for name in ("waves.npy", "captions.json"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
-                    f"the folder {str(folder)!r} is no saved corpus: it has no {name}"
+                    f"the folder {str(folder)!r} holds no saved corpus: no {name}"
                 )
         try:
             waves = np.load(folder / "waves.npy", mmap_mode="r")
@@ -378,7 +371,7 @@ def _render_chunks(
     if workers == 1:
         yield from map(partial(_render_chunk, world), chunks)
         return
-    # Spawned, not forked: a fork of a process whose torch has threads can hang.
+    # Spawn processes: a fork can hang if torch has started threads.
     with multiprocessing.get_context("spawn").Pool(min(workers, len(chunks))) as pool:
         yield from pool.imap(partial(_render_chunk, world), chunks)
 
@@ -386,7 +379,7 @@ def _render_chunks(
 def _cut(
     folder: AudioFolder, n_samples: int, progress: bool
 ) -> tuple[list[np.ndarray], list[str]]:
-    """All pieces of recordings that hold sound, and their captions."""
+    """All pieces of the recordings that hold sound, and their captions."""
     waves, captions, silent, unread = [], [], [], []
     shown = {"desc": folder.folder.name, "unit": "file", "disable": not progress}
     for i in tqdm(range(len(folder)), **shown):
@@ -404,7 +397,7 @@ def _cut(
             n = f"{len(pieces) - len(heard)} of {len(pieces)}"
             silent.append(f"{n} of {folder.rows[i].file!r}")
     _warn_of(unread, f"of {len(folder)} recordings can't be read")
-    if waves:  # else it is an error
+    if waves:  # without any, an error is raised
         _warn_of(silent, f"of {len(folder)} recordings hold pieces of silence")
     return waves, captions
 
@@ -420,15 +413,13 @@ def _pieces(wave: np.ndarray, n_samples: int) -> list[np.ndarray]:
 
 
 def _warn_of(dropped: list[str], what: str) -> None:
-    """Say how many recordings were left out, whole or in part, and the first of
-    them.
-    """
+    """Warn how many recordings were left out, wholly or partly, and name the first."""
     if dropped:
         more = f" and {len(dropped) - TOLD} more" * (len(dropped) > TOLD)
         said = f"{len(dropped)} {what}, left out: {', '.join(dropped[:TOLD])}{more}"
-        warnings.warn(said, stacklevel=4)  # names the line that calls `from_folder`
+        warnings.warn(said, stacklevel=4)  # blames the line that calls `from_folder`
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file, without what `path` must be."""
+    """What is wrong with a file: an error's text without its demand on `path`."""
     return str(error).partition("; ")[2] or str(error)

@@ -1,11 +1,12 @@
-"""Detectors in closed form: how high a sound is, how fast, how loud, and when its
-strokes begin.
+"""Detectors in closed form: the pitch, speed and loudness of a sound, and the moments
+when its strokes begin.
 
-Nothing here is trained. Along log frequency a change of pitch is a shift: the known
-spectrum of a kind of sound slides until it fits (Brown 1992), and tells the pitch also
-of bells, sirens and wind. The spectrum of the modulations tells the speed in the same
-way. Strokes begin where the spectrum rises (Bello et al. 2005). A sound that is nowhere
-like its kind has no pitch, and a smear has no strokes. Chapter 17 builds this module.
+Nothing here is trained. On a log-frequency axis a change of pitch is a shift: the known
+spectrum of a kind of sound slides until it fits (Brown 1992), which finds the pitch of
+bells, sirens and wind, too. The modulation spectrum gives the speed in the same way.
+Strokes begin where the spectrum rises (Bello et al. 2005). If a sound resembles its
+kind nowhere, it has no pitch; if it is a smear, it has no strokes. Chapter 17 builds
+this module.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from minilib import audio
 FRAME_RATE = audio.SAMPLE_RATE / audio.HOP  # frames of the log-mel a second
 N_FFT = 4096  # 256 ms: the harmonics of 40 Hz stay apart
 PER_OCTAVE = 24  # bands of a spectrum
-REACH = 0.4  # octaves that a pattern slides from its level
-# the correlation with a pattern from which on a sound has a pitch or a speed
+REACH = 0.4  # octaves by which a pattern slides away from its level
+# the least correlation with a pattern at which a sound has a pitch or a speed
 LIKENESS = 0.5
-# an onset is no stroke if it rises by less than this share of what the known strokes do
+# an onset counts as a stroke if it rises by at least this share of known strokes' rise
 RISE = 0.4
 
 # --------------------------------------------------------------------------------------
-# What is measured of any sound
+# Measurements of any sound
 
 
 def unit(spectra: np.ndarray) -> np.ndarray:
-    """Spectra (…, N) at mean 0 and norm 1: their products are correlations."""
+    """Spectra (…, N) scaled to mean 0 and norm 1: their products are correlations."""
     x = spectra - spectra.mean(axis=-1, keepdims=True)
     return x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12)
 
@@ -45,16 +46,16 @@ def unit(spectra: np.ndarray) -> np.ndarray:
 def log_spectrum(
     power: np.ndarray, spacing: float, low: float, high: float, exponent: float
 ) -> np.ndarray:
-    """Gather a power spectrum in bands evenly spaced in octaves, as a pattern that can
-    slide.
+    """Gather a power spectrum into bands evenly spaced in octaves, as a pattern that
+    can slide.
 
     Args:
-        power: (…, K) at frequencies `spacing` Hz apart; low, high: the band's centres,
-            in Hz.
-        exponent: of the power; the lower, the more the weak bands count. They do from
-            50 dB below the strongest on.
+        power: (…, K) at frequencies `spacing` Hz apart; low, high: the first and last
+            centre of the bands, in Hz.
+        exponent: applied to the power; the lower, the more weak bands count. Bands more
+            than 50 dB below the strongest do not count.
     Returns:
-        (…, N), at mean 0 and norm 1.
+        (…, N), with mean 0 and norm 1.
     """
     centres = low * 2 ** (
         np.arange(int(PER_OCTAVE * math.log2(high / low))) / PER_OCTAVE
@@ -72,7 +73,7 @@ def log_spectrum(
 
 
 def spectrum(waves: Tensor) -> np.ndarray:
-    """What sounds how high: (n, samples) -> (n, N), in bands from 30 to 7800 Hz."""
+    """The spectra of sounds: (n, samples) -> (n, N), in bands from 30 to 7800 Hz."""
     # (n, T, N_FFT)
     frames = F.pad(waves, (N_FFT // 2, N_FFT // 2)).unfold(1, N_FFT, N_FFT // 4)
     # (n, K)
@@ -83,15 +84,15 @@ def spectrum(waves: Tensor) -> np.ndarray:
 
 
 def audible(mel: Tensor) -> np.ndarray:
-    """Log-mels (…, T, F) on a scale from 0, at 60 dB below the loudest moment, to 7."""
+    """Log-mels (…, T, F) rescaled from 0, 60 dB below the loudest moment, to 7."""
     return torch.log1p(
         1000 * (mel - mel.amax(dim=(-2, -1), keepdim=True)).double().exp()
     ).numpy()
 
 
 def modulation(mel: Tensor) -> np.ndarray:
-    """How often a second the sound comes and goes: log-mel (T, F) -> (N,), in bands
-    from 0.3 to 45 Hz.
+    """The modulation spectrum, how often per second a sound comes and goes: log-mel
+    (T, F) -> (N,), in bands from 0.3 to 45 Hz.
     """
     loudness = audible(mel)
     swing = (loudness - loudness.mean(axis=0)) * np.hanning(len(mel))[:, None]
@@ -102,10 +103,10 @@ def modulation(mel: Tensor) -> np.ndarray:
 
 
 def burstiness(wave: Tensor) -> float:
-    """Variance of the power in 25 ms over its squared mean, as a natural logarithm.
+    """Natural logarithm of the variance of the power in 25 ms over its squared mean.
 
-    For grains strewn at random it falls as 1 / rate, as mean and variance both grow
-    with it (Campbell's theorem).
+    For grains scattered at random the ratio falls as 1 / rate, since mean and variance
+    both grow with the rate (Campbell's theorem).
     """
     # grains are brighter than the roar under them
     bright = (wave[1:] - 0.95 * wave[:-1]).double()
@@ -115,12 +116,12 @@ def burstiness(wave: Tensor) -> float:
 
 
 def onset_strength(mel: Tensor, interval: float) -> np.ndarray:
-    """By how much the bands get louder, in the mean (spectral flux; Bello et al. 2005,
+    """The mean rise in the level of the bands (spectral flux; Bello et al. 2005,
     section III.B).
 
     Args:
-        mel: log-mel (T, F); interval: seconds from stroke to stroke, about: a tenth of
-            it is seen as one moment.
+        mel: log-mel (T, F); interval: approximate seconds between strokes; a tenth of
+            it counts as one moment.
     Returns:
         (T,), in units of `audible`.
     """
@@ -133,13 +134,14 @@ def onset_strength(mel: Tensor, interval: float) -> np.ndarray:
 
 
 def onsets(mel: Tensor, interval: float, rise: float) -> np.ndarray:
-    """When strokes begin, in seconds, or a little later: peaks of the onset strength.
+    """The times in seconds when strokes begin, or shortly after: peaks of the onset
+    strength.
 
     Args:
-        mel: log-mel (T, F); interval: seconds from stroke to stroke, about: peaks
-            nearer than 0.6 of it are one.
-        rise: the least onset strength of a peak; 0.7 of it must stand above the valleys
-            beside it.
+        mel: log-mel (T, F); interval: approximate seconds between strokes; peaks closer
+            than 0.6 of it count as one.
+        rise: the least onset strength of a peak, which must rise above the valleys
+            beside it by 0.7 of this.
     """
     strength = np.pad(onset_strength(mel, interval), 1)
     apart = max(1, round(0.6 * interval * FRAME_RATE))
@@ -150,18 +152,18 @@ def onsets(mel: Tensor, interval: float, rise: float) -> np.ndarray:
 
 
 def tempo(times: np.ndarray) -> float:
-    """Beats a second of notes that begin at `times`, most of them one a beat: the
-    median. NaN below two notes.
+    """Beats per second, by the median, of notes that begin at `times`, most of them one
+    beat apart; NaN for fewer than two notes.
     """
     return float(1 / np.median(np.diff(times))) if len(times) > 1 else math.nan
 
 
 # --------------------------------------------------------------------------------------
-# Patterns of a kind of sound that is known
+# Patterns of known kinds of sound
 
 
 def nearest(value: float, levels: Sequence[float]) -> int:
-    """The number of the level that is nearest in octaves; -1 for NaN, where nothing was
+    """The index of the level that is nearest in octaves; -1 for NaN, when nothing was
     heard.
     """
     return (
@@ -173,7 +175,7 @@ def nearest(value: float, levels: Sequence[float]) -> int:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The mean spectrum of a class at each of its levels, slid up and down."""
+    """The mean spectrum of a class at each of its levels, shifted up and down."""
 
     levels: tuple[float, ...]  # Hz
     slid: np.ndarray  # (L, S, N): levels, steps of one band, bands
@@ -182,7 +184,7 @@ class Pattern:
     def of(
         cls, spectra: np.ndarray, hz: Sequence[float], levels: Sequence[float]
     ) -> Pattern:
-        """Make the pattern of spectra (n, N) whose pitches or rates (n,) vary a little
+        """Make a pattern from spectra (n, N) whose pitches or rates (n,) vary a little
         around the levels.
         """
         slide = partial(ndimage.shift, order=1, mode="nearest")
@@ -202,12 +204,12 @@ class Pattern:
         return float((self.slid @ spectrum).max())
 
     def find(self, spectrum: np.ndarray) -> float:
-        """Where in Hz the pattern fits a spectrum (N,) best, between steps by a
-        parabola; NaN: it fits nowhere.
+        """The frequency in Hz at which the pattern fits a spectrum (N,) best,
+        interpolated by a parabola; NaN if it fits nowhere.
         """
         fits = self.slid @ spectrum  # (L, S)
         k, s = np.unravel_index(fits.argmax(), fits.shape)
-        # at the edge it would fit better still where it can't slide
+        # at the edge, the best fit would lie beyond the range of the slide
         beyond = s in (0, fits.shape[1] - 1)
         if fits[k, s] < LIKENESS or beyond:
             return math.nan
@@ -218,17 +220,17 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Strokes:
-    """How the strokes of a class begin."""
+    """The onsets of the strokes of a class."""
 
-    interval: float  # seconds from one to the next, about
+    interval: float  # approximate seconds from one to the next
     rise: float  # the median onset strength of a stroke
-    delay: float  # seconds from its beginning to that peak
+    delay: float  # seconds from a stroke's beginning to its peak of onset strength
 
     @classmethod
     def of(
         cls, mels: Tensor, times: Sequence[Sequence[float]], interval: float
     ) -> Strokes:
-        """Look at strokes of known times in log-mels (n, T, F)."""
+        """Measure strokes at known times in log-mels (n, T, F)."""
         peaks = []
         for mel, strokes in zip(mels, times):
             strength = onset_strength(mel, interval)
@@ -242,5 +244,5 @@ class Strokes:
         return cls(interval, float(rise), float(delay))
 
     def find(self, mel: Tensor) -> np.ndarray:
-        """When such strokes begin in a log-mel (T, F), in seconds."""
+        """The times in seconds when such strokes begin in a log-mel (T, F)."""
         return onsets(mel, self.interval, RISE * self.rise) - self.delay

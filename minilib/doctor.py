@@ -1,9 +1,9 @@
-"""What minilib needs of the machine it runs on: a finding for each thing, and how to
-mend what is wrong.
+"""Checks of everything minilib needs from its machine: a finding for each thing, and
+how to fix what is wrong.
 
-`minilib doctor` prints them. Each check looks at the world itself and knows nothing of
-the others, so that one thing that is broken does not hide the next. Libraries are
-imported inside the checks: each may be what is broken.
+`minilib doctor` prints them. Each check examines the machine by itself and relies on no
+other check, so that one broken thing does not hide the next. Libraries are imported
+inside the checks, since any of them may be broken.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from minilib.files import refusal
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-# of the checkout, where minilib isn't installed
+# the checkout's, for a minilib that isn't installed
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 MEMINFO = Path("/proc/meminfo")
-MEMORY_LIMITS = (  # of the container, if this is one: control groups 2 and 1
+MEMORY_LIMITS = (  # a container's limits: control groups version 2 and 1
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-MAKES_A_SOUND = 0.5e9  # bytes of memory: 0.43 GB were measured
-# bytes of memory: 2.9 GB were measured over 500 clips, and a run keeps LOA and latents
-# of 8000
+MAKES_A_SOUND = 0.5e9  # bytes of memory; 0.43 GB was measured
+# bytes of memory; 2.9 GB was measured over 500 clips, and a run keeps the LOA and
+# latents of 8000
 TRAINS = 3.5e9
 PIP = f"{sys.executable} -m pip"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
@@ -47,13 +47,13 @@ class Finding:
     """What a check found."""
 
     found: str
-    wrong: str = ""  # a sentence: what is wrong, and how to mend it
-    works: bool = True  # False where minilib makes no sound before it is mended
+    wrong: str = ""  # a sentence: what is wrong, and how to fix it
+    works: bool = True  # False if minilib can make no sound until it is fixed
 
 
 def examine(weights: Path) -> list[tuple[str, Callable[[], Finding]]]:
-    """The checks by name, each a function to be called in this order; `weights` is the
-    folder of a pipeline.
+    """The checks by name, functions to call in this order; `weights` is the folder of a
+    pipeline.
     """
     checks = {
         "Python": python,
@@ -71,22 +71,22 @@ def examine(weights: Path) -> list[tuple[str, Callable[[], Finding]]]:
 
 
 def finished(check: Callable[[], Finding]) -> Finding:
-    """What the check finds, also where it stumbles over a library that is broken."""
+    """The check's finding, even if the check itself fails on a broken library."""
     try:
         return check()
     except Exception as error:  # an import may fail in any way
         reason = f"this could not be checked ({in_short(error)})"
-        mend = "first mend what else is wrong"
+        mend = "fix the other problems first"
         return Finding("not checked", f"{reason}: {mend}", works=False)
 
 
 def in_short(error: Exception) -> str:
-    """An error's kind and text on one line."""
+    """The type and text of an error, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def gigabytes(n: float) -> str:
-    """Bytes as gigabytes, one of a billion bytes."""
+    """Bytes as gigabytes of a billion bytes each."""
     return f"{n / 1e9:.1f} GB"
 
 
@@ -95,8 +95,8 @@ def gigabytes(n: float) -> str:
 
 
 def declared() -> tuple[str, list[Requirement]]:
-    """The Python versions and the libraries that minilib asks for, extras left out: as
-    installed, or in pyproject.
+    """The Python versions and libraries that minilib requires, without extras, from the
+    installed package or from pyproject.
     """
     from packaging.requirements import Requirement
 
@@ -117,19 +117,19 @@ def declared() -> tuple[str, list[Requirement]]:
 
 
 def python() -> Finding:
-    """Whether this Python is one of those that minilib supports."""
+    """Whether minilib supports this version of Python."""
     from packaging.specifiers import SpecifierSet
 
     version, (versions, _) = platform.python_version(), declared()
     if SpecifierSet(versions).contains(version, prereleases=True):
         return Finding(f"{version}, {sys.executable}")
-    mend = "make a new environment with one of these, as in: make PYTHON=python3.12"
+    mend = "set up a new environment with one of these, e.g. make PYTHON=python3.12"
     return Finding(version, f"minilib runs on Python {versions}: {mend}", works=False)
 
 
 def misfit(requirement: Requirement) -> str:
-    """What is wrong with an installed library: that it is missing, of another version,
-    or broken; "" for nothing.
+    """What is wrong with a library (it is missing, has the wrong version, or is
+    broken), or "" if nothing is.
     """
     try:
         version = importlib.metadata.version(requirement.name)
@@ -139,14 +139,14 @@ def misfit(requirement: Requirement) -> str:
         return f"{requirement.name} is {version}, not {requirement.specifier}"
     try:
         importlib.import_module(requirement.name.replace("-", "_"))
-    # of any kind: a missing system library, files of two versions, ...
+    # any error: a missing system library, files from two versions, ...
     except Exception as error:
         return f"{requirement.name} {version} can't be imported ({in_short(error)})"
     return ""
 
 
 def libraries() -> Finding:
-    """Whether all libraries but torch are there, in versions that fit, and can be
+    """Whether all libraries except torch are installed in fitting versions and can be
     imported.
     """
     needed = [
@@ -165,12 +165,12 @@ def libraries() -> Finding:
     )
     mend = f"{PIP} uninstall -y {names} && {PIP} install {wanted}"
     return Finding(
-        found, f"{'; '.join(wrong.values())}: mend it with: {mend}", works=False
+        found, f"{'; '.join(wrong.values())}; fix it with: {mend}", works=False
     )
 
 
 def torch_itself() -> Finding:
-    """Whether torch is there, in a version that fits, can be imported, and multiplies
+    """Whether torch is installed in a fitting version, can be imported, and multiplies
     correctly on the CPU.
     """
     (requirement,) = (
@@ -179,26 +179,24 @@ def torch_itself() -> Finding:
     if problem := misfit(requirement):
         mend = f'{PIP} install "{requirement}" --index-url {CPU_WHEELS}'
         return Finding(
-            "not to be used",
-            f"{problem}: install it anew, for the CPU with: {mend}",
+            "unusable",
+            f"{problem}; to reinstall it for the CPU, run: {mend}",
             works=False,
         )
     import torch
 
     found = f"{torch.__version__}, {torch.get_num_threads()} threads"
     if not multiplies("cpu"):
-        mend = "install torch anew, or try another version of it"
+        mend = "reinstall torch, or try another version"
         return Finding(
-            found,
-            f"torch multiplies two matrices wrongly on this CPU: {mend}",
-            works=False,
+            found, f"torch multiplies matrices wrongly on this CPU: {mend}", works=False
         )
     return Finding(found)
 
 
 def multiplies(device: str) -> bool:
-    """Whether a product of float32 matrices is that of whole numbers, which float32 and
-    TF32 hold exactly.
+    """Whether a product of float32 matrices is exact. Their entries are whole numbers,
+    which float32 and TF32 hold exactly.
     """
     import torch
 
@@ -208,63 +206,63 @@ def multiplies(device: str) -> bool:
 
 
 def device() -> Finding:
-    """What computes: a GPU that multiplies correctly, or the CPU; a warning where a GPU
-    lies idle.
+    """Which device computes: a GPU that multiplies correctly, or the CPU; a warning if
+    a GPU is left unused.
     """
     import torch
 
     if torch.cuda.is_available():
         return gpu()
     if torch.backends.mps.is_available():
-        return Finding("Apple GPU (MPS) for training; the CPU for all else")
-    found = "the CPU; there is no GPU that torch can use"
+        return Finding("Apple GPU (MPS) for training; the CPU for everything else")
+    found = "the CPU; torch finds no GPU that it can use"
     if shutil.which("nvidia-smi") is None:
         return Finding(found)
     cuda = torch.version.cuda
     reason = (
-        f"is built for CUDA {cuda}, which the driver is too old for"
+        f"is built for CUDA {cuda}, for which the driver is too old"
         if cuda
-        else "is built for the CPU alone"
+        else "is built for the CPU only"
     )
     builds = "https://pytorch.org/get-started/locally"
-    mend = f"choose a build that fits what nvidia-smi says, at {builds}"
+    mend = f"choose a build for the CUDA version that nvidia-smi shows, from {builds}"
     return Finding(
         found,
-        f"an NVIDIA driver is here, but torch {torch.__version__} {reason}: {mend}",
+        f"there is an NVIDIA driver, but torch {torch.__version__} {reason}: {mend}",
     )
 
 
 def gpu() -> Finding:
-    """The first CUDA GPU, and whether it multiplies correctly: minilib takes it
-    wherever there is one.
+    """The first CUDA GPU, and whether it multiplies correctly, since minilib always
+    uses it if there is one.
     """
     import torch
 
     memory = torch.cuda.get_device_properties(0).total_memory
     found = f"{torch.cuda.get_device_name()}, {gigabytes(memory)}"
     try:
-        problem = "" if multiplies("cuda") else "it multiplies two matrices wrongly"
+        problem = "" if multiplies("cuda") else "it multiplies matrices wrongly"
     except Exception as error:  # no kernels for this GPU, no memory left, ...
         problem = in_short(error)
     if not problem:
         return Finding(found)
-    alone = "leave it alone with: export CUDA_VISIBLE_DEVICES="
+    alone = "hide it with: export CUDA_VISIBLE_DEVICES="
     mend = f"install a torch that is built for it, or {alone}"
     return Finding(found, f"the GPU does not work ({problem}): {mend}", works=False)
 
 
 def torchaudio() -> Finding:
-    """Whether torchaudio can be imported, if it is there at all; `torchaudio_guard` has
-    mended what it can.
+    """Whether torchaudio can be imported, if it is installed; `torchaudio_guard` has
+    already fixed what it can.
     """
     if importlib.util.find_spec("torchaudio") is None:
-        return Finding("not installed; minilib does without")
+        return Finding("not installed; minilib does not need it")
     try:
         return Finding(importlib.import_module("torchaudio").__version__)
     except Exception as error:
-        mend = "pip uninstall torchaudio, or install the one of your torch's release"
+        mend = "pip uninstall torchaudio, or install the one that matches your torch"
         who = "transformers and diffusers, which the released models need,"
-        reason = f"{who} trip over it ({in_short(error)})"
+        reason = f"{who} fail because of it ({in_short(error)})"
         return Finding("can't be imported beside this torch", f"{reason}: {mend}")
 
 
@@ -273,12 +271,12 @@ def torchaudio() -> Finding:
 
 
 def room_for_a_run() -> int:
-    """Bytes that `minilib train all --preset tiny` writes, at most: clips, weights, and
+    """The most bytes that `minilib train all --preset tiny` writes: clips, weights, and
     two checkpoints at a time.
 
-    A checkpoint holds weights, their average and at most AdamW's two moments, in
-    float32, and its successor is written before it goes. No stage trains more than all
-    parts.
+    A checkpoint holds the weights, their average and at most AdamW's two moments, in
+    float32, and is deleted only after its successor is written. No stage trains more
+    than all the parts.
     """
     from minilib.audio import SAMPLE_RATE
     from minilib.folders import CLASSES
@@ -294,12 +292,12 @@ def room_for_a_run() -> int:
 
 
 def disk() -> Finding:
-    """Whether the working folder can be written to, with room for a run of training."""
+    """Whether the working folder is writable and has room for a training run."""
     folder, needed = Path.cwd(), room_for_a_run()
     free = shutil.disk_usage(folder).free
     found = f"{gigabytes(free)} free in {folder}"
     if reason := refusal(folder):
-        mend = "delete what you don't need there, or work in another folder"
+        mend = "delete files that you don't need, or work in another folder"
         return Finding(
             found,
             f"not even a megabyte can be written here ({reason.strerror}): {mend}",
@@ -314,10 +312,10 @@ def disk() -> Finding:
 
 
 def temporary_folder() -> Finding:
-    """Whether the system's folder for temporary files takes any; minilib itself puts
-    none there, libraries may.
+    """Whether the system's folder for temporary files is writable; minilib itself
+    writes none there, but libraries may.
     """
-    mend = "make room there, or name another folder in the environment variable TMPDIR"
+    mend = "make room there, or set the environment variable TMPDIR to another folder"
     try:
         folder = Path(tempfile.gettempdir())
     except FileNotFoundError as error:
@@ -334,29 +332,29 @@ def temporary_folder() -> Finding:
 
 
 def memory() -> Finding:
-    """Whether there is memory for a sound, and for training."""
+    """Whether there is enough memory to make a sound, and to train."""
     available = available_memory()
     if available is None:
-        return Finding("not checked: this system does not say how much there is")
+        return Finding("not checked: this system does not report it")
     found = f"{gigabytes(available)} available"
     if available < MAKES_A_SOUND:
-        mend = "close other programs, or give the machine or the container more"
+        mend = "close other programs, or give the machine or container more memory"
         return Finding(
-            found, f"a sound takes {gigabytes(MAKES_A_SOUND)}: {mend}", works=False
+            found, f"a sound needs {gigabytes(MAKES_A_SOUND)}: {mend}", works=False
         )
     if available < TRAINS:
-        mend = "close other programs, or train where there is more"
+        mend = "close other programs, or train on a machine with more memory"
         return Finding(
-            found, f"`minilib train all` takes some {gigabytes(TRAINS)}: {mend}"
+            found, f"`minilib train all` needs about {gigabytes(TRAINS)}: {mend}"
         )
     return Finding(found)
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that can still be had, within the container's limit; all there is
-    where the system tells no more.
+    """Bytes of memory still available, within the container's limit, or the total where
+    the system reports only that.
 
-    None on systems that tell neither, as Windows.
+    None on systems that report neither, such as Windows.
     """
     if MEMINFO.is_file():
         kilobytes = {
@@ -381,7 +379,7 @@ def pipeline(folder: Path) -> Finding:
     """Whether every part of a pipeline loads, and all fit together."""
     if not folder.is_dir():
         train = f"minilib train all --out {folder}"
-        mend = f"give a folder with --weights, or train some with: {train}"
+        mend = f"name a folder with --weights, or train weights with: {train}"
         return Finding("none", f"there are no weights in {folder}: {mend}", works=False)
     from minilib.audioldm2 import AudioLDM2
     from minilib.convert import released
@@ -394,14 +392,14 @@ def pipeline(folder: Path) -> Finding:
         problems = [refused(AudioLDM2.from_pretrained, folder, "cpu")]
     problems = list(dict.fromkeys(filter(None, problems)))
     if problems:
-        anew = "fetch them anew (in a checkout: git checkout data/weights)"
+        anew = "restore them (in a checkout: git checkout data/weights)"
         mend = f"{'; '.join(problems)}: {anew} or train them (minilib train all)"
         return Finding(f"damaged, in {folder}", mend, works=False)
     return Finding(f"{', '.join(names) or 'a released pipeline'} in {folder}")
 
 
 def refused(load: Callable, *arguments: object) -> str:
-    """With which sentence a loading function refuses its arguments; "" for none."""
+    """The sentence with which a loading function refuses its arguments, or ""."""
     try:
         load(*arguments)
     except (ValueError, TypeError, OSError) as error:
@@ -410,12 +408,12 @@ def refused(load: Callable, *arguments: object) -> str:
 
 
 def recordings() -> Finding:
-    """Whether MINILIB_REALAUDIO, if it is set, names a folder of recordings that
-    training can hear.
+    """Whether MINILIB_REALAUDIO, if it is set, names a folder of recordings to train
+    on.
     """
     folder = os.environ.get("MINILIB_REALAUDIO")
     if not folder:
-        return Finding("MINILIB_REALAUDIO is not set: training hears SoundWorld alone")
+        return Finding("MINILIB_REALAUDIO is not set: training uses SoundWorld only")
     from minilib.data import OPEN_LICENCES, AudioFolder
 
     try:
@@ -423,7 +421,7 @@ def recordings() -> Finding:
             AudioFolder(folder, part="train", licences=OPEN_LICENCES, captions=False)
         )
     except (ValueError, OSError) as error:
-        named = "name a folder of recordings with a manifest.csv"
+        named = "set it to a folder of recordings with a manifest.csv"
         reason = f"training can't read it ({error})"
         mend = f"{reason}: {named}, or: unset MINILIB_REALAUDIO"
         return Finding(f"MINILIB_REALAUDIO is {folder}", mend)

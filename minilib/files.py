@@ -1,8 +1,8 @@
-"""Files and folders that are written whole or not at all: a full disk costs what was to
-be written, nothing else.
+"""Files and folders that are written whole or not at all, so that a full disk damages
+nothing that was there before.
 
-What is written has a name of its own, beside the old, and takes the old one's place
-when it is whole (`os.replace`). Chapter 02 shows it at work.
+Everything is written under a temporary name beside the old version, and replaces it
+only when it is complete (`os.replace`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# the disk, the quota or the longest file allowed is used up
+try:
+    import fcntl
+except ImportError:  # as on Windows
+    fcntl = None
+
+# the disk is full, the quota is used up, or the file is larger than allowed
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -28,10 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
     success only.
 
     Raises:
-        OSError: the file can't be written; it names `path`, and what stood there is
-            untouched.
+        OSError: the file can't be written; the error names `path`, and an older file
+            there is untouched.
     """
-    # short, for a name may be as long as the disk allows
+    # a short name: the file's own may be as long as the disk allows
     name = zlib.crc32(os.fsencode(path.name))
     writer = f"{os.getpid()}-{threading.get_native_id()}"
     temporary = path.with_name(f".{name:08x}-{writer}.part")
@@ -44,13 +49,44 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same from working in a folder, which is
+    made if it is missing; the lock goes when the process ends, however it ends.
+
+    Raises:
+        ValueError: another process works there.
+    """
+    if fcntl is None:
+        yield
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".in-use"
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            said = "another process is training there: wait for it or use another out"
+            raise ValueError(
+                f"out must be free, not {str(folder)!r}: {said}"
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # what holds anything stays
+                for made in missing:
+                    made.rmdir()
+
+
+@contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Write a folder whole or not at all: the new folder it yields takes the place of
     `folder` on success only.
 
     Raises:
-        OSError: the folder can't be written; it names `folder`, and what stood there is
-            untouched.
+        OSError: the folder can't be written; the error names `folder`, and an older
+            folder there is untouched.
     """
     missing = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -75,16 +111,16 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
-    """Write several entries of a folder, all or none: what is made in the folder it
+    """Write several entries of a folder, all or none: everything made in the folder it
     yields moves into `folder`.
 
     Args:
-        folder: made if it is missing; what else it holds stays.
-        names: of what was there and goes, also where nothing new takes its place.
+        folder: made if it is missing; its other entries stay.
+        names: older entries to remove, even if nothing new takes their place.
 
     Raises:
-        OSError: something can't be written; it names `folder`, and what stood there is
-            untouched.
+        OSError: something can't be written; the error names `folder`, and its older
+            entries are untouched.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +134,7 @@ def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
             old.mkdir()
             yield new
             written = sorted(path.name for path in new.iterdir())
-            # from here on only names change, which takes no room
+            # from here on only names change, which needs no space
             for name in sorted({*written, *names}):
                 if (folder / name).exists():
                     os.replace(folder / name, old / name)
@@ -113,15 +149,15 @@ def replacing_entries(folder: Path, names: Iterable[str]) -> Iterator[Path]:
             for path in old.glob("*"):
                 os.replace(path, folder / path.name)
         shutil.rmtree(beside)
-        with suppress(OSError):  # they hold something: what was written, or another's
+        with suppress(OSError):  # not empty: they hold what was written, or other files
             for path in missing:
                 path.rmdir()
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error that kept `path` from being written name it, whichever library met
-    it.
+    """Make an error that kept `path` from being written name it, whichever library
+    raised it.
     """
     try:
         yield
@@ -132,11 +168,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def not_written(path: Path, error: Exception) -> OSError | None:
-    """The OSError that says why `path` can't be written; None if the error is of
-    another kind.
+    """The OSError that says why `path` can't be written; None for an error of another
+    kind.
 
-    safetensors and tokenizers hide the system's reason in a text; NumPy and torch.save
-    say only how far they came.
+    safetensors and tokenizers hide the system's reason in their message; NumPy and
+    torch.save say only how much they wrote.
     """
     hidden = re.search(r"\(os error (\d+)\)", str(error))
     cut_short = re.search(
@@ -154,8 +190,8 @@ def not_written(path: Path, error: Exception) -> OSError | None:
 
 
 def refusal(folder: Path) -> OSError | None:
-    """Why a folder does not take another megabyte, or None: asks the disk itself, as
-    permissions say too little.
+    """Why another megabyte can't be written to a folder, or None. It tries the disk
+    itself, since permissions say too little.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -1,8 +1,8 @@
 """Pipelines on disk: folders of any layout, read into one `Parts` and written from it.
 
 This package's own folder holds `pipeline.json`, `vocabulary.json`, tokenizers and a
-folder for each part; `pipeline.json` may name a part of another folder
-(`"vae": "../tiny/vae"`). diffusers' folders and the authors' file come by `convert`.
+folder for each part; `pipeline.json` may point to a part in another folder
+(`"vae": "../tiny/vae"`). `convert` reads diffusers' folders and the authors' file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from minilib.unet import UNet
 from minilib.vae import VAE
 from minilib.vocoder import HiFiGAN, Vocos
 
-CLASSES: dict[str, tuple[type[Model], ...]] = {  # that the folder of a part may hold
+CLASSES: dict[str, tuple[type[Model], ...]] = {  # possible classes of each part
     "text": (T5Encoder, PhonemeEncoder),
     "clap": (CLAP,),  # or transformers' own
     "gpt": (LOARegressor,),
@@ -55,8 +55,8 @@ CLASSES: dict[str, tuple[type[Model], ...]] = {  # that the folder of a part may
     "audiomae": (AudioMAE,),
     "loudness": (Loudness,),
 }
-OPTIONAL = ("audiomae", "loudness")  # for training, and for sounds as loud as told
-# Beside its parts a folder keeps those that joint fine-tuning changed, as they were.
+OPTIONAL = ("audiomae", "loudness")  # for training, and for setting the loudness
+# A folder also keeps the earlier state of the parts that joint fine-tuning changed.
 SEPARATE, TUNED = "separate", ("gpt", "unet", "loudness")
 TOKENIZERS = ("tokenizer.json", "tokenizer", "clap_tokenizer")
 
@@ -65,7 +65,7 @@ Device = str | torch.device | None
 
 @dataclass(eq=False)
 class Parts:
-    """All that a pipeline is made of; encoders carry their tokenizers."""
+    """All parts of a pipeline; encoders carry their tokenizers."""
 
     text: nn.Module
     clap: nn.Module
@@ -77,11 +77,11 @@ class Parts:
     loudness: Loudness | None = None
     seconds: float = 10.24  # the length that the weights were trained on
     vocabulary: dict[str, Any] = field(default_factory=dict)
-    sampling: Sampling = Sampling()  # how these weights want to be sampled
+    sampling: Sampling = Sampling()  # the weights' own settings for sampling
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
-        """What encodes the conditions, by name, in the order in which GPT-2 reads."""
+        """The encoders of the conditions by name, in the order in which GPT-2 reads."""
         return {name: getattr(self, name) for name in self.gpt.config.conditions}
 
     @property
@@ -110,8 +110,8 @@ class Stored(Parts):
             folder: holds `pipeline.json`, tokenizers and a folder for each part; or a
                 folder of diffusers, which `from_diffusers` reads.
             device: where to put it; a GPU if there is one, else the CPU.
-            dtype: floating-point type of the loaded weights, whatever is stored; None
-                keeps what is stored.
+            dtype: floating-point type of the loaded weights; None keeps the stored
+                type.
 
         Raises:
             FileNotFoundError: the folder or a file in it is missing.
@@ -136,14 +136,14 @@ class Stored(Parts):
         unconditional_loa="zeros" and, in a call, eta=1 and candidates=3.
 
         Args:
-            folder: a folder as diffusers writes it, or a hub id, e.g.
+            folder: a folder written by diffusers, or a hub id, e.g.
                 "cvssp/audioldm2".
             device, dtype: as in `from_pretrained`.
-            unconditional_loa: what guidance leads away from: "gpt", the LOA of the
-                negative caption, or "zeros".
+            unconditional_loa: the LOA that guidance leads away from: "gpt", the LOA of
+                the negative caption, or "zeros".
             options: `head_width` of the U-Net's attention heads, None for 8 heads
-                everywhere; `n_tokens`, how many LOA vectors GPT-2 writes, None for as
-                many as its config names, or 512 for speech; for a `.pth` also `like`.
+                everywhere; `n_tokens`, the number of LOA vectors that GPT-2 writes,
+                None for the config's own, or 512 for speech; for a `.pth` also `like`.
 
         Raises:
             FileNotFoundError: the folder or a module in it is missing, or the hub can't
@@ -160,19 +160,19 @@ class Stored(Parts):
 
     @classmethod
     def from_original(cls, path: str | Path, *args: Any, **options: Any) -> Stored:
-        """Load a checkpoint as the authors published it: a `.pth` with all parts in it.
+        """Load a checkpoint published by the authors: a `.pth` that holds all parts.
 
-        As `from_diffusers`, but with head_width=32 and unconditional_loa="zeros" by
-        default, as in their code, and with `like`: a folder or hub id of the same model
-        in diffusers' form, for configs and tokenizers. Steps, candidates and eta are
-        not in the file: a call chooses them.
+        It works like `from_diffusers`, but by default with head_width=32 and
+        unconditional_loa="zeros", as in their code. `like`, a folder or hub id of the
+        same model in diffusers' layout, supplies configs and tokenizers. Steps,
+        candidates and eta are not in the file: a call chooses them.
         """
         authors = {"head_width": 32, "unconditional_loa": "zeros"}
         return cls.from_diffusers(path, *args, **authors | options)
 
     def to(self, device: Device) -> Stored:
-        """Move every part to a device (None: a GPU if there is one), its feature maps
-        channels last, as convolutions are fastest.
+        """Move every part to a device (None: a GPU if there is one), with channels
+        last, the memory layout in which convolutions are fastest.
         """
         device = ("cuda" if has_gpu() else "cpu") if device is None else device
         device = check_device(device)
@@ -183,24 +183,24 @@ class Stored(Parts):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None
     ) -> None:
-        """Write what `from_pretrained` reads, whole or not at all."""
+        """Write a folder that `from_pretrained` reads, whole or not at all."""
         save(self, folder, dtype)
 
     def to_diffusers(self, folder: str | Path) -> None:
-        """Write a folder that diffusers' AudioLDM2Pipeline loads, and that gives the
-        same sounds, as loud as `decode` leaves them.
+        """Write a folder that diffusers' AudioLDM2Pipeline loads and that gives the
+        same sounds, at the loudness that `decode` gives them.
 
         Raises:
             ValueError: a part has no counterpart there; the sentence names it, and
                 nothing is written.
-            FileExistsError: the folder holds something else.
+            FileExistsError: the folder holds something other than a pipeline.
         """
         target = check_path("folder", folder)
         released.write(released.as_diffusers(self), target)
 
     @property
     def device(self) -> torch.device:
-        """Where the networks live."""
+        """The device of the networks."""
         return self.unet.device
 
 
@@ -215,9 +215,8 @@ def load(
     Args:
         source: this package's folder, diffusers' folder, a hub id, or a `.pth` of the
             authors.
-        dtype: floating-point type of the loaded weights, whatever is stored; None keeps
-            what is stored.
-        like: for a `.pth`: the same model in diffusers' form, for configs and
+        dtype: floating-point type of the loaded weights; None keeps the stored type.
+        like: for a `.pth`: the same model in diffusers' layout, for configs and
             tokenizers.
         options: for released weights, as `convert.released.read` takes them.
 
@@ -228,7 +227,7 @@ def load(
     check_dtype(dtype)
     path = check_path("folder", source)
     if path.suffix == ".pth":
-        if not path.is_file():  # before any hub is asked for what it is like
+        if not path.is_file():  # before the hub is asked for `like`
             raise FileNotFoundError(f"there is no file {str(source)!r}")
         found = released.read_original(path, released.fetch(like), dtype, **options)
     else:
@@ -243,19 +242,19 @@ def load(
 
 
 def check_options(source: str | Path, **options: Any) -> None:
-    """Raise TypeError or ValueError for an option of `from_diffusers` that it does not
-    have, that is no whole number, or that the source has no use for.
+    """Raise TypeError or ValueError for an option of `from_diffusers` that is unknown,
+    is not a whole number, or does not apply to this source.
     """
     single = check_path("folder", source).suffix == ".pth"
     known = ("head_width", "n_tokens", *(["like"] if single else []))
     for name, value in options.items():
         if name not in known:
             takes = f"{source} takes {' and '.join(known)}"
-            raise TypeError(f"{name} is no option here: {takes}")
+            raise TypeError(f"{name} is not an option here: {takes}")
         if name != "like" and value is not None:
             check_whole(name, value, 1, 2**16)
     if (Path(source) / "pipeline.json").is_file() and any(options.values()):
-        said = "which are for released weights: its own sizes stand in its configs"
+        said = "which are for released weights: its configs hold its sizes"
         raise ValueError(f"{source} takes no {' or '.join(options)}, {said}")
 
 
@@ -273,7 +272,7 @@ def read(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
 
 
 def read_vocabulary(path: Path) -> dict[str, Any]:
-    """What a `vocabulary.json` holds; a sentence if it is damaged."""
+    """The contents of a `vocabulary.json`; a damaged one raises a sentence."""
     known = read_json(path)
     for key in ("classes", "words", "captions"):
         values = known.get(key, [])
@@ -283,7 +282,7 @@ def read_vocabulary(path: Path) -> dict[str, Any]:
 
 
 def part_folder(folder: Path, name: str) -> Path:
-    """Where a part is: in the folder, or where its `pipeline.json` says."""
+    """The folder of a part: in the pipeline's, or where its `pipeline.json` points."""
     path = folder / "pipeline.json"
     named = read_json(path).get(name, name) if path.is_file() else name
     if not isinstance(named, str):
@@ -294,8 +293,8 @@ def part_folder(folder: Path, name: str) -> Path:
 
 
 def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> nn.Module:
-    """Load one part of this package's own folder, by the class that its config names;
-    an encoder with its tokenizer, if it is there.
+    """Load one part of this package's own folder as the class that its config fits; an
+    encoder comes with its tokenizer, if there is one.
     """
     path = part_folder(folder, name)
     config = read_json(path / CONFIG_FILE)
@@ -314,11 +313,11 @@ def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> nn.M
 
 
 def class_of(name: str, config: dict[str, Any], path: Path) -> type[Model]:
-    """Which of the classes of a part has this config. An older save may lack a field
-    that was added since: it takes the default.
+    """The class of a part that has this config. A config saved by an older version may
+    lack a newer field, which then takes its default.
     """
     known = lambda c: {field.name for field in fields(c.config_class)}
-    # the one with most of the fields
+    # the class that shares the most fields
     likely = max(CLASSES[name], key=lambda c: len(known(c) & set(config)))
     unknown = sorted(set(config) - known(likely))
     if not config or 2 * len(unknown) > len(config):
@@ -331,7 +330,7 @@ def class_of(name: str, config: dict[str, Any], path: Path) -> type[Model]:
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
-    """The tokenizer of an encoder: one file for all, or transformers' own for each."""
+    """The tokenizer of an encoder: one for all, or transformers' own for each."""
     if not holds_released(folder):
         return Tokenizer.load(folder / "tokenizer.json")
     gpt = read_json(part_folder(folder, "gpt") / "config.json")
@@ -343,15 +342,15 @@ def load_tokenizer(folder: Path, name: str) -> Any:
 
 
 def holds_released(folder: Path) -> bool:
-    """Whether this package's folder holds a released pipeline, with its tokenizers."""
+    """Whether a folder in this package's layout holds a released pipeline."""
     return (folder / "clap_tokenizer").is_dir()
 
 
 def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write all parts, tokenizers and the description, so that `load` finds them.
 
-    They take the place of an older pipeline's in `folder`, all or none; what else is
-    there stays.
+    They replace those of an older pipeline in `folder`, all or none; other files there
+    stay.
     """
     check_dtype(dtype)
     with replacing_entries(
@@ -364,7 +363,7 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> 
 
 
 def save_tokenizers(folder: Path, tokenizer: Any, clap_tokenizer: Any) -> None:
-    """Write what `load_tokenizer` reads."""
+    """Write the tokenizers that `load_tokenizer` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(tokenizer, Tokenizer):
         tokenizer.save(folder / "tokenizer.json")
@@ -376,8 +375,8 @@ def save_tokenizers(folder: Path, tokenizer: Any, clap_tokenizer: Any) -> None:
 def save_description(
     folder: Path, seconds: float, vocabulary: dict[str, Any], sampling: Sampling
 ) -> None:
-    """Write what a pipeline needs beside parts and tokenizers: `pipeline.json`, with
-    the length of its sounds and how to sample, and the vocabulary.
+    """Write the rest of a pipeline: `pipeline.json`, with the length of its sounds and
+    its settings for sampling, and the vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = {"seconds": seconds, **asdict(sampling)}
@@ -387,14 +386,16 @@ def save_description(
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """`seconds` and `sampling` from a `pipeline.json`; a sentence if it is damaged."""
+    """`seconds` and `sampling` from a `pipeline.json`; a damaged one raises a
+    sentence.
+    """
     path = folder / "pipeline.json"
     given = older.description(read_json(path))
     found = {k: v for k, v in given.items() if k not in CLASSES}
     seconds = found.pop("seconds", None)
     number = isinstance(seconds, int | float) and math.isfinite(seconds)
     if not number or not 0 < seconds <= MAX_SECONDS:
-        wanted = f"it must tell the `seconds` of a sound, {MAX_SECONDS:g} at most"
+        wanted = f"`seconds` of a sound must be above 0 and at most {MAX_SECONDS:g}"
         raise ValueError(f"{path} is damaged: {wanted}")
     try:
         return {"seconds": seconds, "sampling": Sampling().changed(**found)}
@@ -403,7 +404,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def check_widths(parts: Parts, source: Path) -> None:
-    """Raise ValueError where one part's output does not fit the next one's input."""
+    """Raise ValueError if one part's output does not fit the next one's input."""
     gpt, unet, vae = parts.gpt.config, parts.unet.config, parts.vae.config
     widths = {name: encoder.dim for name, encoder in parts.encoders.items()}
     pairs = [("vae", vae.latent_channels, "unet", unet.in_channels)]

@@ -1,10 +1,10 @@
-"""Fréchet distance: how far a set of sounds is from another one, as some network's
-features see them.
+"""Fréchet distance: how far one set of sounds is from another in the feature space of a
+network.
 
-Both sets are taken for Gaussian clouds, whose distance is known in closed form (Dowson
-and Landau 1982). With the features of an Inception network it is the FID (Heusel et al.
-2017, arXiv 1706.08500), with those of VGGish the FAD (Kilgour et al. 2018, arXiv
-1812.08466). Chapter 17 builds this module.
+Both sets are treated as Gaussian distributions, whose distance is known in closed form
+(Dowson and Landau 1982). With the features of an Inception network it is the FID
+(Heusel et al. 2017, arXiv 1706.08500), with those of VGGish the FAD (Kilgour et al.
+2018, arXiv 1812.08466). Chapter 17 builds this module.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Squared Fréchet distance of two sets of features, as Gaussians (Heusel et al.
-    2017, eq. 6).
+    """Squared Fréchet distance between two sets of features, as Gaussians (Heusel et
+    al. 2017, eq. 6).
 
     d² = |m_a - m_b|² + Tr(C_a + C_b - 2 (C_a C_b)^½). The trace of the root is the sum
-    of the square roots of the eigenvalues of C_a C_b: the singular values of X_a X_bᵀ,
-    where X are the centred features over sqrt(n - 1), for C = XᵀX. So no root of a
-    matrix is taken, and sets smaller than D, whose covariances are singular, do no
-    harm. The distance of small sets is too large, the more so the smaller they are:
-    compare sets of equal sizes only.
+    of the square roots of the eigenvalues of C_a C_b. With X the centred features over
+    sqrt(n - 1), C = XᵀX, and these roots are the singular values of X_a X_bᵀ. So no
+    matrix root is computed, and sets smaller than D, whose covariances are singular,
+    cause no trouble. For small sets the distance is too large, and the smaller the set
+    the larger the excess: compare only sets of equal sizes.
 
     Args:
         features_a: (n_a, D); features_b: (n_b, D), each with two rows or more; computed
@@ -30,20 +30,20 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     Returns:
         the squared distance, 0 or more.
     Raises:
-        ValueError: the shapes are no such sets, or a feature is not a finite number.
+        ValueError: the shapes differ from these, or a feature is not a finite number.
     """
     for name, features in (("features_a", features_a), ("features_b", features_b)):
         if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
             raise ValueError(
-                f"{name} must be (n, D), n 2 or more; given {tuple(features.shape)}"
+                f"{name} must be (n, D) with n >= 2; given {tuple(features.shape)}"
             )
         if not features.isfinite().all():
             raise ValueError(
-                f"{name} must hold finite numbers; given some NaN or infinity"
+                f"{name} must hold finite numbers; the given ones hold NaN or infinity"
             )
     if features_a.shape[1] != features_b.shape[1]:
         raise ValueError(
-            f"features_a and features_b must have as many columns; given "
+            f"features_a and features_b must have equally many columns; given "
             f"{features_a.shape[1]} and "
             f"{features_b.shape[1]}"
         )
@@ -55,4 +55,4 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
         + X_b.square().sum()
         - 2 * torch.linalg.svdvals(X_a @ X_b.T).sum()
     )
-    return max(0.0, float(means + spread))  # rounding may leave -1e-15
+    return max(0.0, float(means + spread))  # rounding may give -1e-15

@@ -1,7 +1,7 @@
-"""GPT-2 that writes no words: it regresses the Language of Audio from the conditions,
-vector by vector.
+"""A GPT-2 that writes vectors instead of words: it regresses the Language of Audio from
+the conditions, one vector after another.
 
-AudioLDM 2 (Liu et al., 2308.05734) keeps GPT-2 without its vocabulary: the last hidden
+AudioLDM 2 (Liu et al., 2308.05734) uses GPT-2 without its vocabulary: the last hidden
 state *is* the next vector. Names are those of transformers' GPT2Model and diffusers'
 AudioLDM2ProjectionModel, which hold the released weights. Chapter 13 builds it.
 """
@@ -27,13 +27,13 @@ class GPTConfig(TransformerConfig):
 
     conditions: tuple[str, ...] = ("clap", "text")  # names, in the order of reading
     condition_dims: tuple[int, ...] = (512, 1024)
-    n_tokens: int = 8  # LOA vectors that are generated
-    # of the last condition, added before its projection; 310 phonemes for speech
+    n_tokens: int = 8  # LOA vectors to generate
+    # positions added to the last condition before its projection; 310 for speech
     learned_positions: int = 0
 
 
 class Projection(nn.Module):
-    """Bring every condition to GPT-2's width, between a learned start and end vector.
+    """Project every condition to GPT-2's width, between learned start and end vectors.
 
     2308.05734 §3.2: [sos, P(clap), eos, sos_1, P_1(text), eos_1]. Chapter 13.
     """
@@ -42,9 +42,9 @@ class Projection(nn.Module):
         super().__init__()
         self.names, dims = config.conditions, config.condition_dims
         if len(self.names) != len(dims):
-            raise ValueError(f"conditions {self.names} and widths {dims} must pair up")
+            raise ValueError(f"conditions {self.names} need one width each, not {dims}")
         for i, dim in enumerate(dims):
-            suffix = f"_{i}" if i else ""  # the released names: the first has none
+            suffix = f"_{i}" if i else ""  # as in the released names
             setattr(self, f"projection{suffix}", nn.Linear(dim, config.n_embd))
             for end in ("sos_embed", "eos_embed"):
                 vector = nn.Parameter(torch.randn(config.n_embd))
@@ -55,12 +55,12 @@ class Projection(nn.Module):
             self.learnable_positional_embedding = nn.Parameter(positions)
 
     def of(self, kind: str, i: int) -> nn.Module | Tensor:
-        """The layer or vector of a kind that belongs to condition i."""
+        """The layer or vector of this kind for condition i."""
         return getattr(self, f"{kind}_{i}" if i else kind)
 
     def initialise(self) -> None:
-        """Let every condition arrive with about unit variance, as the LOA does: CLAP's
-        vector has length 1.
+        """Draw weights that give every condition about unit variance, like the LOA's:
+        CLAP's vector has length 1.
         """
         for i, name in enumerate(self.names):
             weight = self.of("projection", i).weight
@@ -85,7 +85,7 @@ class Projection(nn.Module):
 
 
 def check_conditions(projection: Projection, conditions: Conditions) -> None:
-    """Raise ValueError where a condition is missing, or has another shape."""
+    """Raise ValueError if a condition is missing or has the wrong shape."""
     names, most = projection.names, projection.n_positions
     if set(conditions) != set(names):
         given = ", ".join(conditions) or "none"
@@ -100,7 +100,7 @@ def check_conditions(projection: Projection, conditions: Conditions) -> None:
         if mask is not None and mask.shape != x.shape[:2]:
             shapes = f"{tuple(x.shape[:2])}, not {tuple(mask.shape)}"
             raise ValueError(f"the mask of condition {name} must be {shapes}")
-    if 0 < most < x.shape[1]:  # of the last one
+    if 0 < most < x.shape[1]:  # x is the last condition
         span = f"at most {most} positions, not {x.shape[1]}"
         raise ValueError(f"condition {name} must have {span}")
 
@@ -109,9 +109,9 @@ class LOARegressor(Model):
     """M: C -> Y', the first half of AudioLDM 2: conditions to the Language of Audio
     (2308.05734 §3.2).
 
-    Padding inside a condition is never read, but it is counted as positions, as in the
-    released model: pad the same caption to another length and its LOA changes a little.
-    Chapter 13.
+    Padding inside a condition is never read, but its positions count, as in the
+    released model: if the same caption is padded to another length, its LOA changes
+    a little. Chapter 13.
     """
 
     config_class = GPTConfig
@@ -122,19 +122,19 @@ class LOARegressor(Model):
         self.gpt2 = GPT2(config)
         self.apply(initialise)
         self.projection.initialise()
-        # beside vectors of unit variance GPT-2's 0.02 is lost
+        # beside vectors of unit variance, GPT-2's 0.02 would vanish
         nn.init.normal_(self.gpt2.wpe.weight, std=0.5)
-        for block in self.gpt2.h:  # the sum of all branches starts at the scale of one
+        for block in self.gpt2.h:  # the sum of all branches starts at unit scale
             for branch in (block.attn, block.mlp):
                 std = 0.02 / (2 * config.n_layer) ** 0.5
                 nn.init.normal_(branch.c_proj.weight, std=std)
 
     def forward(self, conditions: Conditions, loa: Tensor) -> Tensor:
         """Predict every LOA vector from the conditions and the *true* vectors before
-        it: teacher forcing.
+        it (teacher forcing).
 
-        The prediction of vector l is read at the position before it: the first one at
-        the last condition.
+        The prediction of vector l is read at the position before it; the first is read
+        at the last condition.
 
         Args:
             conditions: by name, each a sequence (B, S, D) and its mask (B, S) or None.
@@ -144,7 +144,7 @@ class LOARegressor(Model):
             predictions (B, L, n_embd).
 
         Raises:
-            ValueError: conditions or loa of other names or shapes.
+            ValueError: conditions or loa have wrong names or shapes.
         """
         x, mask = self.projection(conditions)  # (B, S, n_embd)
         (B, S, D), shape = x.shape, tuple(loa.shape)
@@ -159,17 +159,17 @@ class LOARegressor(Model):
         (2308.05734 §3.2).
 
         A cache keeps keys and values, so each step computes one position. Gradients
-        flow through all steps where they are enabled.
+        flow through all steps if they are enabled.
 
         Args:
             conditions: as in `forward`.
-            n_tokens: how many vectors; None for the config's.
+            n_tokens: number of vectors; None for the config's.
 
         Returns:
             (B, n_tokens, n_embd).
 
         Raises:
-            ValueError: `n_tokens` below 1, or more than there are positions for.
+            ValueError: `n_tokens` is below 1, or there are too few positions for it.
         """
         n_tokens = self.config.n_tokens if n_tokens is None else n_tokens
         x, mask = self.projection(conditions)
@@ -188,12 +188,12 @@ class LOARegressor(Model):
         """Mean squared error of each predicted vector (2308.05734 §3.2; the released
         code takes L1).
 
-        Neighbouring LOA vectors are alike, so given the true ones the regression learns
-        to copy instead of to read, and is lost when it must continue from its own.
-        Where `keep` (B, L), if it is in the batch, is false, the input is what the
-        model wrote itself, as in scheduled sampling (Bengio et al., 1506.03099) and
+        Neighbouring LOA vectors are alike. So with the true ones as input the model
+        learns to copy instead of reading the caption, and fails when it must continue
+        from its own. Where `keep` (B, L), if it is in the batch, is false, the input is
+        the model's own output, as in scheduled sampling (Bengio et al., 1506.03099) and
         DAgger (Ross et al., 1011.0686): then only the caption can help. No gradient
-        flows through the writing.
+        flows through that output.
 
         The batch holds `loa` (B, L, n_embd) and the conditions (`from_batch`).
         """
@@ -206,11 +206,11 @@ class LOARegressor(Model):
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw weights so that variance is kept, where GPT-2 takes 0.02 at any width;
-    biases zero.
+    """Draw weights that preserve variance, where GPT-2 takes 0.02 at any width; set
+    biases to zero.
 
-    With weights as small as GPT-2's, attention begins blind to what it reads, and
-    minutes of training do not open its eyes. Chapter 13.
+    With weights as small as GPT-2's, attention at first ignores its inputs, and a few
+    minutes of training do not change that. Chapter 13.
     """
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -235,21 +235,21 @@ LOARegressor.presets = {
 
 @dataclass(frozen=True)
 class LoudnessConfig:
-    """The shape of the LOA that is read."""
+    """The shape of the LOA that `Loudness` reads."""
 
     n_tokens: int
     n_embd: int
 
 
 class Loudness(Model):
-    """How loud a sound is to be, read from the LOA that GPT-2 wrote for it; not in the
-    paper.
+    """A linear map from the LOA that GPT-2 wrote for a sound to the loudness the sound
+    should have; not in the paper.
 
-    Loudness is a small part of what an LOA says, and the sound that diffusion, VAE and
-    vocoder make from it is off by several decibels. One linear map reads the loudness
-    that is wanted, so that it can be set right at the end: gain and shape apart, as in
-    speech coders (Sabin and Gray, IEEE Trans. ASSP 32, 1984). There are no parameters
-    to train: `fit` finds the map in closed form.
+    Loudness is a small part of what an LOA encodes, and the sound that diffusion, VAE
+    and vocoder make from it is off by several decibels. The map reads the intended
+    loudness, so that the level can be corrected at the end: gain and shape are treated
+    separately, as in speech coders (Sabin and Gray, IEEE Trans. ASSP 32, 1984). There
+    are no parameters to train: `fit` finds the map in closed form.
     """
 
     config_class = LoudnessConfig
@@ -259,10 +259,10 @@ class Loudness(Model):
         shape = config.n_tokens, config.n_embd
         self.register_buffer("weight", torch.zeros(shape))
         self.register_buffer("bias", torch.zeros(()))
-        self.register_buffer("range", torch.zeros(2))  # what the training clips had
+        self.register_buffer("range", torch.zeros(2))  # range of the training clips
 
     def forward(self, loa: Tensor) -> Tensor:
-        """LOA (B, n_tokens, n_embd) -> the loudness (B,) that it wants, in decibels."""
+        """LOA (B, n_tokens, n_embd) -> the intended loudness (B,) in decibels."""
         decibels = (loa.float() * self.weight.float()).sum(dim=(1, 2))
         return (decibels + self.bias.float()).clamp(*self.range.float())
 
@@ -271,14 +271,14 @@ class Loudness(Model):
         """Fit the map by ridge regression (Hoerl and Kennard, Technometrics 12, 1970).
 
         Args:
-            loa: (N, n_tokens, n_embd), as `LOARegressor.generate` writes them from the
-                captions of N clips. True ones won't do: they hold what no caption
-                tells.
+            loa: (N, n_tokens, n_embd), written by `LOARegressor.generate` from the
+                captions of N clips. True ones will not do: they hold details that no
+                caption mentions.
             decibels: (N,), the loudness of these clips.
         """
         x, y = loa.flatten(1).cpu().double(), decibels.cpu().double()
         centre, mean = x.mean(dim=0), y.mean()
-        x = x - centre  # not in place: in float64 x is the caller's own
+        x = x - centre  # not in place: in float64 x is the caller's own tensor
         gram = x.T @ x
         gram.diagonal().add_(RIDGE * len(x))
         weight = torch.linalg.solve(gram, x.T @ (y - mean))

@@ -1,10 +1,9 @@
-"""Judges in closed form: is a sound as high, as fast, as loud, as often struck as its
-caption says?
+"""Judges in closed form: do the pitch, speed, loudness and number of strokes of a sound
+match its caption?
 
-What a class sounds like is measured on a few clean renders (`reference`), with the
-detectors that are then pointed at the sound to be judged. Each answer is right or
-wrong, and a clean render is nearly always right: a judge is scored on those before
-anything else. Chapter 17 builds this module.
+The detectors first measure a few clean renders of a class (`reference`) and then the
+sound to be judged. Each answer is right or wrong. Clean renders are nearly always
+right: a judge is scored on them before anything else. Chapter 17 builds this module.
 """
 
 from __future__ import annotations
@@ -43,30 +42,30 @@ from minilib.soundworld.scene import (
 from minilib.soundworld.tunes import CONTOURS, TEMPI, draw_tune
 
 EXAMPLES = 18  # clean renders of a class
-SHORTEST = audio.SAMPLE_RATE // 2  # samples of a sound that can be judged
-# strewn at random: their speed is how many there are
+SHORTEST = audio.SAMPLE_RATE // 2  # fewest samples of a sound that can be judged
+# grains scattered at random: their speed is their number per second
 GRAINS = ("applause", "fire", "rain")
 
 # --------------------------------------------------------------------------------------
-# What a class sounds like
+# The sound of a class
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What clean renders of a class or instrument sound like; what it doesn't have is
-    None.
+    """Measurements of clean renders of a class or instrument; None for an attribute
+    that it does not have.
     """
 
     loudness: dict[tuple, float]  # decibels at a peak of 1, by pitch and speed
-    spectrum: Pattern  # slid from each level of pitch
+    spectrum: Pattern  # shifted from each level of pitch
     strokes: Strokes | None
     speeds: tuple[float, ...] | None  # Hz, slow to fast
-    modulation: Pattern | None  # slid from each level of speed
+    modulation: Pattern | None  # shifted from each level of speed
     burstiness: np.ndarray | None  # of grains, slow to fast
 
 
 def speed_levels(name: str) -> tuple[float, ...] | None:
-    """What slow, normal and fast mean in Hz for a class or an instrument."""
+    """The rates in Hz that slow, normal and fast mean for a class or instrument."""
     return (
         CLASSES[name].speed
         if name in CLASSES
@@ -75,8 +74,8 @@ def speed_levels(name: str) -> tuple[float, ...] | None:
 
 
 def examples(name: str) -> list[Event]:
-    """Draw events of a class or tunes of an instrument: each pitch and speed, loudness
-    and count.
+    """Draw events of a class, or tunes of an instrument, with each pitch and speed,
+    loudness and count.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     sound, onset, room = CLASSES.get(name), 0.08, DEFAULT_SECONDS - 0.1
@@ -99,7 +98,7 @@ def examples(name: str) -> list[Event]:
 
 
 def loudness_by_kind(mels: Tensor, events: Sequence[Event]) -> dict[tuple, float]:
-    """The median loudness at a peak of 1, in decibels, of each pitch and speed."""
+    """The median loudness at a peak of 1, in decibels, for each pitch and speed."""
     found: dict[tuple, list[float]] = {}
     for event, decibels in zip(events, audio.loudness(mels).tolist()):
         at_peak_1 = decibels - 20 * math.log10(event.peak)
@@ -109,8 +108,8 @@ def loudness_by_kind(mels: Tensor, events: Sequence[Event]) -> dict[tuple, float
 
 @lru_cache
 def reference(name: str) -> Reference:
-    """Measure what a class of effects or an instrument sounds like, on clean renders,
-    once.
+    """Measure clean renders of a class of effects or of an instrument; the result is
+    cached.
 
     Raises:
         ValueError: SoundWorld has no such class.
@@ -122,7 +121,7 @@ def reference(name: str) -> Reference:
     sound, speeds, events = CLASSES.get(name), speed_levels(name), examples(name)
     scenes = [Scene((event,), DEFAULT_SECONDS, event.seed) for event in events]
     waves = torch.stack([SoundWorld().render(scene) for scene in scenes])
-    # (n, T, F); a few at a time stay in the processor's cache
+    # (n, T, F); a few at a time fit in the processor's cache
     mels = torch.cat([audio.log_mel(some)[:, 0] for some in waves.split(4)])
     strokes = modulated = bursts = None
     if sound is None or sound.counts:
@@ -146,17 +145,17 @@ def reference(name: str) -> Reference:
 
 
 # --------------------------------------------------------------------------------------
-# Is it what the caption says?
+# Does the sound match the caption?
 
 
 def heard_rate(wave: Tensor, mel: Tensor, name: str) -> float:
-    """Beats, strokes, sweeps or grains a second in a sound of this class; NaN where
+    """Beats, strokes, sweeps or grains per second in a sound of this class; NaN if
     there are none.
     """
     known = reference(name)
     if name in INSTRUMENTS:
         return tempo(known.strokes.find(mel))
-    if name in GRAINS:  # the fewer, the burstier
+    if name in GRAINS:  # the fewer grains, the burstier the sound
         return math.exp(
             np.interp(-burstiness(wave), -known.burstiness, np.log(known.speeds))
         )
@@ -164,26 +163,26 @@ def heard_rate(wave: Tensor, mel: Tensor, name: str) -> float:
 
 
 def heard(wave: Tensor, event: Event) -> dict[str, float]:
-    """Measure in a sound what the caption of an event speaks of.
+    """Measure the attributes of a sound that the caption of an event mentions.
 
     Args:
-        wave: (samples,) at 16 kHz, 0.5 s or more; event: what it should be, and nothing
-            else.
+        wave: (samples,) at 16 kHz, 0.5 s or more; event: the only event that it should
+            hold.
     Returns:
-        `peak`, the peak at which a clean render of the event is as loud, and where the
-        event has them `f0` and `rate` in Hz (NaN: there is none) and `count`.
+        `peak`, the peak at which a clean render of the event is as loud, and, where the
+        event has them, `f0` and `rate` in Hz (NaN if none was found) and `count`.
     Raises:
         ValueError: `wave` is not one waveform of finite numbers, or SoundWorld has no
             such class.
     """
     if wave.ndim != 1 or len(wave) < SHORTEST:
         raise ValueError(
-            f"wave must be (N,), N at least {SHORTEST} samples; given "
+            f"wave must be (N,) with N at least {SHORTEST} samples; given "
             f"{tuple(wave.shape)}"
         )
     if not wave.isfinite().all():
         raise ValueError(
-            "wave must hold finite numbers; given one with NaN or infinity"
+            "wave must hold finite numbers; the given one holds NaN or infinity"
         )
     known, mel = reference(event.name), audio.log_mel(wave[None])[0, 0]  # (T, F)
     louder = float(audio.loudness(mel)) - known.loudness[event.pitch, event.speed]
@@ -198,14 +197,14 @@ def heard(wave: Tensor, event: Event) -> dict[str, float]:
 
 
 def answers(wave: Tensor, event: Event) -> dict[str, float]:
-    """Whether a sound is what the caption of an event says: 1 right, 0 wrong.
+    """Whether a sound matches the caption of an event: 1 if right, 0 if wrong.
 
     Args:
         wave, event: as for `heard`.
     Returns:
-        `loudness`, and where the event has them `pitch` (with `cents`, how far it lies
-        from that of the word, or NaN), `count`, and `speed`, which for a tune is
-        `tempo`.
+        `loudness` and, where the event has them, `pitch` (with `cents`, its distance
+        from the pitch that the caption's word means, or NaN), `count`, and `speed`,
+        called `tempo` for a tune.
     """
     found, music = heard(wave, event), event.name in INSTRUMENTS
     right = {
@@ -227,8 +226,8 @@ def answers(wave: Tensor, event: Event) -> dict[str, float]:
 
 
 def chance(event: Event) -> dict[str, float]:
-    """How often guessing among what the class can do would be right, question by
-    question.
+    """How often a guess among the values that the class can have would be right, for
+    each question.
     """
     sound = CLASSES.get(event.name)
     options = {
@@ -241,8 +240,8 @@ def chance(event: Event) -> dict[str, float]:
 
 
 def in_order(wave: Tensor, first: str, second: str) -> bool:
-    """Whether the halves of a sound are more like two classes in this order than the
-    other way round.
+    """Whether the halves of a sound resemble two classes more in this order than in the
+    reverse.
     """
     # (N,) each
     early, late = spectrum(torch.stack(wave[: len(wave) // 2 * 2].chunk(2)))

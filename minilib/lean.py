@@ -1,12 +1,12 @@
 """The VAE's decoder in half the memory and less time, for the long sounds of the
-pipeline; what it gives is the same.
+pipeline; its output is the same.
 
-`vae.Decoder` holds three whole feature maps: the input of a residual block, its
-normalised copy and what SiLU makes of that; then, in the place of the copy, what the
-convolution writes. But a convolution needs its neighbours only, and a group
-normalisation only two numbers of the whole map for each group. So here the numbers come
-first, and then normalisation, SiLU and convolution go over the map piece by piece, the
-second convolution of a block in place. Chapter 18 builds it.
+`vae.Decoder` holds three whole feature maps at once: the input of a residual block, its
+normalised copy and the output of SiLU; the output of the convolution then replaces the
+copy. But a convolution needs only neighbouring values, and a group normalisation only
+two numbers per group from the whole map. So here these numbers are computed first; then
+normalisation, SiLU and convolution process the map piece by piece, the second
+convolution of a block in place. Chapter 18 builds it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor, nn
 from minilib.layers import ResBlock
 from minilib.vae import VAE, Decoder
 
-PIECE = 2**19  # values of a feature map that are worked on at a time, about
+PIECE = 2**19  # approximate number of values of a feature map processed at a time
 
 
 @torch.no_grad()
 def decode(vae: VAE, z0: Tensor) -> Tensor:
-    """`vae.decode`, piece by piece: scaled latent z0 (B, C, T/r, F/r) -> log-mel (B, 1,
-    T, F).
+    """`vae.decode`, piece by piece: scaled latent z0 (B, C, T/r, F/r)
+    -> log-mel (B, 1, T, F).
     """
     z = (z0 / vae.config.scaling_factor).to(vae.dtype)
     return run_decoder(vae.decoder, vae.post_quant_conv(z))
 
 
 def run_decoder(decoder: Decoder, z: Tensor) -> Tensor:
-    """What the decoder makes of z (B, C, T/r, F/r), its gradients aside: a log-mel (B,
-    1, T, F).
+    """The decoder's output, without gradients: z (B, C, T/r, F/r)
+    -> log-mel (B, 1, T, F).
     """
     h = decoder.mid_block(decoder.conv_in(z)).contiguous(
         memory_format=torch.channels_last
@@ -48,7 +48,7 @@ def run_decoder(decoder: Decoder, z: Tensor) -> Tensor:
 
 
 def res_block(block: ResBlock, x: Tensor) -> Tensor:
-    """A residual block without a time: (B, n_in, T, F) -> (B, n_out, T, F)."""
+    """A residual block without time embedding: (B, n_in, T, F) -> (B, n_out, T, F)."""
     h = convolved(block.conv1, x, block.norm1)
     beside = getattr(block, "conv_shortcut", nn.Identity())
     return convolved(
@@ -63,23 +63,23 @@ def convolved(
     out: Tensor | None = None,
     add: Callable[[slice], Tensor] | None = None,
 ) -> Tensor:
-    """conv(silu(norm(x))), with the normalised map never held as a whole.
+    """conv(silu(norm(x))) without ever holding the whole normalised map.
 
     Args:
         conv: 3x3, padded by 1; x: (B, n_in, T, F).
-        out: where to write; x itself, where the widths allow; None for a new tensor.
-        add: gives what is added to the rows of a slice of the time.
+        out: where to write; may be x itself if the widths agree; None for a new tensor.
+        add: maps a slice of the time to values added to its rows.
     Returns:
         (B, n_out, T, F).
     """
     scale, shift = scale_and_shift(norm, x)
     out = empty_map(x, conv.out_channels, *x.shape[2:]) if out is None else out
-    before = None  # the row before a piece, as it was
+    before = None  # the original row before a piece
     for rows in pieces(x):
-        piece = x[:, :, rows.start : rows.stop + 1]  # and the row after it
+        piece = x[:, :, rows.start : rows.stop + 1]  # with the row after it
         piece = piece if before is None else torch.cat([before, piece], dim=2)
         before = x[:, :, rows.stop - 1 : rows.stop].clone()
-        # where zeros go on, after SiLU
+        # the sides on which zeros are padded, after SiLU
         ends = int(rows.start == 0), int(rows.stop == x.shape[2])
         active = F.pad(
             F.silu(torch.addcmul(shift, piece, scale), inplace=True), (0, 0, *ends)
@@ -90,13 +90,12 @@ def convolved(
 
 
 def doubled(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv(x with every value repeated 2x2), with none repeated: 4 products in place of
-    9.
+    """conv(x with every value repeated 2x2), computed without repeating: 4 products
+    instead of 9.
 
-    Of three neighbours along time or frequency two are the same value, and their
-    weights can be added beforehand: (w0, w1 + w2) are those of an even place, (w0 + w1,
-    w2) those of an odd one. So each place of a 2x2 block has a 2x2 convolution of x
-    itself.
+    Of three neighbours along time or frequency, two have the same value, so their
+    weights can be added beforehand: (w0, w1 + w2) at an even position, (w0 + w1, w2) at
+    an odd one. So each position in a 2x2 block is a 2x2 convolution of x itself.
 
     Args:
         conv: 3x3, padded by 1; x: (B, C, T, F).
@@ -126,8 +125,8 @@ def doubled(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def scale_and_shift(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Group normalisation of x (B, C, T, F), or none, as scale and shift of each
-    channel, both (B, C, 1, 1).
+    """Group normalisation of x (B, C, T, F), or the identity, as a scale and a shift
+    for each channel, both (B, C, 1, 1).
     """
     if isinstance(norm, nn.Identity):
         return x.new_ones(1, 1, 1, 1), x.new_zeros(1, 1, 1, 1)
@@ -148,15 +147,15 @@ def scale_and_shift(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pieces(x: Tensor) -> Iterator[slice]:
-    """Slices of the time of x (B, C, T, F), of about `PIECE` values each."""
+    """Slices of x (B, C, T, F) along time, of about `PIECE` values each."""
     T = x.shape[2]
     n = max(1, PIECE * T // x.numel())
     return (slice(start, min(start + n, T)) for start in range(0, T, n))
 
 
 def empty_map(x: Tensor, *shape: int) -> Tensor:
-    """An empty feature map (B, C, T, F) beside x, channels last, as convolutions want
-    it.
+    """An empty feature map of this shape, with x's type and device, channels last for
+    the convolutions.
     """
     return torch.empty(
         len(x),

@@ -1,9 +1,10 @@
-"""Measuring what was generated: a judge trained apart, spectral errors in decibels, and
-tables that say chance < value < ceiling.
+"""Measures of generated sounds: a separately trained judge, spectral errors in
+decibels, and tables that show chance < value < ceiling.
 
-A number means little alone. Beside each stands what guessing would score (chance), what
-the same judge says of clean renders of the same scenes (ceiling), and what it says when
-the captions are shuffled (control). Chapter 17 builds what is asked and compared here.
+A number alone means little. Each one is shown beside the score of guessing (chance),
+the same judge's score for clean renders of the same scenes (ceiling), and its score
+when the captions are shuffled (control). Chapter 17 builds the questions and the
+comparison.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from minilib.soundworld import INSTRUMENTS, Event, SoundWorld
 from minilib.tokenizer import split_words
 
 BATCH = 16  # sounds that are made or scored together
-# frames, 30.72 s: longer recordings are reconstructed in pieces of this length ...
+# frames (30.72 s): longer recordings are reconstructed in pieces of this length ...
 CHUNK = 3072
-# ... that see this many frames more on either side; a multiple of every VAE's reduction
+# ... with this many more frames on either side; a multiple of every VAE's reduction
 CONTEXT = 128
-SHORTEST = 8  # frames: shorter recordings are padded, the STFT needs 513 samples
-# of one event, answered in closed form
+SHORTEST = 8  # frames: shorter recordings are padded, as the STFT needs 513 samples
+# questions about one event that are answered in closed form
 QUESTIONS = ("pitch", "count", "speed", "loudness")
 Listener = CLAP | ReleasedCLAP  # compares sounds with captions
 
@@ -51,18 +52,18 @@ Listener = CLAP | ReleasedCLAP  # compares sounds with captions
 def spectral_error(
     mel_a: Tensor, mel_b: Tensor, wave: Tensor | None = None
 ) -> dict[str, float]:
-    """Mean |difference| of two log-mels in decibels, digital silence scored apart.
+    """Mean |difference| of two log-mels in decibels, with digital silence scored apart.
 
     Where every sample under a frame is exactly 0, the log-mel is at its floor of -100
-    dB, which no model reaches and no ear hears: such frames do not tell how well a
-    sound is kept.
+    dB, which no model reaches and no ear hears: such frames say nothing about how well
+    a sound is preserved.
 
     Args:
         mel_a, mel_b: (B, 1, T, F) as from `audio.log_mel`.
-        wave: (B, N) whose log-mel one of them is; None counts no frame as silent.
+        wave: (B, N), whose log-mel one of them is; None counts no frame as silent.
     Returns:
-        `db` of all other frames, `silent_db` of the silent ones (each 0 where there are
-        none), and `silent_share`, how many frames are silent, 0 to 1.
+        `db` over all other frames, `silent_db` over the silent ones (each 0 if there
+        are none), and `silent_share`, the share of silent frames, 0 to 1.
     Raises:
         ValueError: the shapes differ, or `wave` is too short for the frames.
 
@@ -83,11 +84,11 @@ def spectral_error(
 
 
 def silent_frames(wave: Tensor, T: int) -> Tensor:
-    """Which of the first T frames of the STFT see nothing but zeros: wave (B, N) -> (B,
-    T) bool.
+    """Which of the first T frames of the STFT cover only zeros: wave (B, N)
+    -> (B, T) bool.
     """
     if wave.ndim != 2 or wave.shape[1] // audio.HOP < T:
-        wanted = f"(B, N) with N >= {T * audio.HOP} samples"
+        wanted = f"(B, N) with N at least {T * audio.HOP} samples"
         raise ValueError(f"wave must be {wanted}; given {tuple(wave.shape)}")
     sounding = (wave != 0).float()  # (B, N)
     # (B, N // HOP + 1)
@@ -99,22 +100,21 @@ def silent_frames(wave: Tensor, T: int) -> Tensor:
 def reconstruction(
     pipe: AudioLDM2, wave: Tensor, progress: bool = False
 ) -> dict[str, Any]:
-    """Send a recording through VAE and vocoder and back, and measure what each step
-    loses.
+    """Send a recording through VAE and vocoder, and measure what each step loses.
 
-    Recordings above 30 s go in pieces, each with 1.28 s of its surroundings: the memory
-    stays small, and the result differs a little from that of one pass, for the VAE
-    attends to everything that it is given.
+    Recordings above 30 s are processed in pieces, each with 1.28 s of context on either
+    side. This saves memory but changes the result a little, since the VAE attends to
+    all of its input.
 
     Args:
-        pipe: whose VAE and vocoder are measured.
+        pipe: the pipeline whose VAE and vocoder are measured.
         wave: (N,) or (1, N) at 16 kHz, N at least 1.
         progress: show a bar over the pieces of a long recording.
     Returns:
-        `wave` (N,), the reconstruction; the L1 distance from the recording's log-mel in
-        decibels after the VAE (`vae_db`), after the vocoder on the true log-mel
-        (`vocoder_db`), after both (`total_db`), the same where the recording is digital
-        silence (`vae_silent_db`, …), and `silent_share`.
+        `wave` (N,), the reconstruction; the L1 distance in decibels from the
+        recording's log-mel after the VAE (`vae_db`), after the vocoder on the true
+        log-mel (`vocoder_db`) and after both (`total_db`); the same for digital silence
+        in the recording (`vae_silent_db`, …); and `silent_share`.
     Raises:
         ValueError: `wave` is not one waveform.
     """
@@ -150,11 +150,11 @@ def in_chunks(
     device: torch.device,
     progress: bool = False,
 ) -> Tensor:
-    """Apply a function of frames, (1, T, C) -> (1, T, C'), to pieces of a recording and
-    their surroundings.
+    """Apply a function of frames, (1, T, C) -> (1, T, C'), to pieces of a recording
+    with context on either side.
 
     Args:
-        function: gives one frame for each; x: (1, T, C); device: where it runs;
+        function: returns one frame for each; x: (1, T, C); device: where it runs;
             progress: show a bar.
     """
     T, pieces, starts = x.shape[1], [], range(0, x.shape[1], CHUNK)
@@ -167,27 +167,27 @@ def in_chunks(
 
 
 # --------------------------------------------------------------------------------------
-# What is asked: scenes that training never had
+# The questions: scenes that were held out from training
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Scenes to be generated and judged: captions (n), clean renders (n, N), classes
+    """Scenes to generate and judge: captions (n), clean renders (n, N), classes
     (n, 1 or 2).
     """
 
     captions: list[str]
     waves: Tensor
     labels: Tensor
-    # of scenes with one event: what their captions tell of it
+    # for scenes with one event: the event, which their captions describe
     events: list[Event] = field(default_factory=list)
 
     def shuffled(self, seed: int) -> Scenes:
-        """The same scenes in an order that leaves none at its place."""
+        """The same scenes in an order that leaves none in its place."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.captions), generator=generator)
         other = torch.empty_like(order)
-        # a ring through all scenes: each is followed by another one
+        # a cycle through all scenes: each is replaced by another
         other[order] = order.roll(1)
         events = [self.events[i] for i in other] if self.events else []
         captions = [self.captions[i] for i in other]
@@ -202,8 +202,8 @@ def held_out_scenes(
     n_events: int,
     music: bool = False,
 ) -> Scenes:
-    """Draw scenes that training never had: combinations of attributes, or ordered pairs
-    of classes.
+    """Draw scenes that were held out from training: combinations of attributes, or
+    ordered pairs of classes.
     """
     shares = {"pairs": float(n_events - 1), "music": float(music)}
     world = SoundWorld("test", seed=seed, seconds=seconds, **shares)
@@ -222,10 +222,11 @@ def held_out_scenes(
 def recorded_scenes(
     judge: Classifier, folder: AudioFolder, n: int, seed: int, seconds: float
 ) -> Scenes:
-    """Draw n recordings from a folder, from the classes that the judge knows, all
-    equally likely.
+    """Draw n recordings from a folder, with all classes that the judge knows equally
+    likely.
 
-    The table has a column `class`; of each recording the first `seconds` are kept.
+    The table must have a column `class`; of each recording the first `seconds` are
+    kept.
     """
     known, kinds = judge.config.classes, folder.by("class")
     kinds = {name: kind for name, kind in kinds.items() if name in known}
@@ -243,8 +244,8 @@ def recorded_scenes(
 
 
 def enough_scenes(n: int, seed: int, seconds: float) -> int:
-    """How many held-out scenes of one event ask each question of `judges.answers` at
-    least n times.
+    """The number of held-out scenes of one event that ask each question of
+    `judges.answers` at least n times.
     """
     world = SoundWorld("test", seed=seed, seconds=seconds, pairs=0.0)
     asked = dict.fromkeys(QUESTIONS, 0)
@@ -256,20 +257,20 @@ def enough_scenes(n: int, seed: int, seconds: float) -> int:
 
 
 # --------------------------------------------------------------------------------------
-# Who answers
+# The answers
 
 
 def judged(judge: Classifier, waves: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Which sounds are of the wanted classes: for each question a (n,) tensor of 0 and
+    """Whether sounds have the wanted classes: for each question a tensor (n,) of 0 and
     1.
 
-    One event: `class` is right in the whole clip. Two: the `first` half is of the first
-    class, the `second` of the second, `both` of them are; `any` also takes them the
-    other way round.
+    One event: the whole clip has the right `class`. Two events: the `first` half has
+    the first class, the `second` half the second, `both` have theirs; `any` also
+    accepts the reverse order.
 
     Args:
-        waves: (n, N); labels: (n, 1) or (n, 2), numbers of classes in the order of the
-            events.
+        waves: (n, N); labels: (n, 1) or (n, 2), the indices of the classes in the order
+            of the events.
 
     Chapter 17.
     """
@@ -286,7 +287,7 @@ def judged(judge: Classifier, waves: Tensor, labels: Tensor) -> dict[str, Tensor
 
 
 def chance(n_classes: int) -> dict[str, float]:
-    """What guessing each class at random would score, question by question.
+    """The score of guessing each class at random, for each question.
 
     Chapter 17.
     """
@@ -296,11 +297,11 @@ def chance(n_classes: int) -> dict[str, float]:
 
 
 def attributes(waves: Tensor, events: list[Event]) -> dict[str, Tensor]:
-    """Whether sounds (n, N) have what the captions tell of their events, in closed
+    """Whether sounds (n, N) have the attributes that their captions mention, in closed
     form.
 
-    For each question a tensor (n,) of 0 and 1, NaN for the events that it is not asked
-    of. Chapter 17.
+    Returns a tensor (n,) of 0 and 1 for each question, NaN for events that it does not
+    apply to. Chapter 17.
     """
     pairs = zip(waves, events, strict=True)
     found = [judges.answers(wave, event) for wave, event in pairs]
@@ -311,7 +312,7 @@ def attributes(waves: Tensor, events: list[Event]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def embeddings(listener: Listener, waves: Tensor) -> Tensor:
-    """CLAP's embeddings (n, D), of unit length, of sounds (n, N)."""
+    """CLAP's embeddings (n, D) of sounds (n, N), of unit length."""
     device = next(listener.parameters()).device
     batches = (batch.to(device) for batch in waves.split(BATCH))
     return torch.cat([listener.embed_waves(batch).cpu() for batch in batches])
@@ -319,7 +320,7 @@ def embeddings(listener: Listener, waves: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cosines(listener: Listener, waves: Tensor, captions: list[str]) -> Tensor:
-    """How alike CLAP finds each sound (n, N) and its caption: (n,), -1 to 1.
+    """CLAP's cosine of each sound (n, N) and its caption: (n,), -1 to 1.
 
     Chapter 17.
     """
@@ -330,11 +331,10 @@ def cosines(listener: Listener, waves: Tensor, captions: list[str]) -> Tensor:
 def scores(
     judge: Classifier, listener: Listener, n: int, waves: Tensor, scenes: Scenes
 ) -> dict[str, Tensor]:
-    """All that is asked of sounds (m, N) that should be these scenes, question by
-    question.
+    """The answers to all questions about sounds (m, N) that should match these scenes.
 
-    Class and CLAP are asked of the first n; what else the captions tell, of all.
-    Chapter 17.
+    Class and CLAP are asked about the first n sounds, the other attributes in the
+    captions about all. Chapter 17.
     """
     return {
         **judged(judge, waves[:n], scenes.labels[:n]),
@@ -352,8 +352,8 @@ def compared(
     kind: str = "single",
     seed: int = 0,
 ) -> dict[str, float]:
-    """The answers for one kind of scenes, and what stands beside them, as `evaluate`
-    names them.
+    """The answers for one kind of scenes, with chance, control, round trip and ceiling,
+    named as in `evaluate`.
 
     Args:
         judge, listener, n: as for `scores`.
@@ -381,15 +381,15 @@ def compared(
 
 
 def standard_error(x: Tensor) -> float:
-    """Standard error of the mean of answers (n,), NaN aside; for a share p it is the
-    binomial one, sqrt(p (1 - p) / n). Chapter 17.
+    """Standard error of the mean of answers (n,), without NaN; for a share p it is
+    binomial, sqrt(p (1 - p) / n). Chapter 17.
     """
     x = x[~x.isnan()]
     return float(x.std(correction=0)) / len(x) ** 0.5
 
 
 # --------------------------------------------------------------------------------------
-# Are captions followed?
+# Do the sounds follow the captions?
 
 
 def evaluate(
@@ -402,31 +402,31 @@ def evaluate(
     listener: Listener | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Generate held-out scenes of one and of two events, and tunes, and judge whether
-    captions are followed.
+    """Generate held-out scenes of one event, of two events, and tunes, and judge
+    whether the sounds follow the captions.
 
     Args:
-        pipe, judge: what is measured, and who measures.
-        sampling: how the pipeline samples; None for what its weights want.
-        n: how often each question is asked, 2 or more; seed: of the scenes and of the
+        pipe, judge: the pipeline to measure, and the classifier that judges it.
+        sampling: the pipeline's settings for sampling; None for its weights' own.
+        n: how often each question is asked, 2 or more; seed: of the scenes and the
             noise.
-        candidates: as for the pipeline; the paper's results are of 3.
-        listener: whose cosine of sound and caption is asked for; the pipeline's own
-            CLAP if None. One that was trained apart has not taught the pipeline's GPT-2
-            what a caption means, and so flatters nobody.
+        candidates: as for the pipeline; the paper's results use 3.
+        listener: the CLAP whose cosine of sound and caption is measured; None for the
+            pipeline's own. A separately trained one is fairer, since the pipeline's
+            GPT-2 did not learn from it what captions mean.
         progress: show a bar over the sounds.
     Returns:
-        a flat dictionary: for every question its mean over the scenes, and under the
+        a flat dictionary: for every question the mean over the scenes, and under the
             same name after a prefix `chance.` (guessing), `control.` (the same sounds,
             captions shuffled), `roundtrip.` (clean renders through VAE and vocoder),
-            `ceiling.` (clean renders) and `se.` (standard error of the mean). Of one
+            `ceiling.` (clean renders) and `se.` (standard error of the mean). For one
             event: `single.class`, `single.clap`, and in closed form `pitch`, `count`,
-            `speed`, `loudness`; of two: `pair.first`, `pair.second`, `pair.both`,
-            `pair.any`, `pair.clap`; of tunes, where the weights know any:
+            `speed`, `loudness`; for two: `pair.first`, `pair.second`, `pair.both`,
+            `pair.any`, `pair.clap`; for tunes, if the weights know any:
             `music.instrument`, `music.tempo`, `music.loudness`, `music.clap`. `frechet`
             is the distance of the generated sounds of one event from as many other
-            renders in the judge's features, `ceiling.frechet` that of renders, and
-            `frechet.clap` the same in the listener's embeddings.
+            renders in the judge's features, `ceiling.frechet` that of clean renders,
+            and `frechet.clap` the same in the listener's embeddings.
     Raises:
         ValueError, TypeError: `n`, `seed`, `candidates` or `sampling` is not as
             described.
@@ -463,17 +463,17 @@ def evaluate_recordings(
     candidates: int = 1,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Generate from the captions of recordings that training never heard, and ask for
-    their classes.
+    """Generate sounds from the captions of recordings that were held out from training,
+    and judge their classes.
 
     Args:
-        pipe, judge: what is measured, and who measures, trained on other recordings.
+        pipe, judge: the pipeline to measure, and a judge trained on other recordings.
         folder: recordings with captions and a column `class`; n: how many are drawn,
             all classes equally likely.
         sampling, seed, candidates, progress: as for `evaluate`.
     Returns:
-        as `evaluate`, of the questions `single.class` and `single.clap` (by the
-        pipeline's own CLAP); the ceiling is that of the recordings.
+        as `evaluate`, for the questions `single.class` and `single.clap` (by the
+        pipeline's own CLAP); the ceiling is the score of the recordings.
     Raises:
         ValueError, TypeError: numbers are not as described, or the judge knows fewer
             than two of the classes.
@@ -488,8 +488,8 @@ def evaluate_recordings(
 
 
 def check_asked(n: int, candidates: int = 1, seed: int = 0) -> tuple[int, int, int]:
-    """Number of scenes, seed and candidates as plain numbers; a sentence for those that
-    no evaluation can use.
+    """Number of scenes, seed and candidates as plain numbers; impossible ones raise a
+    sentence.
     """
     return (
         check_whole("n", n, 2),
@@ -499,7 +499,7 @@ def check_asked(n: int, candidates: int = 1, seed: int = 0) -> tuple[int, int, i
 
 
 def settings(n: int, seed: int, how: Sampling, candidates: int = 1) -> dict[str, float]:
-    """The numbers of an evaluation that its results begin with."""
+    """The settings of an evaluation, with which its results begin."""
     numbers = {"n": n, "seed": seed, "candidates": candidates}
     numbers |= {x: getattr(how, x) for x in ("steps", "guidance", "temperature")}
     low, high = how.guidance_interval
@@ -507,20 +507,18 @@ def settings(n: int, seed: int, how: Sampling, candidates: int = 1) -> dict[str,
 
 
 def guided_where(results: dict[str, float]) -> str:
-    """The noise levels of guidance in words, by `settings`; nothing where it is all of
-    them.
-    """
+    """The noise levels of guidance in words, from `settings`; "" if all are guided."""
     low, high = results["guidance.low"], results["guidance.high"]
     return "" if (low, high) == (0, MAX_STEPS) else f" at levels {low} to {high}"
 
 
 def plays(pipe: AudioLDM2) -> bool:
-    """Whether the pipeline has been trained on tunes."""
+    """Whether the pipeline was trained on tunes."""
     return not set(INSTRUMENTS).isdisjoint(pipe.vocabulary.get("classes", ()))
 
 
 def question_name(kind: str, question: str) -> str:
-    """What `evaluate` calls the answer to a question about scenes of a kind."""
+    """The name in `evaluate` of the answer to a question about scenes of a kind."""
     if kind == "single" and question in QUESTIONS:
         return question
     asked = "instrument" if (kind, question) == ("music", "class") else question
@@ -533,8 +531,8 @@ def distances(
     renders: Tensor,
     embed: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """The Fréchet distance of sets of sounds (n, N) from as many renders (n, N), by
-    prefix and name.
+    """The Fréchet distances between sets of sounds (n, N) and as many renders (n, N),
+    by prefix and name.
     """
     other = embed(renders)
     distance = lambda waves: frechet_distance(embed(waves), other)
@@ -544,8 +542,8 @@ def distances(
 def sounds_of(
     pipe: AudioLDM2, scenes: Scenes, how: Sampling, seed: int, candidates: int, bar: Any
 ) -> dict[str, Tensor]:
-    """Sounds that should be these scenes, (n, N) each, by the prefix of their results:
-    generated ones, and the renders with and without the way through VAE and vocoder.
+    """Sounds (n, N) that should match these scenes, by the prefix of their results:
+    generated sounds, and renders with and without VAE and vocoder.
     """
     made = generate(pipe, scenes.captions, how, seed, candidates, bar)
     back = round_trip(pipe, scenes.waves)
@@ -563,7 +561,7 @@ def generate(
     """Generate one sound for each caption, batch by batch: (n, N)."""
     generator, waves = torch.Generator().manual_seed(seed), []
     options = {"candidates": candidates, "progress": False}
-    other = torch.Generator().manual_seed(seed)  # of the noise that eta adds
+    other = torch.Generator().manual_seed(seed)  # for the noise that eta adds
     seeds = torch.randint(MAX_SEED, (len(captions),), generator=other)
     for start in range(0, len(captions), BATCH):
         some = captions[start : start + BATCH]
@@ -577,17 +575,15 @@ def generate(
 
 @torch.no_grad()
 def round_trip(pipe: AudioLDM2, waves: Tensor) -> Tensor:
-    """Sounds (n, N) through VAE and vocoder and back: the best that any latent could
-    give.
-    """
+    """Sounds (n, N) after VAE and vocoder: the best that any latent could give."""
     mels = (audio.log_mel(batch.to(pipe.device)) for batch in waves.split(BATCH))
     back = (pipe.vocoder(pipe.reconstruct(mel)) for mel in mels)
     return torch.cat([x[:, : waves.shape[1]].cpu() for x in back])
 
 
 def report(results: dict[str, float], recorded: bool = False) -> str:
-    """What `evaluate` or `evaluate_recordings` found, as a table to read: chance <
-    value < ceiling.
+    """The results of `evaluate` or `evaluate_recordings` as a table: chance < value <
+    ceiling.
     """
     held_out = "times each question of held-out scenes"
     about = "{n} " + ("recordings held out" if recorded else held_out)
@@ -615,26 +611,26 @@ chance: guessing. control: the same sounds, captions shuffled. value: the sounds
 round trip: clean {wanted} through VAE and vocoder. ceiling: clean {wanted}. \
 clap: cosine of sound and caption."""
     if not recorded:
-        legend += "\nfrechet: distance from other renders, the less the better; "
+        legend += "\nfrechet: distance from other renders, lower is better; "
         legend += "its ceiling is that of clean renders."
     return "\n".join([about.format(**results), "", *rows, "", legend])
 
 
 # --------------------------------------------------------------------------------------
-# Captions near to one
+# The captions nearest to a given one
 
 
 @torch.no_grad()
 def nearest_captions(pipe: AudioLDM2, caption: str, n: int = 3) -> list[str]:
-    """The n known captions most like this one: by their share of common words, then by
-    CLAP's cosine.
+    """The n known captions most like this one: first by the share of words in common,
+    then by CLAP's cosine.
 
     Args:
-        pipe: `pipe.vocabulary["captions"]` holds what it knows; without it the result
-            is empty.
-        caption: any sentence that the encoders read.
+        pipe: its known captions are `pipe.vocabulary["captions"]`; without them the
+            result is empty.
+        caption: any sentence that the encoders can read.
     """
-    # each of them once
+    # each caption once
     known = list(dict.fromkeys(pipe.vocabulary.get("captions", ())))
     if not known:
         return []

@@ -27,7 +27,7 @@ from minilib.files import replacing
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-# What DistributedDataParallel and torch.compile put before the names of what they wrap.
+# Prefixes that DistributedDataParallel and torch.compile add to a model's tensor names.
 WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -54,7 +54,7 @@ class Model(nn.Module, PyTorchModelHubMixin):
         """Build the model at one of its named sizes (`tiny`, `colab`, `full`, ...),
         with random weights.
 
-        What else is named is changed in the preset's config.
+        `changes` replace fields of the preset's config.
         """
         if name not in cls.presets:
             known = f"{', '.join(cls.presets)} for {cls.__name__}"
@@ -98,7 +98,7 @@ class Model(nn.Module, PyTorchModelHubMixin):
         ):
             save_file(state, weights)
             config.write_text(sizes)
-            weights.chmod(config.stat().st_mode)  # safetensors shuts everyone else out
+            weights.chmod(config.stat().st_mode)  # safetensors lets only the owner read
         if hub.pop("push_to_hub", False):
             self.push_to_hub(hub.pop("repo_id", None) or folder.name, **hub)
 
@@ -130,9 +130,9 @@ class Model(nn.Module, PyTorchModelHubMixin):
         folder: Path,
         dtype: torch.dtype | None = None,
     ) -> Model:
-        """The model of this config with these tensors, all of them or none, in
-        evaluation mode; `folder` is where they are from, for the sentence if they do
-        not fit.
+        """The model with this config and these tensors, which must match it exactly, in
+        evaluation mode; `folder`, their source, is named in the error if they do not
+        fit.
         """
         model, state = built(cls, config, folder), without_prefix(state)
         check_weights(model, state, folder)
@@ -142,8 +142,8 @@ class Model(nn.Module, PyTorchModelHubMixin):
 
 
 def built(model_class: type[Model], config: Any, folder: Path) -> Model:
-    """A model of the config that a folder holds; a sentence where its numbers are those
-    of no network.
+    """A model with the config from a folder; numbers with which no network can be built
+    raise a sentence.
     """
     try:
         return model_class(config)
@@ -154,8 +154,16 @@ def built(model_class: type[Model], config: Any, folder: Path) -> Model:
 
 
 def has_gpu() -> bool:
-    """Whether a GPU is to be used: there is one, and `MINILIB_DEVICE` is not "cpu"."""
-    return torch.cuda.is_available() and os.environ.get("MINILIB_DEVICE") != "cpu"
+    """Whether to use a GPU: there is one, and the environment's `MINILIB_DEVICE` is not
+    "cpu".
+
+    Raises:
+        ValueError: `MINILIB_DEVICE` is something else.
+    """
+    asked = os.environ.get("MINILIB_DEVICE", "")
+    if asked not in ("", "cpu"):
+        raise ValueError(f"MINILIB_DEVICE must be cpu, or not be set, not {asked!r}")
+    return torch.cuda.is_available() and not asked
 
 
 def to_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -165,8 +173,8 @@ def to_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def local_folder(folder: str | Path, **hub: Any) -> Path:
-    """Return a local folder as it is; fetch a hub id `owner/name` (config and
-    safetensors files only).
+    """The path of a local folder, or of the download of a hub id `owner/name` (config
+    and safetensors files only).
     """
     path = check_path("folder", folder)
     if path.is_dir():
@@ -180,19 +188,17 @@ def local_folder(folder: str | Path, **hub: Any) -> Path:
     hub = {"allow_patterns": ["*.json", "*.safetensors", "*.txt"], **hub}
     try:
         return Path(snapshot_download(str(folder), **hub))
-    # the hub raises many kinds: offline, unknown, private, rate-limited
+    # the hub raises many kinds of error: offline, unknown, private, rate-limited
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        where = "neither a folder here nor to be had from the Hugging Face hub"
+        where = "neither a local folder nor available from the Hugging Face hub"
         raise FileNotFoundError(f"{folder} is {where} ({reason})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; say in one sentence which file is missing or damaged."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: the weights folder is not complete"
-        )
+        raise FileNotFoundError(f"{path} is missing: the weights folder is incomplete")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -203,12 +209,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(config_class: type, path: Path) -> Any:
-    """Read a config dataclass that equals the one that was saved."""
+    """Read a config dataclass equal to the one that was saved."""
     return config_from(config_class, read_json(path), path)
 
 
 def config_from(config_class: type, values: dict[str, Any], path: Path) -> Any:
-    """A config dataclass from what a file holds; a sentence where it is another's."""
+    """A config dataclass from a file's values; those of another raise a sentence."""
     try:
         return as_dataclass(config_class, values)
     except TypeError as error:
@@ -226,8 +232,8 @@ def as_dataclass(config_class: type, values: dict[str, Any]) -> Any:
 
 
 def from_json(expected: Any, value: Any) -> Any:
-    """Turn one JSON value into what the field's type says: a nested dataclass, a tuple,
-    or itself.
+    """Turn one JSON value into the field's type: a nested dataclass, a tuple, or the
+    value itself.
     """
     if isinstance(value, dict) and dataclasses.is_dataclass(expected):
         return as_dataclass(expected, value)
@@ -237,13 +243,13 @@ def from_json(expected: Any, value: Any) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; a pickle or a half-copied file is refused with one
+    """Read a safetensors file; a pickle or an incomplete file is refused with one
     sentence.
     """
     if not path.is_file():
         kinds = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
         pickles = sorted(p.name for p in path.parent.glob("*") if p.suffix in kinds)
-        message = f"{path} is missing: the weights folder is not complete"
+        message = f"{path} is missing: the weights folder is incomplete"
         if pickles:
             message += f"; {pickles[0]} beside it is a pickle, which is never loaded"
         raise FileNotFoundError(message)
@@ -251,36 +257,36 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(
-            f"{path} is damaged or half-copied: it is not a whole safetensors file"
+            f"{path} is damaged or incomplete: it is not a whole safetensors file"
         ) from error
 
 
 def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their own names, where all of them have a wrapper's prefix."""
-    for prefix in WRAPPERS * len(WRAPPERS):  # one may wrap the other
+    """Tensors without a wrapper's prefix in their names, if all of them have it."""
+    for prefix in WRAPPERS * len(WRAPPERS):  # one wrapper may be inside the other
         if state and all(str(name).startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): x for name, x in state.items()}
     return state
 
 
 def check_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    """Raise ValueError unless names and shapes of `state` are exactly the model's."""
+    """Raise ValueError unless names and shapes in `state` are exactly the model's."""
     own = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     given = {name: tuple(x.shape) for name, x in state.items()}
     problems = [f"{name} is missing" for name in own if name not in given]
     problems += [f"{name} is not in this config" for name in given if name not in own]
     problems += [
-        f"{name} has shape {given[name]} where the config asks for {shape}"
+        f"{name} has shape {given[name]}, but the config asks for {shape}"
         for name, shape in own.items()
         if given.get(name, shape) != shape
     ]
     wrapped = [x for x in given if x not in own and any(w in x for w in WRAPPERS)]
     if wrapped:
         prefix = next(w for w in WRAPPERS if w in wrapped[0])
-        said = f"{wrapped[0]} bears the prefix {prefix!r} of a wrapper, as not all do"
+        said = f"{wrapped[0]} has a wrapper's prefix {prefix!r}, but not all names do"
         problems = [said, *problems[1:]]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(
-            f"the weights in {folder} are not those of its config: {problems[0]}{more}"
+            f"the weights in {folder} do not fit its config: {problems[0]}{more}"
         )

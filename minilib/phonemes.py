@@ -1,10 +1,10 @@
-"""Phonemes to vectors: the encoder from which GPT-2 reads what is to be spoken.
+"""Phonemes to vectors: the encoder from which GPT-2 reads the words to be spoken.
 
-The text encoder of VITS (Kim et al., 2106.06103 §2.5) as AudioLDM 2 uses it (2308.05734
-§3.2), without the rest of VITS: no durations, no flow. Its attention knows neighbours
-by their distance (Shaw et al., 1803.02155). Names and layout are those of transformers'
-VitsTextEncoder, which holds the released weights. Nothing drops out. Chapter 11b builds
-it.
+This is the text encoder of VITS (Kim et al., 2106.06103 §2.5) as AudioLDM 2 uses it
+(2308.05734 §3.2), without the rest of VITS: no durations, no flow. Its attention
+depends on the distance between neighbours (Shaw et al., 1803.02155). Names and layout
+are those of transformers' VitsTextEncoder, which holds the released weights. There is
+no dropout. Chapter 11b builds it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class PhonemeConfig:
     Chapter 11b.
     """
 
-    vocab_size: int = 183  # symbols of espeak, punctuation, and the sign of the end
+    vocab_size: int = 183  # symbols of espeak, punctuation, and the end token
     hidden_size: int = 192
     num_layers: int = 6
     num_heads: int = 2
     ffn_dim: int = 768
     ffn_kernel_size: int = 3
-    window_size: int = 4  # neighbours to either side whose distance is known
-    flow_size: int = 192  # of a projection that the released file holds, not read
+    window_size: int = 4  # positions on either side within which distance counts
+    flow_size: int = 192  # size of a projection in the released file, never read
     layer_norm_eps: float = 1e-5
 
 
@@ -56,8 +56,8 @@ class RelativeAttention(nn.Module):
         self.emb_rel_v = nn.Parameter(torch.randn(1, 2 * self.window + 1, d) * d**-0.5)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        """x (B, S, D) and keep (B, 1, 1, S), True for positions to be read -> (B, S,
-        D).
+        """x (B, S, D) and keep (B, 1, 1, S), True for positions to read
+        -> (B, S, D).
         """
         projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         heads = (h.unflatten(-1, (self.n_head, -1)) for h in projected)
@@ -77,14 +77,14 @@ class RelativeAttention(nn.Module):
         return self.out_proj(h.transpose(1, 2).flatten(2))
 
     def rows(self, S: int, device: torch.device) -> Tensor:
-        """Which row of the tables stands for the distance from i to j: (S, S)."""
+        """The row of the tables for the distance from i to j: (S, S)."""
         position = torch.arange(S, device=device)
         distance, w = position - position[:, None], self.window
         return torch.where(distance.abs() <= w, distance + w, 2 * w + 1)
 
 
 class PhonemeFeedForward(nn.Module):
-    """Two convolutions along the phonemes, padding silenced before each and after.
+    """Two convolutions along the phonemes; padding is zeroed before and after each.
 
     Chapter 11b.
     """
@@ -138,7 +138,7 @@ class PhonemeEncoder(Reader, Model):
         if D % config.num_heads:
             said = f"a multiple of num_heads, not {D} of {config.num_heads}"
             raise ValueError(f"hidden_size must be {said}")
-        # id 0, the padding, closes every sequence
+        # id 0, the padding, ends every sequence
         self.embed_tokens = nn.Embedding(config.vocab_size, D, PAD)
         layers = nn.ModuleList(PhonemeLayer(config) for _ in range(config.num_layers))
         self.encoder = nn.ModuleDict({"layers": layers})
@@ -146,7 +146,7 @@ class PhonemeEncoder(Reader, Model):
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode phonemes: ids (B, S) long, mask (B, S), True for phonemes (None: all)
-        -> states (B, S, D), zero where padding is.
+        -> states (B, S, D), zero at padding.
         """
         mask = check_ids(ids, mask, self.config.vocab_size)[:, :, None]  # (B, S, 1)
         x = self.embed_tokens(ids) * math.sqrt(self.dim) * mask  # (B, S, D)
@@ -155,7 +155,7 @@ class PhonemeEncoder(Reader, Model):
         return x * mask
 
     def empty(self, n: int, pad_to: int = 0) -> Context:
-        """What stands for no condition, n times: nothing is spoken, nothing is read."""
+        """The empty condition for n items: nothing is spoken, nothing is read."""
         S = pad_to or self.padded_to()
         states = self.embed_tokens.weight.new_zeros(n, S, self.dim)
         return Context(states, states.new_zeros(n, S, dtype=torch.bool))

@@ -1,8 +1,8 @@
-"""Effects that take longer than a chapter may: read from where they were stored.
+"""Stored measurements of effects that take too long to measure in a chapter.
 
 `book/tools/effects.py NN` measures the effects of chapter NN and writes them to
-data/results/NN.json. A chapter loads them here, prints them, and measures a reduced
-case anew.
+data/results/NN.json. A chapter loads them with this module, prints them, and measures a
+smaller case again.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class Effect:
 
     claim: str  # a sentence with a direction
     unit: str  # of the values: "dB", "share of clips", ...
-    arms: dict[str, list[float]]  # what was compared -> one value a seed
-    control: str  # the arm that must fail; "" where the claim has none
-    chance: float | None  # the value of a guess, where there is one
+    arms: dict[str, list[float]]  # each arm of the comparison -> one value per seed
+    control: str  # the arm that must fail; "" if the claim has none
+    chance: float | None  # the value of a guess, if there is one
     ceiling: float | None  # the best value that the measure allows
-    holds: bool  # whether the claim held, by the means over the seeds
+    holds: bool  # whether the claim held for the means over the seeds
     seeds: list[int]
-    command: str  # measures it anew
-    minutes: float  # that the command took, on two CPU cores
+    command: str  # the command that measures it
+    minutes: float  # the minutes that the command took on two CPU cores
 
     def mean(self, arm: str) -> float:
-        """The mean of an arm over the seeds."""
+        """The mean of an arm's values over the seeds."""
         return statistics.fmean(self.arms[arm])
 
     def error(self, arm: str) -> float:
@@ -43,7 +43,7 @@ class Effect:
         return statistics.stdev(values) / math.sqrt(len(values))
 
     def table(self) -> str:
-        """The arms, a line each, with standard errors, chance and ceiling."""
+        """The arms, one per line, with standard errors, chance and ceiling."""
         width = max(map(len, self.arms))
         lines = [
             f"{arm:{width}}  {self.mean(arm):8.3g} ± {self.error(arm):.1g}"
@@ -57,7 +57,7 @@ class Effect:
 
 
 def load(chapter: str) -> dict[str, Effect]:
-    """The stored effects of a chapter ("07", "11b"), by name.
+    """Load the stored effects of a chapter ("07", "11b"), by name.
 
     Raises:
         FileNotFoundError: none are stored; the message names the command that measures
@@ -66,13 +66,13 @@ def load(chapter: str) -> dict[str, Effect]:
     path = FOLDER / f"{chapter}.json"
     if not path.is_file():
         how = f"measure them with: python book/tools/effects.py {chapter}"
-        raise FileNotFoundError(f"no effects of chapter {chapter} in {path}: {how}")
+        raise FileNotFoundError(f"no effects of chapter {chapter} in {path}; {how}")
     stored = json.loads(path.read_text(encoding="utf-8"))
     return {name: Effect(**effect) for name, effect in stored.items()}
 
 
 def store(chapter: str, effects: dict[str, Effect]) -> Path:
-    """Write effects of a chapter beside those that are stored, and return the file."""
+    """Add effects of a chapter to those that are stored, and return the file."""
     path = FOLDER / f"{chapter}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     stored |= {name: asdict(effect) for name, effect in effects.items()}

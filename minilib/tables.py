@@ -1,5 +1,5 @@
-"""Tables of sound files: every shape of the Hugging Face audiofolder convention, read
-strictly. What is wrong is told with file and line, and all of it.
+"""Tables of sound files: every form of the Hugging Face audiofolder convention, read
+strictly. Every fault is reported, with file and line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-# the first that there is, is read
+# the first of these that exists is read
 TABLES = (
     *("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet"),
     "manifest.csv",
@@ -23,7 +23,7 @@ TABLES = (
 FILE_COLUMNS = ("file_name", "audio_file_name", "file")
 CAPTION_COLUMNS = ("caption", "text")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
-# folders of the audiofolder convention: the column `part` that they stand for
+# folder names of the audiofolder convention, and the value of `part` each stands for
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "dev", "val"), "valid"),
@@ -32,21 +32,21 @@ PARTS = {
 
 
 class Row(dict[str, str]):
-    """A row of a table: its columns, and where it stands."""
+    """A row of a table: its columns, and where it was read."""
 
     def __init__(self, columns: dict[str, str], table: Path, place: str, file: str):
         super().__init__(columns)
         self.table, self.file = table, file
         self.place = place  # "folder/metadata.csv, line 3"
         path = table.parent / file
-        # written on Windows, unless a file really has this name
+        # a path written on Windows, unless a file really has this name
         if "\\" in file and not os.path.exists(path):
             path = table.parent / file.replace("\\", "/")
-        self.path = path  # of the sound file
+        self.path = path  # path of the sound file
 
 
 def find(folder: Path) -> list[Path]:
-    """The table of a folder, or those of the folders directly below it."""
+    """The table of a folder, or the tables of the folders directly below it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     below = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -59,15 +59,13 @@ def find(folder: Path) -> list[Path]:
             return [table for table in tables if table]
     others = ", ".join(TABLES[1:])
     raise FileNotFoundError(
-        f"the folder {str(folder)!r} has no {TABLES[0]} (nor {others}), and no folder "
-        f"directly below it has"
+        f"the folder {str(folder)!r} has no {TABLES[0]} (nor {others}), and neither "
+        f"has any folder directly below it"
     )
 
 
 def read(tables: list[Path]) -> tuple[list[Row], list[str]]:
-    """The rows of all tables, each with the columns of all, and what is wrong with
-    them.
-    """
+    """The rows of all tables, each with the columns of all tables, and all faults."""
     rows: list[Row] = []
     faults: list[str] = []
     for table in tables:
@@ -83,7 +81,7 @@ def read(tables: list[Path]) -> tuple[list[Row], list[str]]:
 
 
 def read_one(table: Path, split: bool, faults: list[str]) -> list[Row]:
-    """The rows of a table; what is wrong with single ones joins the faults."""
+    """The rows of a table; faults of single rows are added to `faults`."""
     before = len(faults)
     cells = list(READERS[table.suffix](table, faults))
     if not cells and len(faults) == before:
@@ -92,7 +90,7 @@ def read_one(table: Path, split: bool, faults: list[str]) -> list[Row]:
     file = next((column for column in FILE_COLUMNS if column in columns), None)
     if file is None and cells:
         raise ValueError(
-            f"{table} has columns {', '.join(columns)}, no column 'file_name'"
+            f"{table} has columns {', '.join(columns)}, but no column 'file_name'"
         )
     rows = []
     for place, row in cells:
@@ -108,7 +106,7 @@ def read_one(table: Path, split: bool, faults: list[str]) -> list[Row]:
 
 
 def _wrong(row: dict[str, Any], file: str) -> str | None:
-    """What is wrong with the values of a row, if anything is."""
+    """What is wrong with the values of a row, or None."""
     for column in (file, *CAPTION_COLUMNS):
         if isinstance(row.get(column), (list, dict, bytes)):
             kind = type(row[column]).__name__
@@ -123,7 +121,7 @@ def _as_text(value: Any) -> str:
 
 
 def _text(table: Path) -> str:
-    """What a table says, in UTF-8 or, with a byte-order mark, UTF-16."""
+    """The text of a table, in UTF-8 or, with a byte-order mark, UTF-16."""
     marked = table.read_bytes()
     utf16 = marked.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -131,21 +129,21 @@ def _text(table: Path) -> str:
     except UnicodeDecodeError as error:
         line = marked.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{table}, line {line}: must be text in UTF-8 (or in UTF-16 with a "
-            f"byte-order mark); save the table so: {error}"
+            f"{table}, line {line}: a table must be text in UTF-8 (or in UTF-16 with a "
+            f"byte-order mark): {error}"
         ) from error
 
 
 def _csv_rows(table: Path, faults: list[str]) -> Iterator[tuple[str, dict]]:
-    """Rows of values with commas, semicolons or tabs between them, as the header line
-    has them; what can't be read without doubt is a fault.
+    """Rows of values separated by commas, semicolons or tabs, as in the header line; a
+    row that is ambiguous is a fault.
     """
     text = _text(table)
     delimiter = max(DELIMITERS, key=lambda x: _likely(_header(text, x)))
     columns = _header(text, delimiter)
     twice = [name for name, n in Counter(columns).items() if name and n > 1]
     if twice:
-        raise ValueError(f"{table} has two columns {twice[0]!r}")
+        raise ValueError(f"{table} has two columns named {twice[0]!r}")
     reader, headed = _reader(text, delimiter), False
     while True:
         place = f"line {reader.line_num + 1}"
@@ -172,7 +170,7 @@ def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
 
 
 def _header(text: str, delimiter: str) -> list[str]:
-    """The columns that the first line names if this stands between them."""
+    """The columns that the first line names if this delimiter separates them."""
     try:
         rows = _reader(text, delimiter)
         first = next((row for row in rows if any(map(str.strip, row))), [])
@@ -186,28 +184,28 @@ def _likely(columns: list[str]) -> tuple[bool, int]:
 
 
 def _misfit(fields: list[str], columns: list[str], delimiter: str) -> str | None:
-    """Why fields are no row of these columns, if they are none."""
+    """Why the fields do not form a row of these columns, or None."""
     if len(fields) != len(columns):
         given = f"{len(fields)} field{'s' * (len(fields) != 1)}"
         return (
             f"{given} for {len(columns)} columns ({', '.join(columns)}); a field "
-            f"that holds a {DELIMITERS[delimiter]} must stand in quotes"
+            f"that holds a {DELIMITERS[delimiter]} must be quoted"
         )
     for i, (column, value) in enumerate(zip(columns, fields)):
-        # the first may be a number of the row, as pandas writes
+        # the first column may be the row's number, as pandas writes it
         if i > 0 and not column and value.strip():
-            return f"{value!r} stands in a column without a name"
+            return f"{value!r} is in a column without a name"
         if column in (*FILE_COLUMNS, *CAPTION_COLUMNS) and re.search(r"[\r\n]", value):
-            return f"the {column} runs over several lines; is its quote not closed?"
+            return f"the {column} spans several lines; is a closing quote missing?"
     return None
 
 
 KINDS = {list: "a list", str: "a string", int: "a number", float: "a number"}
-KINDS |= {bool: "true or false", type(None): "null"}  # of JSON that is no object
+KINDS |= {bool: "true or false", type(None): "null"}  # JSON values that are not objects
 
 
 def _json_rows(table: Path, faults: list[str]) -> Iterator[tuple[str, dict]]:
-    """Rows of a table that has a JSON object in each line."""
+    """Rows of a table that has one JSON object per line."""
     for i, line in enumerate(_text(table).split("\n")):
         if not line.strip():
             continue
@@ -225,7 +223,7 @@ def _json_rows(table: Path, faults: list[str]) -> Iterator[tuple[str, dict]]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     counts = Counter(name for name, _ in pairs)
     if twice := [name for name, n in counts.items() if n > 1]:
-        raise ValueError(f"{twice[0]!r} stands there twice")
+        raise ValueError(f"{twice[0]!r} appears twice")
     return dict(pairs)
 
 
@@ -234,13 +232,13 @@ def _parquet_rows(table: Path, faults: list[str]) -> Iterable[tuple[str, dict]]:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ValueError(
-            f"{table} can be read with pyarrow only, which is not installed: pip "
-            f"install pyarrow, or write the table as metadata.csv"
+            f"reading {table} needs pyarrow, which is not installed: pip install "
+            f"pyarrow, or save the table as metadata.csv"
         ) from error
     try:
         rows = parquet.read_table(table).to_pylist()
-    except Exception as error:  # of pyarrow's own kinds
-        raise ValueError(f"{table} is no Parquet table: {error}") from error
+    except Exception as error:  # pyarrow raises kinds of its own
+        raise ValueError(f"{table} is not a Parquet table: {error}") from error
     return ((f"row {i + 1}", row) for i, row in enumerate(rows))
 
 
@@ -249,7 +247,7 @@ READERS |= {".jsonl": _json_rows, ".parquet": _parquet_rows}
 
 
 def captions(rows: list[Row], needed: bool) -> tuple[list[str], list[str]]:
-    """The captions of rows, and which are missing."""
+    """The captions of the rows, and a sentence for each that is missing."""
     known = rows[0] if rows else CAPTION_COLUMNS
     column = next((name for name in CAPTION_COLUMNS if name in known), None)
     captions = [row[column].strip() if column else "" for row in rows]
@@ -257,7 +255,7 @@ def captions(rows: list[Row], needed: bool) -> tuple[list[str], list[str]]:
         return captions, []
     if column is None:
         columns = ", ".join(rows[0])
-        wrong = f"{rows[0].table} has columns {columns}, no column 'caption'"
+        wrong = f"{rows[0].table} has columns {columns}, but no column 'caption'"
         return captions, [f"{wrong} (nor 'text')"]
     return captions, [
         f"{row.place}: no caption for {row.file!r}"
@@ -267,9 +265,9 @@ def captions(rows: list[Row], needed: bool) -> tuple[list[str], list[str]]:
 
 
 def missing(rows: list[Row]) -> list[str]:
-    """The rows whose file is not there, a sentence each."""
+    """A sentence for each row whose file is missing."""
     return [
         f"{row.place}: the file {row.file!r} is missing"
         for row in rows
-        if not os.path.isfile(row.path)  # also where the name is too long
+        if not os.path.isfile(row.path)  # False also for a name that is too long
     ]

@@ -1,10 +1,10 @@
 """Words to vectors: the T5 encoder whose states the U-Net and GPT-2 attend to.
 
-T5 (Raffel et al., 1910.10683) in its version 1.1, which FLAN-T5 and so AudioLDM 2
+This is T5 (Raffel et al., 1910.10683) in version 1.1, which FLAN-T5 and so AudioLDM 2
 (2308.05734) use: RMS norm before each layer, no biases, relative positions, gated GELU.
 Names and layout are those of transformers, so that weights carry over key by key. The
-decoder is there to train the encoder by span corruption; the encoder alone ships.
-Nothing drops out, as in the pre-training of version 1.1. Chapter 11 builds it.
+decoder serves to train the encoder by span corruption; only the encoder ships. There is
+no dropout, as in the pre-training of version 1.1. Chapter 11 builds it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class T5Config:
 
     vocab_size: int = 32128
     d_model: int = 1024  # width of the states
-    d_kv: int = 64  # width of a head; heads * d_kv need not be d_model
+    d_kv: int = 64  # width of a head; heads * d_kv need not equal d_model
     d_ff: int = 2816  # width inside the feed-forward layer
     num_layers: int = 24  # of the encoder
     num_decoder_layers: int = 24  # used in pre-training only
     num_heads: int = 16
-    relative_attention_num_buckets: int = 32  # distances are told apart this finely ...
-    relative_attention_max_distance: int = 128  # ... and not at all beyond this
+    relative_attention_num_buckets: int = 32  # classes of distance between tokens
+    relative_attention_max_distance: int = 128  # from here on all share one class
     layer_norm_epsilon: float = 1e-6
 
 
@@ -53,11 +53,11 @@ PRESETS = {
 def relative_bucket(
     distance: Tensor, n_buckets: int, max_distance: int, bidirectional: bool = True
 ) -> Tensor:
-    """Sort distances between tokens (key minus query position) into buckets: small ones
-    one by one, larger ones by their logarithm (1910.10683 §2.1).
+    """Sort distances between tokens (key minus query position) into buckets: one for
+    each small distance, logarithmic ones for larger distances (1910.10683 §2.1).
 
-    From `max_distance` on all share the last. Half of the n buckets are for keys to the
-    right; a decoder, which sees none, uses all of them for the left. Chapter 11.
+    From `max_distance` on, all share the last bucket. Half of the n buckets are for
+    keys to the right; a decoder sees none and uses all for the left. Chapter 11.
     """
     first = 0
     if bidirectional:
@@ -72,10 +72,10 @@ def relative_bucket(
 
 
 class T5Attention(nn.Module):
-    """Multi-head attention without biases and without the 1/sqrt(d) (1910.10683 §2.1).
+    """Multi-head attention without biases or the factor 1/sqrt(d) (1910.10683 §2.1).
 
-    The first block's also holds the table of relative positions, one number per bucket
-    and head, that all blocks add to their scores. Chapter 11.
+    In the first block it also holds the table of relative positions, one number per
+    bucket and head, which all blocks add to their scores. Chapter 11.
     """
 
     def __init__(self, config: T5Config, has_positions: bool = False):
@@ -96,7 +96,7 @@ class T5Attention(nn.Module):
 
 
 class T5GatedFeedForward(nn.Module):
-    """A layer gated by another's GELU (Shazeer, 2002.05202 Eq. 6). Chapter 11."""
+    """A layer gated by the GELU of another (Shazeer, 2002.05202 Eq. 6). Chapter 11."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -110,7 +110,7 @@ class T5GatedFeedForward(nn.Module):
 
 
 class T5Layer(nn.Module):
-    """x + layer(norm(x)), the layer under its `name` in transformers. Chapter 11."""
+    """x + layer(norm(x)); `name` is the layer's in transformers. Chapter 11."""
 
     def __init__(self, name: str, layer: nn.Module, config: T5Config):
         super().__init__()
@@ -123,7 +123,7 @@ class T5Layer(nn.Module):
 
 
 class T5Block(nn.Module):
-    """Self-attention, a decoder's attention to the encoder, a network. Chapter 11."""
+    """Self-attention, in a decoder also cross-attention, and an MLP. Chapter 11."""
 
     def __init__(self, config: T5Config, is_decoder: bool, is_first: bool):
         super().__init__()
@@ -141,7 +141,7 @@ class T5Block(nn.Module):
 
 
 class T5Stack(nn.Module):
-    """The blocks of encoder or decoder, and the norm that ends them. Chapter 11."""
+    """The blocks of the encoder or decoder, and a final norm. Chapter 11."""
 
     def __init__(self, config: T5Config, is_decoder: bool = False):
         super().__init__()
@@ -153,7 +153,7 @@ class T5Stack(nn.Module):
         self.final_layer_norm = nn.RMSNorm(config.d_model, eps=eps)
 
     def bias(self, mask: Tensor) -> Tensor:
-        """What is added to the scores, the least number where no query reads a key."""
+        """The bias added to the scores: the lowest number where a key is not read."""
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
         position = torch.arange(mask.shape[1], device=mask.device)
         distance = position - position[:, None]  # (S, S): rows are queries
@@ -206,7 +206,7 @@ class T5(Model):
 
     def __init__(self, config: T5Config):
         super().__init__(config)
-        # of both halves, and of the output
+        # shared by both halves and the output
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder, self.decoder = T5Stack(config), T5Stack(config, is_decoder=True)
         self.apply(initialise)
@@ -226,9 +226,9 @@ class T5(Model):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropy, in nats per token, of the spans that `noise` hides.
 
-        The batch holds `ids`, `mask` and `noise` (from `noise_spans`), each (B, S); if
-        it is a share of a larger one also `n_targets` (B,), the mean number of target
-        tokens of a sentence there, so that each of them counts the same.
+        The batch holds `ids`, `mask` and `noise` (from `noise_spans`), each (B, S). A
+        share of a larger batch also holds `n_targets` (B,), the mean number of target
+        tokens per sentence there, so that every token has the same weight.
         """
         ids, targets = span_corrupt(batch["ids"], batch["mask"], batch["noise"])
         logits = self(ids, ids != PAD, targets).flatten(0, 1)
@@ -237,7 +237,7 @@ class T5(Model):
         return nats / batch.get("n_targets", targets != PAD).sum()
 
     def text_encoder(self) -> T5Encoder:
-        """The encoder as a model of its own that shares these weights: what ships."""
+        """The encoder as a model of its own, which ships; it shares these weights."""
         model = T5Encoder(self.config)
         model.shared, model.encoder = self.shared, self.encoder
         return model.train(self.training)
@@ -248,7 +248,7 @@ T5Encoder.presets = T5.presets = PRESETS
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Draw weights at T5's own scales, which make up for the missing 1/sqrt(d)."""
+    """Draw weights at T5's own scales, which replace the missing factor 1/sqrt(d)."""
     if isinstance(module, T5Attention):
         d_model, inner = module.q.in_features, module.q.out_features
         module.q.weight.normal_(std=(d_model * inner / module.n_head) ** -0.5)
@@ -265,7 +265,7 @@ def initialise(module: nn.Module) -> None:
 def random_parts(
     total: int, n_parts: int, generator: torch.Generator | None
 ) -> list[int]:
-    """Cut `total` into `n_parts` positive whole parts, every way equally likely."""
+    """Split `total` into `n_parts` positive integers, all splits equally likely."""
     cuts = torch.randperm(total - 1, generator=generator)[: n_parts - 1] + 1
     cuts = cuts.sort().values.tolist()
     return [b - a for a, b in zip([0, *cuts], [*cuts, total])]
@@ -277,23 +277,23 @@ def noise_spans(
     rate: float = 0.15,
     mean_span: float = 3.0,
 ) -> Tensor:
-    """Choose the tokens to hide, True in noise (B, S): `rate` of those in mask (B, S),
-    `mean_span` at a time (1910.10683 §3.1.4).
+    """Choose the tokens to hide, True in noise (B, S): a share `rate` of those in mask
+    (B, S), in spans of mean length `mean_span` (1910.10683 §3.1.4).
 
-    Kept and hidden spans alternate, their lengths random. At least one token is hidden,
-    and </s>, the last, never. This is all the randomness of `T5.loss`, drawn on the CPU
-    so that the batch can carry it. Chapter 11.
+    Kept and hidden spans of random lengths alternate. At least one token is hidden, but
+    never </s>, the last. `T5.loss` draws nothing else at random, and this is drawn on
+    the CPU so that the batch can hold it. Chapter 11.
     """
     if not 0 < rate < 1 or not mean_span >= 1:
         said = f"between 0 and 1 and mean_span be 1 or more, not {rate} and {mean_span}"
-        raise ValueError(f"rate must lie {said}")
+        raise ValueError(f"rate must be {said}")
     noise = torch.zeros(mask.shape, dtype=torch.bool)
     for row, length in zip(noise, mask.bool().sum(1).tolist()):
         n_tokens = max(length - 1, 0)
         n_noise = min(max(round(n_tokens * rate), 1), n_tokens - 1)
         n_spans = max(round(n_noise / mean_span), 1)
         n_spans = min(n_spans, n_noise, n_tokens - n_noise, N_SENTINELS - 1)
-        if n_spans < 1:  # no caption, or one word: it is all there is to hide
+        if n_spans < 1:  # an empty caption, or a single token that can be hidden
             row[:n_tokens] = True
             continue
         kept = random_parts(n_tokens - n_noise, n_spans, generator)
@@ -307,8 +307,8 @@ def noise_spans(
 def span_corrupt(ids: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Make a gap-filling task: inputs (B, S') and targets (B, L) (1910.10683 Fig. 2).
 
-    Each hidden span becomes one sentinel; the target lists sentinel and span in turn,
-    and one more sentinel ends it: "thank you <0> me to your party <1> week </s>" and
+    One sentinel replaces each hidden span; the target lists each sentinel and its span,
+    and ends with one more sentinel: "thank you <0> me to your party <1> week </s>" and
     "<0> for inviting <1> last <2>". ids, mask, noise: (B, S). Chapter 11.
     """
     mask, noise = mask.bool(), noise.to(ids.device) & mask.bool()
@@ -316,10 +316,10 @@ def span_corrupt(ids: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tens
     n_spans = first.sum(1, keepdim=True)  # (B, 1)
     if (n := int(n_spans.max())) >= N_SENTINELS:
         most = f"at most {N_SENTINELS - 1} spans"
-        raise ValueError(f"noise must hide {most} of a sentence, not {n}")
+        raise ValueError(f"noise must hide {most} per sentence, not {n}")
     sentinel = SENTINEL + first.cumsum(1) - 1  # (B, S)
     inputs = left_align(torch.where(first, sentinel, ids), mask & (~noise | first))
-    # (B, 2S): before each token its sentinel
+    # (B, 2S): each token after its sentinel
     targets = torch.stack([sentinel, ids], dim=2).flatten(1)
     targets = torch.cat([targets, SENTINEL + n_spans], dim=1)
     keep = F.pad(torch.stack([first, noise], dim=2).flatten(1), (0, 1), value=True)
@@ -327,8 +327,8 @@ def span_corrupt(ids: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tens
 
 
 def left_align(ids: Tensor, keep: Tensor) -> Tensor:
-    """Drop the tokens of each row that are not kept, close the gaps, pad the rest with
-    <pad>.
+    """Drop the tokens in each row that are not kept, close the gaps, and fill the rest
+    with <pad>.
     """
     length = keep.sum(1, keepdim=True)  # (B, 1)
     order = keep.int().argsort(dim=1, descending=True, stable=True)

@@ -1,7 +1,7 @@
 """Captions to tokens: byte-pair encoding over bytes, open to any word.
 
 Sennrich et al. (1508.07909) merge the most frequent pairs of symbols; Radford et al.
-(2019) begin with bytes, so that no word is unknown. CLAP and T5 read the same tokens.
+(2019) start from bytes, so that no word is unknown. CLAP and T5 read the same tokens.
 Chapter 11 builds it.
 """
 
@@ -27,15 +27,15 @@ MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 
 class TokenizerFile:
-    """What a tokenizer is kept in: the `tokenizers` library's own, and a file of it."""
+    """A wrapper around a tokenizer of the `tokenizers` library, and its file."""
 
     def __init__(self, backend: Any):
         self.backend = backend  # a tokenizers.Tokenizer
-        # "<pad>" in a caption is five letters, not padding
+        # "<pad>" in a caption is five characters, not padding
         self.backend.encode_special_tokens = True
 
     def __deepcopy__(self, memo: dict) -> TokenizerFile:
-        return self  # nothing changes it, and the library's copy would read "<pad>"
+        return self  # it never changes, and the library's copy would parse "<pad>"
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as one JSON file, whole or not at all."""
@@ -58,18 +58,18 @@ class TokenizerFile:
         try:
             backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises plain Exception
-            said = f"tokenizer file {path} is damaged: it holds no tokenizer"
+            said = f"tokenizer file {path} is damaged: no tokenizer can be read from it"
             raise ValueError(said) from error
         for i, token in enumerate(SPECIAL_TOKENS):
             if backend.id_to_token(i) != token:
-                said = f"is not one of minilib's: id {i} is not {token}"
+                said = f"is not minilib's: its id {i} is not {token}"
                 raise ValueError(f"tokenizer file {path} {said}")
         return cls(backend)
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are; fewer than asked for where the captions held fewer
-        repeated pairs.
+        """The number of ids; fewer than requested if the captions held too few repeated
+        pairs.
         """
         return self.backend.get_vocab_size()
 
@@ -77,12 +77,12 @@ class TokenizerFile:
 class Tokenizer(TokenizerFile):
     """Byte-pair encoding over bytes, open to any word (Sennrich et al., 1508.07909).
 
-    Letters are lower-cased, runs of spaces become one, marks at the end are dropped.
-    The ids of `SPECIAL_TOKENS` never come from a caption that spells them. Chapter 11.
+    Letters are lower-cased, each run of spaces becomes one, final punctuation is
+    dropped. A caption that spells a special token never gets its id. Chapter 11.
     """
 
-    max_tokens = 64  # of a caption that the encoders read, </s> included
-    # GPT-2 counts padding: a caption's LOA would depend on the longest beside it
+    max_tokens = 64  # the most tokens of a caption, </s> included
+    # pad to a fixed length: GPT-2 counts padding, so a caption's LOA depends on it
     pad_to = 24
 
     @classmethod
@@ -99,11 +99,11 @@ class Tokenizer(TokenizerFile):
         truncate: bool = False,
         pad_to: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """B captions -> ids (B, S) long, each closed by </s>, and mask (B, S), True for
-        tokens, padded to the longest, at least to `pad_to`.
+        """B captions -> ids (B, S) long, each ended by </s>, and mask (B, S), True for
+        tokens, padded to the longest and at least to `pad_to`.
 
         A caption of more than `max_length` tokens (None: `max_tokens`), </s> included,
-        is cut if `truncate` says so; otherwise it raises ValueError.
+        is cut if `truncate` is true; otherwise it raises ValueError.
         """
         most = self.max_tokens if max_length is None else max_length
         kept = slice(most - 1 if truncate else None)
@@ -115,24 +115,25 @@ class Tokenizer(TokenizerFile):
         return ids, ids != PAD
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Turn ids (B, S) back into text, without padding and </s>, with sentinels."""
+        """Turn ids (B, S) into text, with sentinels but without padding and </s>."""
         rows = ([i for i in row if i not in (PAD, EOS, CLS)] for row in ids.tolist())
         text = (self.backend.decode(row, skip_special_tokens=False) for row in rows)
         return [caption.strip() for caption in text]
 
 
 class Reader:
-    """What encoders of words have in common: `encode` and `empty`, and a tokenizer.
+    """A base of encoders that read words: `encode`, `empty`, and a tokenizer.
 
-    It is set when the encoder is loaded, and stands beside it on disk. A subclass is a
-    network that maps ids and mask, both (B, S), to states (B, S, dim).
+    The tokenizer is set when the encoder is loaded; on disk, its file lies beside the
+    encoder. A subclass is a network that maps ids and mask, both (B, S), to states
+    (B, S, dim).
     """
 
     tokenizer: Any = None
     reads = "caption"  # which of a pipeline's inputs
 
     def padded_to(self, pad_to: int = 0) -> int:
-        """As many tokens as `pad_to` says, and at least the tokenizer's own number."""
+        """The length to pad to: `pad_to`, but at least the tokenizer's own length."""
         if self.tokenizer is None:
             name = type(self).__name__
             raise ValueError(f"this {name} has no tokenizer: set its `tokenizer` first")
@@ -150,13 +151,13 @@ class Reader:
         return Context(self(ids, mask), mask)
 
     def empty(self, n: int, pad_to: int = 0) -> Context:
-        """What stands for no condition, n times: the empty sentence."""
+        """The empty condition for n items: the empty sentence."""
         return self.encode([""] * n, pad_to)
 
 
 def untrained_backend(vocab_size: int) -> tuple[Any, Any]:
-    """What a tokenizer does (normalise, split into words, merge bytes), no merges yet,
-    and the trainer that finds them; ValueError where `vocab_size` has no room for the
+    """A tokenizer without merges (it normalises and splits into words and bytes), and
+    the trainer that finds the merges; ValueError if `vocab_size` is too small for the
     special tokens and all bytes.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, trainers
@@ -173,7 +174,7 @@ def untrained_backend(vocab_size: int) -> tuple[Any, Any]:
     backend.normalizer = Sequence(
         [NFKC(), Lowercase(), apostrophe, spaces, closing, Strip()]
     )
-    # "dog" is one word wherever it stands
+    # "dog" gives the same tokens at the start and inside a caption
     backend.pre_tokenizer = ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -187,12 +188,12 @@ def untrained_backend(vocab_size: int) -> tuple[Any, Any]:
 
 
 def split_words(caption: str) -> list[str]:
-    """The words of a caption, in small letters and without punctuation."""
+    """The words of a caption, in lower case and without punctuation."""
     return [word.strip(".,;:!?\"'()").lower() for word in caption.split()]
 
 
 def check_captions(captions: Iterable[str]) -> list[str]:
-    """Return `captions` as a list; raise a sentence unless they are some str."""
+    """Return `captions` as a list; raise a sentence unless all are str."""
     if isinstance(captions, str):
         said = f"not one str: write [{captions[:40]!r}]"
         raise TypeError(f"captions must be a list of str, {said}")
@@ -207,21 +208,21 @@ def check_captions(captions: Iterable[str]) -> list[str]:
 
 
 def check_lengths(captions: list[str], rows: list[list[int]], most: int) -> None:
-    """Raise ValueError for a caption of more tokens than `most`, or where none fits."""
+    """Raise ValueError for a caption of more than `most` tokens, or `most` below 1."""
     if most < 1:
         raise ValueError(f"max_length must be at least 1, not {most}")
     for caption, row in zip(captions, rows):
         if len(row) > most:
             text = caption if len(caption) <= 40 else caption[:37] + "..."
-            said = f"has {len(row)} tokens, but at most {most} are read"
+            said = f"has {len(row)} tokens, but at most {most} can be read"
             raise ValueError(f"the caption {text!r} {said}")
 
 
 def check_ids(
     ids: Tensor, mask: Tensor | None, vocab_size: int, most: int | None = None
 ) -> Tensor:
-    """Return the mask (all True for None); raise a sentence where ids or mask do not
-    fit: another shape, an id that is not in the vocabulary, or more than `most` tokens.
+    """Return the mask (all True for None); raise a sentence if ids or mask do not fit:
+    a wrong shape, an id outside the vocabulary, or more than `most` tokens.
     """
     shape = tuple(ids.shape)
     if ids.ndim != 2 or ids.is_floating_point() or ids.numel() == 0:
@@ -232,8 +233,8 @@ def check_ids(
     if mask is not None and mask.shape != shape:
         said = f"{shape}, not {tuple(mask.shape)}"
         raise ValueError(f"mask must have the shape of ids, {said}")
-    # a GPU would have to wait
+    # not on a GPU, which would have to wait
     if ids.device.type == "cpu" and not 0 <= ids.min() <= ids.max() < vocab_size:
-        said = f"the model's vocabulary, not in {int(ids.min())} ... {int(ids.max())}"
-        raise ValueError(f"ids must lie in 0 ... {vocab_size - 1}, {said}")
+        said = f"the model's vocabulary, not {int(ids.min())} to {int(ids.max())}"
+        raise ValueError(f"ids must lie between 0 and {vocab_size - 1}, {said}")
     return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()

@@ -1,9 +1,8 @@
 """GPT-2's transformer (Radford et al., 2019): vectors in, vectors out, with any mask.
 
-There are no words at either end: what the vectors stand for is decided by whoever uses
-it, the LOA regressor or a codec language model. Names are those of transformers'
-GPT2Model, whose linear layers are stored transposed; there is no dropout. Chapter 13
-builds it.
+It has no vocabulary at either end: its user, the LOA regressor or a codec language
+model, decides what the vectors mean. Names are those of transformers' GPT2Model, whose
+linear layers are stored transposed; there is no dropout. Chapter 13 builds it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class TransformerConfig:
 
 
 def causal_mask(S: int, device: torch.device | None = None) -> Tensor:
-    """Each position reads itself and those before it: (S, S) bool, rows are readers.
+    """The mask (S, S) bool by which each position (row) reads itself and earlier ones.
 
     Chapter 13.
     """
@@ -40,17 +39,17 @@ def causal_mask(S: int, device: torch.device | None = None) -> Tensor:
 
 
 def prefix_mask(S: int, n_prefix: int, device: torch.device | None = None) -> Tensor:
-    """As `causal_mask`, but the first `n_prefix` positions are read by all: (S, S)."""
+    """A `causal_mask` (S, S) in which all read the first `n_prefix` positions, too."""
     return causal_mask(S, device) | (torch.arange(S, device=device) < n_prefix)
 
 
 def full_mask(S: int, device: torch.device | None = None) -> Tensor:
-    """Each position reads all: (S, S) bool."""
+    """The mask (S, S) bool by which each position reads all."""
     return torch.ones(S, S, dtype=torch.bool, device=device)
 
 
 class GPT2Attention(nn.Module):
-    """Multi-head self-attention, whose past a cache can remember. Chapter 13."""
+    """Multi-head self-attention whose past can be cached. Chapter 13."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -61,7 +60,7 @@ class GPT2Attention(nn.Module):
     def forward(
         self, x: Tensor, keep: Tensor, past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x (B, S, D), keep (S, P + S) or (B, 1, S, P + S), P cached positions
+        """x (B, S, D), keep (S, P + S) or (B, 1, S, P + S), for P cached positions
         -> (B, S, D) and all keys and values, each (B, P + S, D).
         """
         q, k, v = self.c_attn(x).chunk(3, dim=-1)
@@ -83,7 +82,7 @@ class GPT2MLP(nn.Module):
 
 
 class GPT2Block(nn.Module):
-    """Attention and network, each normalised before and beside a skip connection.
+    """Attention and an MLP, each after a layer norm and beside a skip connection.
 
     Chapter 13.
     """
@@ -117,8 +116,8 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
     def empty_cache(self) -> Cache:
-        """A cache with nothing in it; `forward` fills it, out of place, so that
-        gradients flow through it.
+        """An empty cache; `forward` fills it without in-place writes, so that gradients
+        flow through it.
         """
         return [None] * self.config.n_layer
 
@@ -133,18 +132,19 @@ class GPT2(nn.Module):
         as in the released model.
 
         Args:
-            inputs_embeds: (B, S, n_embd), the positions that the cache does not hold.
-            mask: (B, P + S), true for positions to be read, the P cached ones included;
+            inputs_embeds: (B, S, n_embd), the positions that are not in the cache.
+            mask: (B, P + S), true for positions to read, including the P cached ones;
                 None: all.
             cache: from `empty_cache` and earlier calls; this call's keys and values are
                 added to it.
-            pattern: (P + S, P + S) bool, who reads whom; None for `causal_mask`.
+            pattern: (P + S, P + S) bool, which position (row) reads which (column);
+                None for `causal_mask`.
 
         Returns:
             the last hidden states (B, S, n_embd).
 
         Raises:
-            ValueError: more than `n_positions`, or a mask of another length.
+            ValueError: there are more than `n_positions`, or the mask does not fit.
         """
         B, S, _ = inputs_embeds.shape
         P = cache[0][0].shape[1] if cache and cache[0] is not None else 0

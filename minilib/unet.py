@@ -1,9 +1,9 @@
 """The noise predictor: a U-Net over the latent, conditioned on the noise level and
 attending to LOA and text.
 
-The structure of latent diffusion (Rombach et al., 2112.10752) as AudioLDM 2 uses it
-(2308.05734 §3.3): after each residual block stands one transformer for each entry of
-`cross_attention`. Names and layout are those of diffusers'
+It has the structure of latent diffusion (Rombach et al., 2112.10752) as AudioLDM 2 uses
+it (2308.05734 §3.3): each residual block is followed by one transformer for each entry
+of `cross_attention`. Names and layout are those of diffusers'
 AudioLDM2UNet2DConditionModel, which holds the released weights. Chapter 14 builds it.
 """
 
@@ -30,7 +30,7 @@ class UNetConfig:
 
     in_channels: int = 8  # channels of the latent
     block_out_channels: tuple[int, ...] = (128, 256, 384, 640)
-    # which resolutions attend to the conditions; the middle one always does
+    # which resolutions attend to the conditions; the middle block always does
     attention: tuple[bool, ...] = (False, True, True, True)
     layers_per_block: int = 2
     norm_num_groups: int = 32
@@ -38,29 +38,29 @@ class UNetConfig:
     cross_attention: tuple[str | None, ...] = (None, "loa", "text")
     cross_attention_dim: tuple[int | None, ...] = (None, 768, 1024)  # its width
     transformer_layers: int = 1
-    # one number for every resolution, as diffusers runs the released weights, or one
-    # each: they were trained with (4, 8, 12, 20), heads of width 32
+    # one number for all resolutions, as diffusers runs the released weights, or one for
+    # each: the weights were trained with (4, 8, 12, 20), that is heads of width 32
     n_head: int | tuple[int, ...] = 8
     n_steps: int = 1000  # T
     beta_1: float = 0.0015
     beta_T: float = 0.0195
     prediction: str = "eps"  # what the output means: the noise, or "v", the velocity
-    patch: int = 1  # patch x patch neighbours of the latent are seen as one position
-    # channels beside the latent that hold the LOA (LOAMap); none when released
+    patch: int = 1  # patch x patch neighbours of the latent form one position
+    # channels beside the latent that hold the LOA (LOAMap); released models have none
     loa_channels: int = 0
     # vectors of the LOA along time and frequency ...
     loa_grid: tuple[int, int] = (8, 2)
-    # ... each standing for so many positions of the feature map, both ways or (T, F)
+    # ... and the positions of the feature map that each covers, one number or (T, F)
     loa_patch: int | tuple[int, int] = 4
 
     def heads(self, i: int) -> int:
-        """Attention heads at resolution i, 0 being the finest and -1 the coarsest."""
+        """Attention heads at resolution i, from 0, the finest, to -1, the coarsest."""
         return self.n_head if isinstance(self.n_head, int) else self.n_head[i]
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of the time: cosines, then sines, at dim/2 frequencies from
-    1 to 1/10000 (1706.03762 §3.5), in the order of the released model.
+    1 to 1/10000 (1706.03762 §3.5), in the released model's order.
 
     t (B,), counted from 0 -> (B, dim). Chapter 14.
     """
@@ -70,7 +70,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """A sinusoid of the time through a small network: (B,) -> (B, 4 * channels).
+    """The sinusoidal embedding and a small MLP: (B,) -> (B, 4 * channels).
 
     Chapter 14.
     """
@@ -87,7 +87,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention, to itself or to a context (1706.03762 §3.2.2).
+    """Multi-head attention to the input itself or to a context (1706.03762 §3.2.2).
 
     Chapter 14.
     """
@@ -134,7 +134,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, feed-forward, each beside a skip
+    """Self-attention, attention to the context, and an MLP, each with a skip
     connection. Without a context it attends to itself twice. Chapter 14.
     """
 
@@ -178,12 +178,12 @@ class SpatialTransformer(nn.Module):
 
 class LOAMap(nn.Module):
     """The LOA as channels beside the latent: each vector unfolds into the patch of
-    positions that it speaks of.
+    positions that it describes.
 
-    Concatenation is how latent diffusion takes conditions that lie on the same plane as
-    the latent (2112.10752 §3.3), and LOA does: it is pooled from patches of the mel.
-    The released model leaves finding the place to cross-attention, which takes far
-    longer to learn. Chapter 14.
+    Latent diffusion concatenates conditions that share the latent's plane (2112.10752
+    §3.3), and the LOA does: it is pooled from patches of the mel. In the released model
+    cross-attention has to find the place by itself, which takes far longer to learn.
+    Chapter 14.
     """
 
     def __init__(self, config: UNetConfig, loa_dim: int):
@@ -207,7 +207,7 @@ class UNetBlock(nn.Module):
     its transformers, one for each entry of `cross_attention`. Chapter 14.
     """
 
-    recompute = False  # activations, in the backward pass, instead of keeping them
+    recompute = False  # whether to recompute activations in the backward pass
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ class UNetBlock(nn.Module):
 
 
 def down_blocks(config: UNetConfig) -> nn.ModuleList:
-    """The contracting half: every block but the last halves the resolution.
+    """The contracting half: every block except the last halves the resolution.
 
     Chapter 14.
     """
@@ -258,8 +258,8 @@ def down_blocks(config: UNetConfig) -> nn.ModuleList:
 
 
 def up_blocks(config: UNetConfig) -> nn.ModuleList:
-    """The expanding half: each residual block also takes the feature map that the way
-    down left. Chapter 14.
+    """The expanding half: each residual block also reads a feature map from the way
+    down. Chapter 14.
     """
     widths, n, blocks = config.block_out_channels, config.layers_per_block + 1, []
     below = widths[-1]
@@ -305,11 +305,11 @@ class UNet(Model):
         """Predict the noise in zt.
 
         Args:
-            zt: noisy latent (B, C, T/r, F/r); both sides multiples of `patch`, any
-                of them: the way up takes its sizes from the way down.
+            zt: noisy latent (B, C, T/r, F/r); both sides any multiples of `patch`,
+                since the way up takes its sizes from the way down.
             t: noise level (B,), 1 to T.
-            conditions: by name, all that `config.cross_attention` names; others are
-                not read.
+            conditions: by name, including all that `config.cross_attention` names;
+                others are ignored.
 
         Returns:
             eps_hat, or v_hat where `config.prediction` is "v", (B, C, T/r, F/r).
@@ -340,7 +340,7 @@ class UNet(Model):
         return F.pixel_shuffle(x, self.config.patch)
 
     def as_eps(self, zt: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        """The noise in zt, at level t, that an output of `forward` means."""
+        """The noise in zt at level t that an output of `forward` implies."""
         if self.config.prediction == "eps":
             return out
         return diffusion.eps_from_velocity(self.schedule, zt, t, out)
@@ -358,15 +358,15 @@ class UNet(Model):
         return loss(lambda zt, t: self(zt, t, conditions), self.schedule, z0, t, eps)
 
     def recompute_activations(self, on: bool = True) -> None:
-        """Keep no activations inside the blocks: training takes less memory, and a
-        third more time (gradient checkpointing; Chen et al., 1604.06174).
+        """Keep no activations inside the blocks: training takes less memory but a third
+        more time (gradient checkpointing; Chen et al., 1604.06174).
         """
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             block.recompute = on
 
 
 def check(config: UNetConfig) -> None:
-    """Raise ValueError where fields of a config do not fit each other."""
+    """Raise ValueError if fields of a config do not fit together."""
     if config.prediction not in ("eps", "v"):
         raise ValueError(f'prediction must be "eps" or "v", not {config.prediction!r}')
     n, given = len(config.block_out_channels), config.n_head
@@ -377,14 +377,14 @@ def check(config: UNetConfig) -> None:
         raise ValueError(f"attention must have {n} entries, not {config.attention}")
     names, dims = config.cross_attention, config.cross_attention_dim
     if [name is None for name in names] != [dim is None for dim in dims]:
-        raise ValueError(f"cross_attention {names} and its widths {dims} must pair up")
+        raise ValueError(f"cross_attention {names} needs one width each, not {dims}")
     if config.loa_channels and "loa" not in names:
-        raise ValueError(f'loa_channels need "loa" in cross_attention, not {names}')
+        raise ValueError(f'with loa_channels, "loa" must be in cross_attention {names}')
 
 
 UNet.presets = {
-    # in minutes a network does not learn to copy the noise well enough, hence "v", nor
-    # cross-attention to find the place that an LOA vector speaks of, hence the map
+    # in a few minutes a network does not learn to copy the noise well enough, hence
+    # "v"; nor does cross-attention find the place of an LOA vector, hence the map
     "tiny": UNetConfig(
         in_channels=4, patch=2, block_out_channels=(64, 112, 160),
         attention=(False, False, False), layers_per_block=1, norm_num_groups=8,

@@ -626,3 +626,27 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, step):
     assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == [
         "a.wav"
     ]
+
+
+@pytest.mark.parametrize(
+    ("wave", "said"),
+    [
+        (None, "not None"),
+        ("sound", "not 'sound'"),
+        (torch.ones(10, dtype=torch.int16), "not torch.int16"),
+        (torch.ones(10, dtype=torch.complex64), "not torch.complex64"),
+    ],
+)
+def test_what_is_no_wave_is_refused_and_not_clipped_or_halved(tmp_path, wave, said):
+    wanted = r"wave must hold floating-point numbers in \[-1, 1\], "
+    with pytest.raises(TypeError, match=wanted + said):
+        audio.save(tmp_path / "sound.wav", wave)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [None, 3, b"sound.wav"])
+def test_paths_that_are_none_are_refused(path):
+    with pytest.raises(TypeError, match="path must be a path"):
+        audio.load(path)
+    with pytest.raises(TypeError, match="path must be a path"):
+        audio.save(path, torch.zeros(10))

@@ -356,3 +356,48 @@ def test_bad_input_gets_one_sentence(model):
     for shape in ((2, 32, 16), (2, 2, 32, 16)):
         with pytest.raises(ValueError, match="log_mel must have shape"):
             model.embed_audio(torch.zeros(shape))
+
+
+def test_the_loss_bounds_the_mutual_information_and_shows_at_most_log_b():
+    """A world of eight words, each with its own sound: log 8 nats, and the best loss is
+    the logarithm of how often a word is drawn.
+    """
+    generator, scale = torch.Generator().manual_seed(0), torch.tensor(60.0)
+    shown = {}
+    for B in (4, 256):
+        losses, least = [], []
+        for _ in range(200):
+            words = torch.randint(8, (B,), generator=generator)
+            rows = torch.eye(8)[words]
+            losses.append(contrastive_loss(rows, rows, scale))
+            alike = (words[:, None] == words).sum(dim=1)
+            least.append(alike.log().mean())
+        torch.testing.assert_close(torch.stack(losses), torch.stack(least))
+        shown[B] = math.log(B) - float(torch.stack(losses).mean())
+    assert shown[4] < math.log(4) < shown[256] < math.log(8)
+    assert shown[256] > math.log(8) - 0.05
+
+
+def test_the_stage_draws_captions_with_their_own_sounds():
+    from minilib import audio
+    from minilib.data import Corpus
+    from minilib.soundworld import SoundWorld
+    from minilib.training import Recipe, TrainingData
+    from minilib.training.stages import CLAPStage
+
+    world = SoundWorld("train", seconds=0.6)
+    corpus = Corpus.from_soundworld(world, 6, progress=False)
+    tokenizer = Tokenizer.train(corpus.captions, MIN_VOCABULARY)
+    data = TrainingData(corpus, tokenizer)
+    recipe = Recipe(steps=1, batch_size=4, lr=1e-3)
+    stage = CLAPStage("tiny", recipe, data, {}, seed=3)
+    batch = stage.batch(torch.Generator().manual_seed(1))
+    drawn = tokenizer.decode(batch["ids"])
+    assert len(set(drawn)) == 4
+    for caption, mel in zip(drawn, batch["log_mel"], strict=True):
+        (i,) = (k for k in range(6) if corpus.captions[k].lower() == caption)
+        torch.testing.assert_close(mel, audio.log_mel(corpus.wave([i]))[0])
+    assert torch.isfinite(stage.model.loss(batch))
+    assert stage.finish() == {"clap": stage.model}
+    twin = CLAPStage("tiny", recipe, data, {}, seed=3)
+    assert torch.equal(twin.model.text.token.weight, stage.model.text.token.weight)

@@ -297,7 +297,7 @@ def test_generate_tries_unknown_words_and_names_what_is_near(capsys, here, weigh
     code, out, err = run(capsys, "generate", "a dragon barks", "--steps", "1")
     assert code == 0 and (here / "sound.wav").is_file()
     assert err.startswith(
-        'minilib: these weights don\'t know "dragon"; near that they know: "a dog '
+        'minilib: these weights don\'t know "dragon"; the nearest they know: "a dog '
         'barks" or '
     )
     assert "\n" not in err
@@ -388,7 +388,7 @@ def test_reconstruct_writes_what_comes_back_and_scores_silence_apart(
     rows = [re.fullmatch(r"(.{20}) *\d+\.\d\d *\d+\.\d\d", x) for x in lines[2:5]]
     names = [row[1].strip() for row in rows]
     assert names == ["VAE", "vocoder", "VAE and vocoder"]
-    said = r"\d+% of the recording is digital silence, scored apart"
+    said = r"\d+% of the recording is digital silence, which is scored separately"
     assert re.fullmatch(said, lines[5]) and lines[6:] == ["written: back.wav"]
 
 
@@ -401,7 +401,7 @@ def test_losses_are_in_decibels_of_sound_and_of_silence():
         "VAE                     1.23     22.00",
         "vocoder                 3.00      4.00",
         "VAE and vocoder         5.00      6.00",
-        "26% of the recording is digital silence, scored apart",
+        "26% of the recording is digital silence, which is scored separately",
     ]
     without = cli.losses({**found, "silent_share": 0.0}).splitlines()
     assert without[:2] == [
@@ -512,7 +512,7 @@ def test_convert_writes_the_other_layout(capsys, here, weights, monkeypatch):
     code, out, _ = run(capsys, "convert", weights, "out")
     assert (code, out) == (0, f"out: a folder of diffusers, from {weights}\n")
     assert (here / "out" / "whose").read_text() == "diffusers'"
-    assert "DST must be a new or an empty folder, not 'out'" in refused(
+    assert "DST must be a new or empty folder, not 'out'" in refused(
         capsys, "convert", weights, "out"
     )
     (here / "file").touch()
@@ -615,7 +615,7 @@ def test_released_weights_are_open_to_any_words(capsys, weights, monkeypatch):
 
     monkeypatch.setattr(released, "is_released", lambda folder: True)
     code, out, _ = run(capsys, "vocabulary")
-    assert code == 0 and out.startswith("these weights are open to any words: their en")
+    assert code == 0 and out.startswith("these weights accept any words: their en")
 
 
 @pytest.mark.parametrize(
@@ -677,7 +677,7 @@ def test_an_interrupted_training_says_how_to_go_on(capsys, here, monkeypatch):
     assert code == 130
     go_on = "minilib train vae gpt --out runs/tiny --preset tiny --data 'my sounds' "
     go_on += "--steps 9 --seed 0 --resume"
-    assert err == f"minilib: stopped; go on with: {go_on}"
+    assert err == f"minilib: stopped; to continue, run: {go_on}"
 
 
 def test_the_help_of_train_names_the_stages_that_there_are(capsys):
@@ -698,7 +698,7 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
     [
         ([""], "a caption is empty"),
         (["a dog barks", "  "], "a caption is empty"),
-        (["zq" * 200], "tokens, but at most 64 are read"),
+        (["zq" * 200], "tokens, but at most 64 can be read"),
         (
             ["a dog barks", "--steps", "0"],
             "steps must be a whole number from 1 to 1000, not 0",
@@ -790,7 +790,7 @@ def test_generate_refuses(capsys, here, weights, line, said):
     [
         ("generate x --steps 0", "steps must be"),
         ("generate x --guidance -1", "guidance must be"),
-        ("generate x --temperature 0", "temperature must lie above 0"),
+        ("generate x --temperature 0", "temperature must be above 0"),
         ("generate x --guidance-interval 900 300", "guidance_interval must be"),
         ("generate x --candidates 65", "candidates must be"),
         ("generate x --seconds 61", "seconds must be"),
@@ -909,7 +909,7 @@ def test_reconstruct_does_not_write_over_the_recording(
     shutil.copy(recording, here / "mine.wav")
     before = (here / "mine.wav").read_bytes()
     said = refused(capsys, "reconstruct", "mine.wav", "-o", here / "mine.wav")
-    assert "must be another file than the recording" in said
+    assert "--output must not be the recording" in said
     assert (here / "mine.wav").read_bytes() == before
 
 
@@ -934,12 +934,12 @@ BAD_WEIGHTS = {
         lambda folder: [shutil.rmtree(folder), folder.mkdir()],
         "pipeline.json is missing",
     ),
-    "half-copied part": (half_copied, "is damaged or half-copied"),
+    "half-copied part": (half_copied, "is damaged or incomplete"),
     "half-copied folder": (
         lambda folder: shutil.rmtree(folder / "unet"),
-        "the weights folder is not complete",
+        "the weights folder is incomplete",
     ),
-    "of another config": (of_another_config, "are not those of its config"),
+    "of another config": (of_another_config, "do not fit its config"),
     "a pickle": (pickled, "is a pickle, which is never loaded"),
     "a file": (
         lambda folder: [shutil.rmtree(folder), folder.touch()],
@@ -967,7 +967,7 @@ def test_weights_that_do_not_ship_are_refused_with_what_to_do(
     ):
         said = refused(capsys, *line)
         assert (
-            "give a folder with --weights, or train some with: minilib train all"
+            "name a folder with --weights, or train weights with: minilib train all"
             in said
         )
     assert "minilib train judge --out data/weights/judges" in refused(
@@ -1028,7 +1028,7 @@ def test_train_refuses_an_out_that_can_not_be_written_before_any_clip_is_made(
     monkeypatch.setattr(runs, "prepare_data", made)
     (here / "file").touch()
     said = refused(capsys, "train", "vae", "--out", out)
-    assert f"out must be a folder that can be written to, not {out!r}" in said
+    assert f"out must be a writable folder, not {out!r}" in said
 
 
 def test_an_empty_folder_name_is_refused_and_not_the_current_folder_taken(capsys, here):
@@ -1061,7 +1061,7 @@ def test_data_check_lists_captions_that_training_would_refuse(capsys, here):
     assert cli.main(["data", "check", str(folder)]) == 1
     said = capsys.readouterr().out
     assert "1 fault:" in said and "line 2: the caption 'dog dog" in said
-    assert "tokens, but at most 64 are read" in said
+    assert "tokens, but at most 64 can be read" in said
 
 
 def test_train_refuses_a_stage_whose_parts_are_not_there(capsys, here):

@@ -153,7 +153,9 @@ def test_a_part_or_licence_that_no_row_has_is_an_error_that_says_what_there_is(
 
 def test_a_column_to_choose_by_must_exist(tmp_path):
     make_folder(tmp_path, [{"file_name": "a.wav", "caption": "a bell"}])
-    with pytest.raises(ValueError, match="has no column 'part' to choose 'train' by"):
+    with pytest.raises(
+        ValueError, match="has no column 'part' in which to find 'train'"
+    ):
         AudioFolder(tmp_path, part="train")
 
 
@@ -162,7 +164,9 @@ def test_a_table_that_is_empty_or_no_text_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="has no rows"):
         AudioFolder(tmp_path)
     (tmp_path / "metadata.csv").write_bytes(b"file_name,caption\n\xff\xfe,x\n")
-    with pytest.raises(ValueError, match="metadata.csv, line 2: must be text in UTF-8"):
+    with pytest.raises(
+        ValueError, match="metadata.csv, line 2: a table must be text in UTF-8"
+    ):
         AudioFolder(tmp_path)
 
 
@@ -186,23 +190,23 @@ def faults(folder, **settings):
 
 TWO_COLUMNS = "line 2: 3 fields for 2 columns (file_name, caption); a field that holds"
 STRICT = {  # what is said of a table: the table
-    f"{TWO_COLUMNS} a comma must stand in quotes": "file_name,caption\na.wav,a, b\n",
+    f"{TWO_COLUMNS} a comma must be quoted": "file_name,caption\na.wav,a, b\n",
     f"{TWO_COLUMNS} a semicolon must": "file_name;caption\na.wav;rain; wind\n",
     f"{TWO_COLUMNS} a tab must": "file_name\tcaption\na.wav\train\twind\n",
     "line 2: 1 field for 2 columns": "file_name,caption\na.wav\n",
     "line 2: 2 fields for 3 columns": "file_name,caption,class\na.wav,rain\n",
     "line 4: a quote is not closed": 'file_name,caption\na.wav,a\n\nb.wav,"b\nc.wav,c',
     "line 2: a quote is not closed, or text": 'file_name,caption\na.wav,"a\nb.wav,"b"',
-    "line 2: the caption runs over several lines; is its quote not closed?": (
+    "line 2: the caption spans several lines; is a closing quote missing?": (
         'file_name,caption\na.wav,"a dog\nb.wav,a cat"\n'
     ),
-    "line 2: 'wind' stands in a column without a name": (
+    "line 2: 'wind' is in a column without a name": (
         "file_name,caption,\na.wav,rain, wind\n"
     ),
-    "has two columns 'caption'": "file_name,caption,caption\na.wav,rain,wind\n",
+    "has two columns named 'caption'": "file_name,caption,caption\na.wav,rain,wind\n",
     "line 2: no file_name": "file_name,caption\n,rain\n",
-    "has columns name, words, no column 'file_name'": "name,words\na.wav,rain\n",
-    "has columns file_name, words, no column 'caption' (nor 'text')": (
+    "has columns name, words, but no column 'file_name'": "name,words\na.wav,rain\n",
+    "has columns file_name, words, but no column 'caption' (nor 'text')": (
         "file_name,words\na.wav,rain\n"
     ),
     "has no rows": "",
@@ -302,10 +306,7 @@ def test_rows_of_json_have_the_columns_of_all_as_text(tmp_path):
         ('["a.wav", "rain"]', "must be a JSON object, .*: a list"),
         ("3", "must be a JSON object, .*: a number"),
         ("null", "must be a JSON object, .*: null"),
-        (
-            '{"file_name": "a.wav", "caption": "a", "caption": "b"}',
-            "stands there twice",
-        ),
+        ('{"file_name": "a.wav", "caption": "a", "caption": "b"}', "appears twice"),
         ('{"caption": "rain"}', "no file_name"),
     ],
 )
@@ -327,7 +328,7 @@ def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="metadata.parquet can be read with pyarrow"):
+    with pytest.raises(ValueError, match="metadata.parquet needs pyarrow"):
         AudioFolder(tmp_path)
 
 
@@ -356,7 +357,7 @@ def test_parquet_of_pyarrow_itself_is_read(tmp_path):
     parquet.write_table(pyarrow.table(columns), tmp_path / "metadata.parquet")
     assert AudioFolder(tmp_path).captions == ["rain"]
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match="metadata.parquet is no Parquet table"):
+    with pytest.raises(ValueError, match="metadata.parquet is not a Parquet table"):
         AudioFolder(tmp_path)
 
 
@@ -564,9 +565,7 @@ def test_a_save_that_fails_leaves_the_old_corpus(tmp_path, monkeypatch):
 
 
 def test_a_missing_or_damaged_corpus_is_named(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="is no saved corpus: it has no waves.npy"
-    ):
+    with pytest.raises(FileNotFoundError, match="holds no saved corpus: no waves.npy"):
         Corpus.load(tmp_path)
     Corpus(np.zeros((3, 4), dtype=np.int16), ["a", "b", "c"]).save(tmp_path / "corpus")
     whole = (tmp_path / "corpus" / "waves.npy").read_bytes()

@@ -89,8 +89,8 @@ def test_a_broken_library_hides_no_other_check(weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # an import fails
     findings = {name: check() for name, check in doctor.examine(weights)}
     assert list(findings) == NAMES
-    assert "install it anew" in prevents(findings["torch"])
-    assert "first mend what else is wrong" in prevents(findings["weights"])
+    assert "reinstall it" in prevents(findings["torch"])
+    assert "fix the other problems first" in prevents(findings["weights"])
     assert findings["Python"].works and findings["memory"].works
 
 
@@ -172,9 +172,7 @@ def test_torch_must_fit_and_multiply_correctly(monkeypatch):
         "__matmul__",
         lambda a, b: matmul(a, b) + 1e-3 * a.is_floating_point(),
     )
-    assert "multiplies two matrices wrongly on this CPU" in prevents(
-        doctor.torch_itself()
-    )
+    assert "multiplies matrices wrongly on this CPU" in prevents(doctor.torch_itself())
     version = importlib.metadata.version
     monkeypatch.setattr(
         importlib.metadata,
@@ -187,7 +185,7 @@ def test_torch_must_fit_and_multiply_correctly(monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="a program of Windows has another name")
 @pytest.mark.parametrize(
     ("cuda", "said"),
-    [(None, "built for the CPU alone"), ("13.0", "built for CUDA 13.0")],
+    [(None, "built for the CPU only"), ("13.0", "built for CUDA 13.0")],
 )
 def test_a_gpu_that_lies_idle_is_told(tmp_path, monkeypatch, cuda, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -195,7 +193,7 @@ def test_a_gpu_that_lies_idle_is_told(tmp_path, monkeypatch, cuda, said):
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.device() == doctor.Finding(
-        "the CPU; there is no GPU that torch can use"
+        "the CPU; torch finds no GPU that it can use"
     )
     (tmp_path / "nvidia-smi").touch(mode=0o755)
     assert said in warns(doctor.device())
@@ -213,7 +211,7 @@ def test_a_gpu_must_multiply(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda x, device: to(x, "cpu"))
     assert doctor.device() == doctor.Finding("A GPU, 16.0 GB")
     monkeypatch.setattr(torch.Tensor, "to", lambda x, device: to(x, "cpu") * 1.01)
-    assert "it multiplies two matrices wrongly" in prevents(doctor.device())
+    assert "it multiplies matrices wrongly" in prevents(doctor.device())
 
     def no_kernel(x, device):
         raise RuntimeError(
@@ -234,7 +232,7 @@ def test_an_apple_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert doctor.device() == doctor.Finding(
-        "Apple GPU (MPS) for training; the CPU for all else"
+        "Apple GPU (MPS) for training; the CPU for everything else"
     )
 
 
@@ -242,7 +240,9 @@ def test_torchaudio_may_be_absent_and_is_only_a_warning_where_it_is_broken(
     tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "torchaudio", None)
-    assert doctor.torchaudio() == doctor.Finding("not installed; minilib does without")
+    assert doctor.torchaudio() == doctor.Finding(
+        "not installed; minilib does not need it"
+    )
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text(
         "raise OSError('undefined symbol')"
@@ -326,7 +326,7 @@ def test_memory_is_what_the_system_and_the_container_leave(tmp_path, monkeypatch
     for limit, judge in (("max", None), ("3000000000", warns), ("400000000", prevents)):
         (tmp_path / "limit").write_text(f"{limit}\n")
         finding = doctor.memory()
-        assert finding.wrong == "" if judge is None else "takes" in judge(finding)
+        assert finding.wrong == "" if judge is None else "needs" in judge(finding)
 
 
 def test_memory_without_proc_is_all_there_is_or_unknown(tmp_path, monkeypatch):
@@ -341,7 +341,7 @@ def test_memory_without_proc_is_all_there_is_or_unknown(tmp_path, monkeypatch):
     assert doctor.memory() == doctor.Finding("4.1 GB available")
     monkeypatch.setattr(os, "sysconf_names", {})
     assert doctor.memory() == doctor.Finding(
-        "not checked: this system does not say how much there is"
+        "not checked: this system does not report it"
     )
 
 

@@ -271,6 +271,38 @@ def test_snr_is_the_variance_of_the_signal_over_that_of_the_noise(schedule):
 # Chapter 04. The posterior, the divergence of Gaussians, the two forms of the ELBO
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_the_sum_of_beta_bounds_what_is_left_of_x0_on_both_sides(schedule):
+    """exp(-2 sum) <= alpha_bar_T <= exp(-sum), the left side where no beta is above a
+    half.
+    """
+    total, left = float(schedule.beta.sum()), float(schedule.alpha_bar[-1])
+    assert left <= math.exp(-total)
+    low = Schedule(schedule.beta.clamp_max(0.5))
+    assert math.exp(-2 * float(low.beta.sum())) <= float(low.alpha_bar[-1])
+
+
+@pytest.mark.parametrize("T", [1, 10, 1000])
+def test_betas_of_a_finite_sum_leave_half_of_the_variance(T):
+    """With beta_t = 1 / (t + 1)^2 the product telescopes to (T + 2) / (2 T + 2)."""
+    t = torch.arange(1, T + 1, dtype=torch.float64)
+    left = Schedule(torch.cat([torch.zeros(1).double(), 1 / (t + 1) ** 2])).alpha_bar
+    assert_close(left[1:], (t + 2) / (2 * (t + 1)))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_variance_exploding_is_the_same_process_in_other_units(schedule):
+    """x_t = sqrt(alpha_bar) (x_0 + sigma_t eps), and SNR_t = 1 / sigma_t^2."""
+    sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
+    x0, eps = randn(schedule.T + 1, 3), randn(schedule.T + 1, 3, seed=1)
+    t = torch.arange(schedule.T + 1)
+    exploding = x0 + sigma[:, None] * eps
+    assert_close(
+        schedule.alpha_bar.sqrt()[:, None] * exploding, q_sample(schedule, x0, t, eps)
+    )
+    assert_close(schedule.snr[1:], 1 / sigma[1:] ** 2)
+
+
 @every_schedule
 def test_posterior_is_bayes_rule_for_gaussians(schedule):
     """q(x_{t-1} | xt, x0) ~ q(xt | x_{t-1}) q(x_{t-1} | x0): precisions add, means
@@ -373,38 +405,38 @@ def test_posterior_of_the_first_step_is_x0_itself():
 
 
 def test_gaussian_kl_is_that_of_torch_summed_over_the_dimensions():
-    mean_p, mean_q = randn(5, 2, 3), randn(5, 2, 3, seed=1)
-    std_p, std_q = randn(5, 2, 3, seed=2).exp(), randn(5, 2, 3, seed=3).exp()
-    expected = kl_divergence(Normal(mean_p, std_p), Normal(mean_q, std_q)).sum(
+    mean_a, mean_b = randn(5, 2, 3), randn(5, 2, 3, seed=1)
+    std_a, std_b = randn(5, 2, 3, seed=2).exp(), randn(5, 2, 3, seed=3).exp()
+    expected = kl_divergence(Normal(mean_a, std_a), Normal(mean_b, std_b)).sum(
         dim=(1, 2)
     )
-    assert_close(gaussian_kl(mean_p, std_p**2, mean_q, std_q**2), expected)
+    assert_close(gaussian_kl(mean_a, std_a**2, mean_b, std_b**2), expected)
     assert_close(
-        gaussian_kl(mean_p, std_p**2, mean_p, std_p**2), torch.zeros(5).double()
+        gaussian_kl(mean_a, std_a**2, mean_a, std_a**2), torch.zeros(5).double()
     )
-    shared = std_q[:, :1, :1]  # one variance for an item, as `posterior` returns it
-    expected = kl_divergence(Normal(mean_p, std_p), Normal(mean_q, shared)).sum(
+    shared = std_b[:, :1, :1]  # one variance for an item, as `posterior` returns it
+    expected = kl_divergence(Normal(mean_a, std_a), Normal(mean_b, shared)).sum(
         dim=(1, 2)
     )
-    assert_close(gaussian_kl(mean_p, std_p**2, mean_q, shared**2), expected)
-    same_variances = gaussian_kl(mean_p, shared**2, mean_q, shared**2)
+    assert_close(gaussian_kl(mean_a, std_a**2, mean_b, shared**2), expected)
+    same_variances = gaussian_kl(mean_a, shared**2, mean_b, shared**2)
     assert_close(
         same_variances,
-        (mean_p - mean_q).square().sum(dim=(1, 2)) / (2 * shared.flatten() ** 2),
+        (mean_a - mean_b).square().sum(dim=(1, 2)) / (2 * shared.flatten() ** 2),
     )
 
 
 def test_gaussian_kl_is_the_mean_of_the_log_ratio():
-    """Monte Carlo: draw from p, and average log p - log q."""
-    mean_p, var_p, mean_q, var_q = (
+    """Monte Carlo: draw from a, and average log a - log b."""
+    mean_a, var_a, mean_b, var_b = (
         torch.tensor([[value]]).double() for value in (0.3, 0.5, -0.4, 1.4)
     )
-    x = mean_p + var_p.sqrt() * randn(100_000, 1)
-    ratio = log_normal(x, mean_p, var_p) - log_normal(x, mean_q, var_q)
+    x = mean_a + var_a.sqrt() * randn(100_000, 1)
+    ratio = log_normal(x, mean_a, var_a) - log_normal(x, mean_b, var_b)
     assert float(ratio.mean()) == pytest.approx(
-        float(gaussian_kl(mean_p, var_p, mean_q, var_q)), rel=0.01
+        float(gaussian_kl(mean_a, var_a, mean_b, var_b)), rel=0.01
     )
-    backwards = float(gaussian_kl(mean_q, var_q, mean_p, var_p))
+    backwards = float(gaussian_kl(mean_b, var_b, mean_a, var_a))
     assert abs(backwards / float(ratio.mean()) - 1) > 0.5  # the direction matters here
 
 

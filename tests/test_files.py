@@ -368,11 +368,8 @@ def test_training_says_how_to_go_on_and_goes_on(capsys, here, monkeypatch):
     )
     go_on += " --resume"
     assert code == 2
-    assert (
-        said
-        == f"minilib: out/checkpoints/text.pt: File too large; stopped; go on with: "
-        f"{go_on}"
-    )
+    full = "out/checkpoints/text.pt: File too large"
+    assert said == f"minilib: {full}; stopped; to continue, run: {go_on}"
     after = contents(here)
     assert after.pop("out/train.log").startswith(before.pop("out/train.log"))
     before.pop("out/finished/text.json")  # what is trained anew is not finished
@@ -381,3 +378,21 @@ def test_training_says_how_to_go_on_and_goes_on(capsys, here, monkeypatch):
     assert (
         json.loads((here / "out" / "finished" / "text.json").read_text())["steps"] == 2
     )
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    out = tmp_path / "run"
+    with files.alone(out):
+        with pytest.raises(ValueError, match="another process is training there"):
+            with files.alone(out):
+                pass
+        (out / "log").write_text("made", encoding="utf-8")
+    with files.alone(out):
+        assert [path.name for path in out.iterdir()] != ["log"]
+    assert [path.name for path in out.iterdir()] == ["log"]
+
+
+def test_a_folder_in_which_nothing_was_written_is_not_left_behind(tmp_path):
+    with pytest.raises(ValueError, match="no"), files.alone(tmp_path / "runs" / "a"):
+        raise ValueError("no")
+    assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ FLOORS = {
         "convert", "folders", "lean", "audioldm2", "training", "metrics", "chain",
         "costs", "peers",
     ],
-    "4 faces": ["results", "show", "doctor", "cli", "__main__"],
+    "4 interfaces": ["results", "show", "doctor", "cli", "__main__"],
 }  # fmt: skip
 SHARED = {"0 ground"}
 PEERS_USE = {"audioldm2", "training", "peers"}  # of their own floor

@@ -138,15 +138,15 @@ DAMAGE = {
     ),
     "empty pipeline.json": (
         lambda f: (f / "pipeline.json").write_text("{}"),
-        "it must tell the `seconds`",
+        "`seconds` of a sound must be above 0",
     ),
     "strange pipeline.json": (
         lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "rescale": 2}'),
-        "pipeline.json is damaged: rescale is unknown; sampling has steps",
+        "pipeline.json is damaged: rescale is not a field of sampling, which has steps",
     ),
     "strange temperature": (
         lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "temperature": 0}'),
-        "pipeline.json is damaged: temperature must lie above 0, not 0",
+        "pipeline.json is damaged: temperature must be above 0, not 0",
     ),
     "strange steps": (
         lambda f: (f / "pipeline.json").write_text('{"seconds": 1, "steps": 2.5}'),
@@ -185,12 +185,12 @@ DAMAGE = {
         lambda f: shutil.rmtree(f / "vae"),
         "vae.config.json is missing: the weights folder",
     ),
-    "half-copied": (half_copied, "unet.model.safetensors is damaged or half-copied"),
+    "half-copied": (half_copied, "unet.model.safetensors is damaged or incomplete"),
     "a pickle": (
         pickled,
         "pytorch_model.bin beside it is a pickle, which is never loaded",
     ),
-    "another config": (of_another_size, "clap are not those of its config"),
+    "another config": (of_another_size, "clap do not fit its config"),
     "another model": (swapped, "text.config.json is not the config of a T5Encoder"),
     "mixed": (mixed, "clap gives width 24, but gpt takes 16"),
     "another LOA": (of_another_loa, "gpt writes 4 LOA vectors, but unet lays out"),
@@ -347,9 +347,11 @@ def test_what_a_released_folder_is_asked_for_is_checked_before_it_is_read(
     read = AudioLDM2.from_diffusers
     with pytest.raises(ValueError, match='unconditional_loa must be "gpt" or "zeros"'):
         read("somewhere", unconditional_loa="none")
-    with pytest.raises(TypeError, match="n_token is no option here: somewhere takes"):
+    with pytest.raises(
+        TypeError, match="n_token is not an option here: somewhere takes"
+    ):
         read("somewhere", n_token=8)
-    with pytest.raises(TypeError, match="like is no option here"):
+    with pytest.raises(TypeError, match="like is not an option here"):
         read("somewhere", like="elsewhere")
     for name, value in (("n_tokens", 0), ("head_width", -1), ("n_tokens", 2.5)):
         with pytest.raises((TypeError, ValueError), match=f"{name} must be a whole nu"):
@@ -370,7 +372,7 @@ def test_a_vocabulary_that_is_no_list_of_strings_is_refused(copied, key, value):
 def test_a_length_that_no_sound_can_have_is_refused_as_the_folder_is_read(copied):
     path = copied / "pipeline.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1e9}))
-    with pytest.raises(ValueError, match="pipeline.json is damaged: .*60 at most"):
+    with pytest.raises(ValueError, match="pipeline.json is damaged: .*at most 60"):
         AudioLDM2.from_pretrained(copied)
 
 

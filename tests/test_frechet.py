@@ -70,7 +70,7 @@ def test_what_is_no_set_of_features_is_refused():
         frechet_distance(good[:1], good)
     with pytest.raises(ValueError, match="features_b must be .*given \\(5,\\)"):
         frechet_distance(good, good[:, 0])
-    with pytest.raises(ValueError, match="as many columns; given 3 and 2"):
+    with pytest.raises(ValueError, match="equally many columns; given 3 and 2"):
         frechet_distance(good, good[:, :2])
     with pytest.raises(ValueError, match="features_b must hold finite numbers"):
         frechet_distance(good, good / 0)

@@ -411,7 +411,7 @@ def test_a_truth_of_another_shape_gets_one_sentence():
 
 
 def test_names_and_widths_of_conditions_must_pair_up():
-    said = r"^conditions \('clap', 'text'\) and widths \(12,\) must pair up$"
+    said = r"^conditions \('clap', 'text'\) need one width each, not \(12,\)$"
     with pytest.raises(ValueError, match=said):
         LOARegressor(dataclasses.replace(CONFIG, condition_dims=(12,)))
 

@@ -45,7 +45,7 @@ REFUSALS = [
     ("guidance", FINITE, ValueError, [-0.1, math.inf, -math.inf, math.nan]),
     ("guidance", "guidance must be a number", TypeError, ["3", [3.5]]),
     ("temperature", f"temperature {SHARE}", ValueError, [-0.1, 1.1, math.nan]),
-    ("temperature", "temperature must lie above 0", ValueError, [0.0]),
+    ("temperature", "temperature must be above 0", ValueError, [0.0]),
     ("temperature", "temperature must be a number", TypeError, ["1"]),
     ("eta", f"eta {SHARE}", ValueError, [-0.1, 1.1, math.nan]),
     ("eta", "eta must be a number", TypeError, ["1"]),
@@ -97,7 +97,7 @@ def test_the_ends_of_what_a_field_can_be_are_allowed(name, ends):
 def test_dpm_solver_adds_no_noise():
     assert Sampling(sampler="dpm", eta=0.0).sampler == "dpm"
     assert Sampling(sampler="ddim", eta=0.5).eta == 0.5
-    said = '^eta must be 0 with the sampler "dpm", which adds no noise, not 0.5$'
+    said = '^with the sampler "dpm", which adds no noise, eta must be 0, not 0.5$'
     with pytest.raises(ValueError, match=said):
         Sampling(sampler="dpm", eta=0.5)
     with pytest.raises(ValueError, match=said):
@@ -141,8 +141,8 @@ def test_changed_keeps_all_where_none_is_given():
 
 def test_changed_names_a_field_that_is_unknown_even_if_it_is_none():
     said = (
-        "^rescale is unknown; sampling has steps, guidance, guidance_interval, "
-        "temperature, sampler, eta, unconditional_loa$"
+        "^rescale is not a field of sampling, which has steps, guidance, "
+        "guidance_interval, temperature, sampler, eta, unconditional_loa$"
     )
     for value in (0.7, None):
         with pytest.raises(TypeError, match=said):
@@ -274,6 +274,6 @@ def test_a_condition_that_the_guided_model_is_not_given_is_not_asked_for():
 
 
 def test_guided_names_missing_unconditional_conditions():
-    said = "unconditional must hold conditions when guidance is not 1; given None"
-    with pytest.raises(ValueError, match=f"^{said} and 2.5$"):
+    said = "unconditional must not be None unless guidance is 1; guidance is"
+    with pytest.raises(ValueError, match=f"^{said} 2.5$"):
         guided(Mixture(), CONDITIONAL, None, Sampling(guidance=2.5))

@@ -129,7 +129,7 @@ def change(folder, name: str, state: dict) -> None:
         ),
         (
             lambda state: state.update({"linear.bias": torch.ones(9)}),
-            r"\(9,\) where the config asks for \(3,\)",
+            r"\(9,\), but the config asks for \(3,\)",
         ),
         (
             lambda state: [state.pop("linear.bias"), state.pop("linear.weight")],
@@ -151,7 +151,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder, edit, said):
         ("{", "not valid JSON"),
         ("[1, 2]", "does not hold a JSON object"),
         ('{"depth": 3}', "unknown field 'depth'"),
-        ('{"width": 8}', "are not those of its config"),
+        ('{"width": 8}', "do not fit its config"),
         ('{"part": {"height": 1}}', "unknown field 'height'"),
         ("\x00\xff", "not valid JSON"),
         ('{"width": -8}', "config.json is damaged: no Toy can be built from it"),
@@ -168,10 +168,10 @@ def test_a_damaged_or_foreign_config_is_refused(folder, text, said):
 def test_a_half_copied_weights_file_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="damaged or half-copied"):
+    with pytest.raises(ValueError, match="damaged or incomplete"):
         Toy.from_pretrained(folder)
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match="damaged or half-copied"):
+    with pytest.raises(ValueError, match="damaged or incomplete"):
         Toy.from_pretrained(folder)
 
 
@@ -179,8 +179,7 @@ def test_a_half_copied_weights_file_is_refused(folder):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(
-        FileNotFoundError,
-        match=f"{name} is missing: the weights folder is not complete",
+        FileNotFoundError, match=f"{name} is missing: the weights folder is incomplete"
     ):
         Toy.from_pretrained(folder)
 
@@ -220,7 +219,7 @@ def test_a_name_that_the_hub_does_not_give_is_one_sentence(monkeypatch, tmp_path
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
         FileNotFoundError,
-        match="neither a folder here nor to be had from the Hugging Face hub",
+        match="neither a local folder nor available from the Hugging Face hub",
     ):
         Toy.from_pretrained("somebody/something")
 
@@ -285,6 +284,14 @@ def test_a_wrappers_prefix_is_taken_off_or_named(folder, prefix):
     assert state_equal(Toy.from_pretrained(folder), model)
     bias = wrapped.pop(prefix + "linear.bias")
     change(folder, "model.safetensors", {**wrapped, "linear.bias": bias})
-    said = f"bears the prefix '{prefix.split('.')[0]}.' of a wrapper, as not all do"
+    said = f"has a wrapper's prefix '{prefix.split('.')[0]}.', but not all names do"
     with pytest.raises(ValueError, match=said):
         Toy.from_pretrained(folder)
+
+
+def test_a_device_that_the_environment_can_not_mean_is_refused(monkeypatch):
+    monkeypatch.setenv("MINILIB_DEVICE", "gpu")
+    with pytest.raises(ValueError, match="MINILIB_DEVICE must be cpu"):
+        has_gpu()
+    monkeypatch.setenv("MINILIB_DEVICE", "cpu")
+    assert not has_gpu()

@@ -115,12 +115,12 @@ def test_without_a_mask_all_phonemes_are_read(encoder):
         (
             [[1, 20]],
             [[True, True]],
-            "ids must lie in 0 ... 19, the model's vocabulary, not in 1 ... 20",
+            "ids must lie between 0 and 19, the model's vocabulary, not 1 to 20",
         ),
         (
             [[-1, 2]],
             [[True, True]],
-            "ids must lie in 0 ... 19, the model's vocabulary, not in -1 ... 2",
+            "ids must lie between 0 and 19, the model's vocabulary, not -1 to 2",
         ),
         (
             [[1, 2]],

@@ -108,11 +108,11 @@ def test_input_and_target_together_hold_every_token():
 
 def test_bad_noise_gets_one_sentence():
     ids, mask = batch_of_tokens(S=64)
-    with pytest.raises(ValueError, match="rate must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="rate must be between 0 and 1"):
         noise_spans(mask, rate=1.0)
     with pytest.raises(ValueError, match="mean_span"):
         noise_spans(mask, mean_span=0.5)
-    with pytest.raises(ValueError, match="at most 15 spans of a sentence, not 32"):
+    with pytest.raises(ValueError, match="at most 15 spans per sentence, not 32"):
         span_corrupt(ids, mask, (torch.arange(64) % 2 == 0).expand_as(ids))
     noise = noise_spans(mask, rate=0.5, mean_span=1.0)  # would be 32 spans
     inputs, _ = span_corrupt(ids, mask, noise)
@@ -291,6 +291,6 @@ def test_bad_ids_get_one_sentence():
         model(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 4))
     with pytest.raises(
         ValueError,
-        match=r"ids must lie in 0 ... 399, the model's vocabulary, not in 5 ... 400",
+        match=r"ids must lie between 0 and 399, the model's vocabulary, not 5 to 400",
     ):
         model(torch.tensor([[5, 400]]))

@@ -103,7 +103,7 @@ def test_a_caption_that_spells_a_special_token_does_not_become_one(tokenizer, tm
 
 
 def test_a_long_caption_is_refused_by_number_or_cut_on_demand(tokenizer):
-    with pytest.raises(ValueError, match="has 41 tokens, but at most 16 are read"):
+    with pytest.raises(ValueError, match="has 41 tokens, but at most 16 can be read"):
         tokenizer.encode(["rain " * 40], max_length=16)
     ids, _ = tokenizer.encode(["rain " * 40], max_length=16, truncate=True)
     assert ids.shape == (1, 16) and ids[0, -1] == EOS
@@ -242,14 +242,12 @@ def test_the_mask_of_ids_is_checked_and_all_true_if_none_is_given():
     assert mask.dtype == torch.bool and mask.all() and mask.shape == (2, 2)
     given = check_ids(ids, torch.tensor([[1, 0], [1, 1]]), vocab_size=5)
     assert given.tolist() == [[True, False], [True, True]]
-    inside, shape = (
-        "ids must lie in 0 ... 4, the model's vocabulary, not in",
-        "(B, S), not",
-    )
+    inside = "ids must lie between 0 and 4, the model's vocabulary, not"
+    shape = "(B, S), not"
     for wrong, mask, most, said in (
         (ids, None, 1, "ids must have at most 1 tokens, not 2"),
-        (ids + 1, None, None, f"{inside} 1 ... 5"),
-        (ids - 1, None, None, f"{inside} -1 ... 3"),
+        (ids + 1, None, None, f"{inside} 1 to 5"),
+        (ids - 1, None, None, f"{inside} -1 to 3"),
         (ids, torch.ones(2, 3), None, "the shape of ids, (2, 2), not (2, 3)"),
         (ids[0], None, None, f"{shape} torch.int64 of shape (2,)"),
         (ids[:, :0], None, None, f"{shape} torch.int64 of shape (2, 0)"),

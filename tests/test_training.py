@@ -1054,7 +1054,7 @@ def test_all_stages_make_a_pipeline_that_generates(
     assert told["recipe"]["crop"] == 48 and told["recipe"]["steps"] == 1
     assert capsys.readouterr() == ("", "")
     train_stages("all", "small", tmp_path, steps=1, resume=True)
-    assert capsys.readouterr().out.count("finished before, 1 steps\n") == 9
+    assert capsys.readouterr().out.count("already finished, 1 steps\n") == 9
     assert len(ALL_STAGES) == 9
 
 
@@ -1169,13 +1169,16 @@ def with_run(name: str, options: dict | None = None, **changes) -> training.Run:
 
 
 OTHERS = {
-    "data": ({"data": "other"}, "comes from other clips or captions: "),
-    "source": ({"data": None}, "comes from source recordings, not SoundWorld: "),
-    "seed": ({"seed": 1}, "comes from seed 0, not 1: "),
-    "preset": ({"preset": "tiny"}, "comes from preset small, not tiny; "),
-    "recipe": ({"run": {"lr": 0.5}}, "comes from lr 0.003, not 0.5: "),
+    "data": ({"data": "other"}, "was made with other clips or captions: "),
+    "source": ({"data": None}, "was made with source recordings, not SoundWorld: "),
+    "seed": ({"seed": 1}, "was made with seed 0, not 1: "),
+    "preset": ({"preset": "tiny"}, "was made with preset small, not tiny; "),
+    "recipe": ({"run": {"lr": 0.5}}, "was made with lr 0.003, not 0.5: "),
     "options": ({"run": {"options": {"recorded": 0.5}}}, "recorded 0.0, not 0.5: "),
-    "tokenizer": ({"words": ["some", "other words"]}, "comes from another tokenizer: "),
+    "tokenizer": (
+        {"words": ["some", "other words"]},
+        "was made with another tokenizer: ",
+    ),
 }
 
 
@@ -1197,7 +1200,7 @@ def test_a_run_is_not_resumed_from_something_else(
         train_stages("text", out=out, resume=True, **given)
     named = "checkpoints/text.pt" if folder == "begun" else "finished/text.json"
     assert str(raised.value).startswith(f"{out / named} ")
-    assert str(raised.value).endswith("or leave out --resume and text starts anew")
+    assert str(raised.value).endswith("or leave out --resume to start text anew")
     assert files(out) == before
 
 
@@ -1207,7 +1210,7 @@ def test_a_run_that_was_refused_goes_on_from_what_it_comes_from(
     line = ["train", "text", "--preset", "small", "--out", str(begun), "--resume"]
     assert cli.main([*line, "--data", str(other)]) == 2
     said = last_line(capsys)
-    assert said.startswith(f"minilib: {begun}/checkpoints/text.pt comes from other")
+    assert said.startswith(f"minilib: {begun}/checkpoints/text.pt was made with other")
     assert cli.main([*line, "--data", str(own)]) == 0
     ends = (files(path)["text/model.safetensors"] for path in (begun, text_done))
     assert len(set(ends)) == 1
@@ -1229,7 +1232,7 @@ def test_a_stage_is_not_resumed_with_parts_that_were_trained_anew(
     part = out / "clap" / "model.safetensors"
     before = part.read_bytes()
     train_stages("clap", out=out, steps=2, **QUIET)
-    said = "gpt.pt comes from another clap, which has been trained anew: "
+    said = "gpt.pt was made with another clap, which has been trained again since: "
     with pytest.raises(ValueError, match=said):
         train_stages("gpt", out=out, resume=True, **QUIET)
     part.write_bytes(before)
@@ -1282,17 +1285,19 @@ def test_a_finished_stage_of_fewer_steps_is_not_skipped_in_silence(done, own, ca
     line = ["train", "text", "--preset", "small", "--out", str(done), "--resume"]
     line += ["--data", str(own)]
     assert cli.main([*line, "--steps", "8"]) == 2
-    said = "text was finished with 3 steps; a run of 8 starts anew: leave out --resume"
+    said = "text was finished with 3 steps; to train it for 8, leave out --resume"
     assert capsys.readouterr().err == f"minilib: {said}\n"
     assert cli.main([*line, "--steps", "2"]) == 0
-    assert capsys.readouterr().out.startswith("text: finished before, 3 steps\n")
+    assert capsys.readouterr().out.startswith("text: already finished, 3 steps\n")
     line.remove("--resume")
     assert cli.main([*line, "--steps", "8"]) == 0
     assert runs.finished(done, "text")["steps"] == 8
 
 
 def test_a_checkpoint_that_is_further_than_was_asked_is_told(begun, own):
-    with pytest.raises(ValueError, match="steps must be 2 or more to go on.*, not 1"):
+    with pytest.raises(
+        ValueError, match="steps must be 2 or more to continue.*, not 1"
+    ):
         train_stages("text", out=begun, data=own, steps=1, resume=True, **QUIET)
 
 
@@ -1378,7 +1383,7 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence(how, begun, own, capsys):
     assert cli.main([*line, "--data", str(own)]) == 2
     said = last_line(capsys)
     assert said.startswith(f"minilib: {path} ")
-    assert "leave out --resume, and text starts anew" in said
+    assert "leave out --resume, to start text from the beginning" in said
     assert {**files(begun), "train.log": 0} == {**before, "train.log": 0}
     assert cli.main([*line[:-1], "--data", str(own)]) == 0
 
@@ -1453,7 +1458,7 @@ def test_all_files_and_captions_are_looked_at_first_and_all_faults_told(
     said = str(raised.value)
     for told in ("1.wav", "4.wav", "line 4: the caption 'zyx", "line 7: the caption"):
         assert told in said
-    assert said.count("at most 64 are read") == 2
+    assert said.count("at most 64 can be read") == 2
     assert not out.exists()
 
 
@@ -1471,7 +1476,7 @@ def test_captions_are_measured_only_where_they_are_read(small, tmp_path):
 def test_classes_that_no_judge_can_learn_are_told_before_anything_trains(
     own, small, tmp_path
 ):
-    with pytest.raises(ValueError, match="has no column 'class' that a judge"):
+    with pytest.raises(ValueError, match="has no column 'class', from which a judge"):
         train_stages(["vae", "judge"], out=tmp_path / "run", data=own, **QUIET)
     assert not (tmp_path / "run").exists()
 
@@ -1497,7 +1502,7 @@ def test_quiet_is_quiet(small, own, tmp_path, capfd):
 def test_numbers_of_a_run_must_be_whole(given, said, tmp_path):
     with pytest.raises(TypeError, match=said):
         train_stages("vae", out=tmp_path / "out", **given)
-    with pytest.raises(ValueError, match="stages is empty: name one, or all"):
+    with pytest.raises(ValueError, match="stages is empty: name at least one, or all"):
         train_stages([], out=tmp_path / "out")
 
 

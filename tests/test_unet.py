@@ -517,13 +517,13 @@ REFUSED = {
     "prediction must be \"eps\" or \"v\", not 'x0'": {"prediction": "x0"},
     r"n_head must be one number or one for each of 3, not \(2, 4\)": {"n_head": (2, 4)},
     r"attention must have 3 entries, not \(True, True\)": {"attention": (True, True)},
-    r"cross_attention \(None, 'loa'\) and its widths \(None, 6, 10\) must pair up": {
+    r"cross_attention \(None, 'loa'\) needs one width each, not \(None, 6, 10\)": {
         "cross_attention": (None, "loa"),
     },
-    r"cross_attention \('a', None, 'b'\) and its widths \(None, 6, 10\) must pair up": {
+    r"cross_attention \('a', None, 'b'\) needs one width each, not \(None, 6, 10\)": {
         "cross_attention": ("a", None, "b"),
     },
-    r"loa_channels need \"loa\" in cross_attention, not \(None, 'tune', 'text'\)": {
+    r"with loa_channels, \"loa\" must be in cross_attention \(None, 'tune', 'text'\)": {
         "cross_attention": (None, "tune", "text"), "loa_channels": 2,
     },
 }  # fmt: skip

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 
 from minilib.vae import (
     VAE,
+    VQVAE,
     Encoder,
     MidBlock,
     SpatialAttention,
     VAEConfig,
+    VQVAEConfig,
     centre,
     standardise,
 )
@@ -214,3 +216,69 @@ def test_a_standardised_vae_decodes_the_same_from_latents_of_another_scale():
     wanted = (draw - mean[column]) / std[column]
     torch.testing.assert_close(2.0 * vae.encode(mels(), eps), wanted)
     torch.testing.assert_close(vae(mels()), same(mels()))
+
+
+def quantised(**changes) -> VQVAE:
+    torch.manual_seed(0)
+    sizes = {k: getattr(SMALL, k) for k in SMALL.__dataclass_fields__}
+    return VQVAE(VQVAEConfig(**sizes | {"n_codes": 16} | changes)).eval()
+
+
+@torch.no_grad()
+def test_the_latent_of_a_quantising_autoencoder_is_the_vector_before_the_quantiser():
+    vae, mel = quantised(), mels()
+    vae.train().loss({"mel": mel})  # from now on its codes lie among its latents
+    vae.eval()
+    z = vae.quant_conv(vae.encoder(mel))
+    assert z.shape == (2, 4, 8, 4)  # C channels, not 2C
+    torch.testing.assert_close(vae.encode(mel), 0.5 * z)
+    torch.testing.assert_close(vae.encode(mel, normal(2, 4, 8, 4)), 0.5 * z)
+    nearest = vae.quantize.decode(vae.quantize.encode(z.movedim(1, -1))).movedim(-1, 1)
+    assert not torch.allclose(nearest, z, atol=0.01)
+    # the decoder quantises first: a latent beside a code is that code
+    wanted = vae.decoder(vae.post_quant_conv(nearest))
+    torch.testing.assert_close(vae.decode(0.5 * z), wanted)
+    torch.testing.assert_close(vae.decode(0.5 * nearest), wanted)
+    torch.testing.assert_close(vae(mel), wanted)
+    made = vae.quantise(z)
+    torch.testing.assert_close(made.vectors, nearest)
+    assert made.codes.shape == (2, 8, 4)
+
+
+@torch.no_grad()
+def test_the_latent_of_a_quantising_autoencoder_is_certain():
+    z, log_variance = quantised().moments(mels())
+    assert z.shape == log_variance.shape and (log_variance == -30.0).all()
+
+
+def test_the_loss_of_a_quantising_autoencoder_reaches_every_weight_but_its_codes():
+    vae = quantised().train()
+    loss = vae.loss({"mel": mels()})
+    apart = (vae(mels()) - mels()).abs().mean()
+    assert loss["l1"].item() == pytest.approx(apart.item(), rel=0.2)
+    torch.testing.assert_close(loss["loss"], loss["l1"] + loss["vq"])
+    loss["loss"].backward()
+    learned = [p for p in vae.parameters() if p.requires_grad]
+    assert all(p.grad.abs().sum() > 0 for p in learned if p.ndim > 1)
+    assert len(learned) + 1 == len(list(vae.parameters()))
+    assert not loss["l1"].requires_grad and not loss["vq"].requires_grad
+
+
+def test_the_quantiser_is_given_what_the_config_says():
+    vae = quantised(n_codes=7, beta=0.5, decay=0.9, restart=0.2)
+    quantize = vae.quantize
+    assert quantize.embedding.weight.shape == (7, 4)
+    given = quantize.beta, quantize.decay, quantize.restart, quantize.seed
+    assert given == (0.5, 0.9, 0.2, 0)
+
+
+def test_a_quantising_autoencoder_comes_back_from_its_folder(tmp_path):
+    vae = quantised().train()
+    vae.loss({"mel": mels()})
+    vae.save_pretrained(tmp_path)
+    again = VQVAE.from_pretrained(tmp_path)
+    assert again.config == vae.config
+    state = again.state_dict()
+    assert all(torch.equal(x, state[name]) for name, x in vae.state_dict().items())
+    for name in VQVAE.presets:
+        assert isinstance(VQVAE.presets[name], VQVAEConfig)

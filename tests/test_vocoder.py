@@ -228,3 +228,27 @@ def test_a_sound_that_is_too_loud_is_turned_down_and_not_bent():
     assert peak[0] < 1 < peak[1]
     assert torch.equal(quiet, whole[0])
     torch.testing.assert_close(loud, whole[1] / peak[1])
+
+
+@pytest.mark.parametrize("model", [HiFiGAN, Vocos])
+def test_a_log_mel_that_is_constant_in_time_repeats_with_every_hop(model):
+    """Both do the same at every frame: from such a log-mel no other pitch is possible
+    than the multiples of 100 Hz.
+    """
+    vocoder = speaking(model)
+    mel = torch.randn(1, 1, 1, 64, generator=torch.Generator().manual_seed(0)) - 7
+    with torch.no_grad():
+        wave = vocoder.unlimited(mel.expand(1, 1, 120, 64))[0]
+    middle = wave[50 * audio.HOP : 70 * audio.HOP].view(20, audio.HOP)
+    assert (middle - middle[0]).abs().max() < 1e-4 * middle.abs().max()
+    assert middle[0].std() > 1e-2 * middle.abs().max() > 0
+
+
+def test_the_first_odd_stair_makes_the_32_samples_too_many():
+    mel = torch.zeros(1, 1, 10, 64)
+    with torch.no_grad():
+        for first, extra in ((16, 32), (15, 0), (17, 0)):
+            config = HiFiGANConfig(
+                upsample_initial_channel=32, upsample_kernel_sizes=(first, 16, 8, 4, 4)
+            )
+            assert HiFiGAN(config)(mel).shape == (1, 10 * audio.HOP + extra)

@@ -1,1 +1,1 @@
-"""The released AudioLDM 2 in and out: diffusers' folders, and the authors' own file."""
+"""Conversion of the released AudioLDM 2: diffusers' folders and the authors' file."""

@@ -1,8 +1,8 @@
-"""Configs of the released folders: which of their fields is which of ours, which must
-be as our class has it, and which have no effect.
+"""Configs of the released folders: which of their fields correspond to ours, which must
+have the value that our class implements, and which have no effect.
 
-Nothing is passed over: a field that stands in none of these tables is refused by name,
-since nobody here knows what it changes. Chapter 18 shows it at work.
+No field is ignored silently: one that is in none of these tables is refused by name,
+since its effect is unknown here. Chapter 18 shows it at work.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from minilib.vocoder import HiFiGAN
 
 
 def pairs(names: str) -> dict[str, str]:
-    """A dictionary written as `one=other`, or as one name where both are the same."""
+    """A dictionary written as `one=other`, or as one name if both are the same."""
     found = (name.partition("=") for name in names.split())
     return {one: other or one for one, _, other in found}
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A class of diffusers or transformers, and what its config says in our words."""
+    """A class of diffusers or transformers, and its config translated into ours."""
 
-    ours: type[Model] | None  # None where it is a part of one, or no network
+    ours: type[Model] | None  # None if it is only part of a model, or not a network
     names: str  # of their fields and ours, as `pairs` reads them
-    # their settings that our class knows only one way of
+    # their settings for which our class implements only one value
     built_in: Mapping[str, Any]
-    # the class of transformers that knows what a file leaves out, if there is one
+    # the class of transformers with the defaults that a file omits, if there is one
     defaults: str = ""
-    # their fields without effect here, and those that other functions read
+    # their fields without effect here, and fields that other functions read
     others: str = ""
-    # settings of later classes and derived ones: a file may hold them with this value
+    # settings of later and derived classes: a file may hold them with this value only
     neutral: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fields(self) -> dict[str, str]:
-        """Our name of each of their fields."""
+        """Our name for each of their fields."""
         return pairs(self.names)
 
     @property
     def known(self) -> set[str]:
-        """Every name that their config may hold."""
+        """Every name that their config may contain."""
         named = {*self.fields, *self.built_in, *self.neutral, *self.others.split()}
         return named | (common_fields() if self.defaults else DIFFUSERS)
 
     def write(self, config: Any, **others: Any) -> dict[str, Any]:
-        """Their config from ours, `others` being what is not among the names."""
+        """Their config from ours; `others` are fields that are not among the names."""
         own = {theirs: getattr(config, ours) for theirs, ours in self.fields.items()}
         return {**self.built_in, **own, **others}
 
 
 DIFFUSERS = {"_class_name", "_diffusers_version", "_name_or_path"}
-# Of transformers' configs before version 5, whatever the model.
+# Fields of transformers' configs before version 5, for any model.
 OLDER = set(
     "name_or_path _commit_hash torch_dtype torchscript pruned_heads use_bfloat16 "
     "tf_legacy_loss tie_encoder_decoder tie_word_embeddings use_return_dict "
@@ -85,7 +85,7 @@ PEERS = {
     ),
     "AudioLDM2UNet2DConditionModel": Peer(
         UNet,
-        # diffusers' attention_head_dim is an old mistake: it counts heads
+        # diffusers' attention_head_dim is misnamed: it counts heads
         "in_channels block_out_channels layers_per_block norm_num_groups "
         "transformer_layers_per_block=transformer_layers attention_head_dim=n_head",
         {
@@ -127,7 +127,7 @@ PEERS = {
         "summary_first_dropout",
     ),
     "AudioLDM2ProjectionModel": Peer(
-        None,  # the spelling of the third is theirs
+        None,  # the third is misspelt in the original
         "text_encoder_dim=first text_encoder_1_dim=second langauge_model_dim=n_embd",
         {},
         others="use_learned_position_embedding max_seq_length",
@@ -141,7 +141,7 @@ PEERS = {
         "T5Config",
         "dropout_rate classifier_dropout initializer_factor scale_decoder_outputs "
         "n_positions output_past",
-        # which follow from feed_forward_proj
+        # these follow from feed_forward_proj
         neutral={"dense_act_fn": "gelu_new", "is_gated_act": True},
     ),
     "VitsModel": Peer(
@@ -151,7 +151,7 @@ PEERS = {
         "layer_norm_eps",
         {"hidden_act": "relu", "use_bias": True},
         "VitsConfig",
-        # of training, and of the parts of VITS that are left where they are
+        # for training, and for the parts of VITS that are not read
         "layerdrop hidden_dropout attention_dropout activation_dropout "
         "initializer_range spectrogram_bins use_stochastic_duration_prediction "
         "num_speakers speaker_embedding_size upsample_initial_channel upsample_rates "
@@ -187,7 +187,7 @@ PEERS = {
         "skip_prk_steps",
     ),
 }  # fmt: skip
-CLAP = {  # what transformers' ClapConfig no longer reads, in it and in its two halves
+CLAP = {  # fields that transformers' ClapConfig and its halves no longer read
     "": "hidden_size num_hidden_layers fusion_hidden_size fusion_num_hidden_layers "
     "projection_hidden_size text_config_dict audio_config_dict initializer_range",
     "text_config": "classifier_dropout fusion_hidden_size fusion_num_hidden_layers "
@@ -196,7 +196,7 @@ CLAP = {  # what transformers' ClapConfig no longer reads, in it and in its two 
     "projection_hidden_size initializer_range",
 }
 LISTENER = "processor_class chunk_length_s n_fft nb_max_frames"
-# What transformers keeps beside a tokenizer: where it came from, and habits of calls.
+# What transformers stores with a tokenizer: its origin, and defaults of calls.
 TOKENIZER = (
     "tokenizer_class processor_class name_or_path special_tokens_map_file auto_map "
     "tokenizer_file vocab_file merges_file added_tokens_decoder is_local backend "
@@ -210,8 +210,8 @@ TOKENIZER = (
 
 
 def common_fields() -> set[str]:
-    """What any config of transformers may hold: on files, classes and generation of
-    text, never on the numbers of a forward pass.
+    """Fields that any config of transformers may contain: about files, classes and text
+    generation, never about the numbers of a forward pass.
     """
     from transformers import GenerationConfig, PretrainedConfig
 
@@ -220,17 +220,17 @@ def common_fields() -> set[str]:
 
 
 def refuse_unknown(path: Path, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError that names a field which is not known."""
+    """Raise ValueError that names an unknown field."""
     if unknown := sorted(set(given) - set(known)):
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         said = f"minilib does not know the field {unknown[0]!r}{more}"
-        raise ValueError(f"{path}: {said}, nor what it would change")
+        raise ValueError(f"{path}: {said}, nor its effect")
 
 
 def refuse_other(
     path: Path, config: Mapping[str, Any], values: Mapping[str, Any]
 ) -> None:
-    """Raise ValueError for a field that is there with another value than these."""
+    """Raise ValueError for a field whose value differs from these."""
     for name, value in values.items():
         if name in config and config[name] != value:
             raise ValueError(
@@ -244,18 +244,18 @@ def read_sizes(
     defaults: Mapping[str, Any] | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Our config fields from a config file of a class of theirs.
+    """Our config fields from a config file of one of their classes.
 
     Args:
         kind: the class; path: the file.
-        defaults: what it means where it does not say.
-        given: what it holds, if it has been read.
+        defaults: values for fields that the file omits.
+        given: the file's contents, if it has been read already.
     Raises:
-        ValueError: it is another class's, or has a setting that our class lacks.
+        ValueError: it belongs to another class, or has a setting that our class lacks.
     """
     peer, given = PEERS[kind], read_json(path) if given is None else given
     config = {**(defaults or {}), **given}
-    if peer.defaults:  # transformers leaves out what equals its defaults
+    if peer.defaults:  # transformers omits fields that equal its defaults
         import transformers
 
         theirs = getattr(transformers, peer.defaults)().to_dict()
@@ -273,27 +273,27 @@ def read_sizes(
 
 
 def check_clap(path: Path) -> None:
-    """Raise ValueError for what a ClapModel's config holds and transformers does not
+    """Raise ValueError for a field in a ClapModel's config that transformers does not
     read.
     """
     import transformers
 
     if not path.is_file():
-        return  # what transformers will say
+        return  # transformers will report it
     config, common = read_json(path), common_fields()
     refuse_other(path, config, {"model_type": "clap"})
     for part, older in CLAP.items():
         name = f"Clap{part.removesuffix('_config').capitalize()}Config"
         known = {*getattr(transformers, name)().to_dict(), *common, *older.split()}
         given = config.get(part, {}) if part else config
-        # in newer versions there is no other
+        # newer versions know no other value
         neutral = {"position_embedding_type": "absolute"}
         refuse_other(path, given, neutral)
         refuse_unknown(path, given, {*known, *neutral})
 
 
 def check_listener(path: Path) -> None:
-    """Raise ValueError for what the config of CLAP's feature extractor holds and
+    """Raise ValueError for a field in the config of CLAP's feature extractor that
     transformers does not read.
     """
     from transformers import ClapFeatureExtractor as Listener
@@ -307,7 +307,7 @@ def check_listener(path: Path) -> None:
 
 
 def check_tokenizer(path: Path, tokenizer: Any) -> None:
-    """Raise ValueError for what a tokenizer's config holds and its class does not
+    """Raise ValueError for a field in a tokenizer's config that its class does not
     read.
     """
     if path.is_file():

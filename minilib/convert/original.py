@@ -1,9 +1,10 @@
-"""The checkpoint that the authors published: one `.pth` of all parts, under the names
+"""The checkpoint that the authors published: one `.pth` with all parts, under the names
 of their own code.
 
-Names only: which tensor of that file is which of diffusers' and transformers', as its
-converter and the repository's state dicts tell. Configs and tokenizers are not in the
-file; they come from a released folder. Chapter 18 shows it at work.
+This module holds names only: it maps each tensor in that file to its name in diffusers
+or transformers, as found in diffusers' converter and the repository's state dicts.
+Configs and tokenizers are not in the file; they come from a released folder. Chapter 18
+shows it at work.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from minilib.convert.pretrained import State, gpt_in, read_bin, t5_in, under
 from minilib.model import Model, without_prefix
 from minilib.unet import UNetConfig
 
-# What the file also holds and no pipeline needs: the schedule's tables, the average of
-# the weights, the loss of the autoencoder, AudioMAE, and what CLAP's front end
-# computes.
+# Tensors in the file that no pipeline needs: the schedule's tables, the average of the
+# weights, the loss of the autoencoder, AudioMAE, and constants of CLAP's front end.
 UNNEEDED = re.compile(
     r"(model_ema|first_stage_model\.loss|cond_stage_models\.0\.cond_stage_models"
     r"|clap\.mel_transform|clap\.model\.((text|audio)_transform|audio_branch\."
@@ -55,7 +55,7 @@ CLAP = pairs(
     "_projection.linear1=_projection.0 _projection.linear2=_projection.2 "
     "text_model.=text_branch."
 )
-HTSAT = pairs(  # CLAP's tower of sounds
+HTSAT = pairs(  # CLAP's audio tower
     "audio_model.audio_encoder.=audio_branch. attention.output.dense=attn.proj "
     "attention.self=attn intermediate.dense=mlp.fc1 output.dense=mlp.fc2 "
     "layernorm_before=norm1 layernorm_after=norm2 batch_norm=bn0"
@@ -63,11 +63,11 @@ HTSAT = pairs(  # CLAP's tower of sounds
 
 
 class Checkpoint:
-    """The tensors of a published file, and which of them have been taken.
+    """The tensors of a published file, and a record of which have been taken.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: it is damaged, holds code, or holds no checkpoint of AudioLDM 2.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, contains code, or is not a checkpoint of AudioLDM 2.
     """
 
     def __init__(self, path: Path):
@@ -78,43 +78,43 @@ class Checkpoint:
         self.taken: set[str] = set()
         if not under("model.diffusion_model.", self.state):
             said = "it holds no model.diffusion_model"
-            raise ValueError(f"{path} is no checkpoint of AudioLDM 2: {said}")
+            raise ValueError(f"{path} is not a checkpoint of AudioLDM 2: {said}")
 
     def take(self, names: Mapping[str, str]) -> State:
-        """Tensors by our names, from those of the file; what is not there is left to
-        the part to name.
+        """Tensors by our names, from their names in the file; missing ones are left
+        out, and the part will report them.
         """
         self.taken.update(names.values())
         return {k: self.state[x] for k, x in names.items() if x in self.state}
 
     def take_all(self, prefix: str) -> State:
-        """The tensors under a prefix, as they are."""
+        """The tensors under a prefix, unchanged."""
         return self.take({name: prefix + name for name in under(prefix, self.state)})
 
     def check_taken(self) -> None:
-        """Raise ValueError for a tensor that is none of a pipeline's and none known to
-        be unneeded.
+        """Raise ValueError for a tensor that neither belongs to a pipeline nor is known
+        to be unneeded.
         """
         tensors = [name for name, x in self.state.items() if torch.is_tensor(x)]
         unread = [name for name in tensors if name not in self.taken]
         left = [name for name in unread if not UNNEEDED.match(name)]
         if left:
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            said = "which is no part of AudioLDM 2 as this package knows it"
+            said = "which is not part of AudioLDM 2 as this package knows it"
             raise ValueError(f"{self.path} holds {left[0]}{more}, {said}")
 
 
 def renamed(name: str, table: Mapping[str, str]) -> str:
-    """A name with each piece of it that is in the table replaced, in that order."""
+    """A name with all pieces that the table lists replaced, in the table's order."""
     for ours, theirs in table.items():
         name = name.replace(ours, theirs)
     return name
 
 
 def unet_name(config: UNetConfig, name: str) -> str:
-    """The name in the file of a tensor of the U-Net: blocks are counted through, not
-    level by level, and what stands in one is numbered: residual block, transformers,
-    change of resolution.
+    """The name in the file of a tensor of the U-Net. There, blocks are numbered
+    consecutively, not level by level, and so are the contents of a block: residual
+    block, transformers, change of resolution.
     """
     match = UNET.fullmatch(name)
     if match is None:
@@ -132,7 +132,7 @@ def unet_name(config: UNetConfig, name: str) -> str:
         layer, place, rest = n, 0, rest.replace("conv", "op", 1)
     else:
         layer, place = n, 1 + n_transformers * config.attention[::-1][level]
-    block = level * (n + 1) + layer  # the first is conv_in
+    block = level * (n + 1) + layer  # the file's first block is conv_in
     blocks = {
         "down_blocks": f"input_blocks.{1 + block}.{place}",
         "mid_block": f"middle_block.{place + (1 + n_transformers) * layer}",
@@ -147,8 +147,8 @@ def unet(file: Checkpoint, ours: Model) -> State:
 
 
 def vae(file: Checkpoint, ours: Model) -> State:
-    """The VAE's tensors: its decoder's levels are counted from the finest there, and
-    its attention is written as 1 x 1 convolutions.
+    """The VAE's tensors. In the file, the decoder's levels are numbered from the
+    finest, and its attention layers are 1 x 1 convolutions.
     """
     last = len(ours.config.block_out_channels) - 1
     finest_first = lambda match: f"up_blocks.{last - int(match[1])}"
@@ -163,15 +163,15 @@ def vae(file: Checkpoint, ours: Model) -> State:
 
 
 def vocoder(file: Checkpoint, ours: Model) -> State:
-    """The vocoder's tensors, and two that diffusers holds and nothing reads."""
+    """The vocoder's tensors, and two that diffusers stores but never reads."""
     prefix, n = "first_stage_model.vocoder.", ours.config.model_in_dim
     names = {x: prefix + x.replace("upsampler.", "ups.") for x in ours.state_dict()}
     return {"mean": torch.zeros(n), "scale": torch.ones(n), **file.take(names)}
 
 
 def clap(file: Checkpoint, names: Iterable[str]) -> State:
-    """CLAP's tensors, by transformers' names; query, key and value of the audio tower
-    are one there.
+    """CLAP's tensors by transformers' names; in the file, query, key and value of the
+    audio tower are one tensor.
     """
     qkv, theirs = re.compile(r"(attention\.self\.)(query|key|value)"), {}
     for name in names:
@@ -188,14 +188,14 @@ def clap(file: Checkpoint, names: Iterable[str]) -> State:
 
 
 def projection(file: Checkpoint) -> State:
-    """GPT-2's projections with their start and end vectors, which are rows of two
-    tables there.
+    """GPT-2's projections with their start and end vectors, which in the file are rows
+    of two tables.
     """
     prefix, found = "cond_stage_models.0.", {}
     for i, suffix in enumerate(("", "_1")):
         linear, ends = f"{prefix}input_sequence_embed_linear.{i}", ("weight", "bias")
         found |= file.take({f"projection{suffix}.{x}": f"{linear}.{x}" for x in ends})
-        tables = file.take(  # (32, D), of which two rows are used
+        tables = file.take(  # (32, D); two rows are used
             {
                 f"sos_embed{suffix}": f"{prefix}start_of_sequence_tokens.weight",
                 f"eos_embed{suffix}": f"{prefix}end_of_sequence_tokens.weight",
@@ -206,15 +206,15 @@ def projection(file: Checkpoint) -> State:
 
 
 def scaling_factor(file: Checkpoint) -> float | None:
-    """What the latents are multiplied with, kept as a tensor there; None where the file
-    does not say.
+    """The factor by which latents are multiplied, a tensor in the file; None if it is
+    missing.
     """
     x = file.take({"scale": "scale_factor"}).get("scale")
     return float(x) if isinstance(x, Tensor) else None
 
 
 def states(file: Checkpoint, models: Mapping[str, Model]) -> dict[str, State]:
-    """The tensors of each part but CLAP, by our names."""
+    """The tensors of each part except CLAP, by our names."""
     gpt2 = file.take_all("cond_stage_models.0.model.")
     return {
         "vae": vae(file, models["vae"]),

@@ -1,10 +1,10 @@
-"""The released AudioLDM 2 in and out: folders of diffusers and transformers, model by
-model.
+"""Conversion of the released AudioLDM 2 in both directions: folders of diffusers and
+transformers, model by model.
 
-A released pipeline is a folder of modules, each a `config.json` and its weights. VAE,
-U-Net, GPT-2 with its projections, T5 encoder, phoneme encoder and HiFi-GAN become the
-classes of this package, key by key, and go back without a bit changed. Which class of
-theirs is which of ours stands in a table, `PEERS`. Chapter 18 shows it at work.
+A released pipeline is a folder of modules, each with a `config.json` and weights. VAE,
+U-Net, GPT-2 with its projections, T5 encoder, phoneme encoder and HiFi-GAN become
+classes of this package, key by key, and can be converted back without a changed bit.
+The table `PEERS` maps their classes to ours. Chapter 18 shows it at work.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ State = dict[str, Tensor]
 # Configs
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
-DDIM_DEFAULTS = {  # of diffusers' DDIMScheduler: what a file means that does not say
+DDIM_DEFAULTS = {  # of diffusers' DDIMScheduler, for fields that a file omits
     "beta_schedule": "linear", "clip_sample": True, "set_alpha_to_one": True,
     "steps_offset": 0, "prediction_type": "epsilon",
 }  # fmt: skip
 
 
 def read_schedule(folder: Path, kind: str | None = None) -> dict[str, Any]:
-    """The noise levels that a scheduler's folder names, as fields of a UNetConfig.
+    """The noise levels in a scheduler's folder, as fields of a UNetConfig.
 
-    Another scheduler than DDIM may stand there, `kind` or what the file says, if its
-    noise levels are the same: how to sample is said by `Sampling`, and a warning names
-    what is left unread.
+    The folder may hold another scheduler than DDIM, given by `kind` or by the file, if
+    its noise levels are the same: sampling is set by `Sampling`, and a warning names
+    the fields that are not read.
     """
     path, ddim = folder / "scheduler_config.json", "DDIMScheduler"
     config = read_json(path)
@@ -60,9 +60,9 @@ def read_schedule(folder: Path, kind: str | None = None) -> dict[str, Any]:
     if kind != ddim:
         left = sorted(set(config) - PEERS[ddim].known)
         config = {k: x for k, x in config.items() if k not in (*left, "_class_name")}
-        said = "this package samples as `Sampling` says, with DDIM or DPM-Solver++"
-        unread = f"; left unread: {', '.join(left)}" if left else ""
-        warnings.warn(f"{path} is a {kind}'s, but {said}{unread}", stacklevel=2)
+        said = "this package samples with DDIM or DPM-Solver++, as set by `Sampling`"
+        unread = f"; not read: {', '.join(left)}" if left else ""
+        warnings.warn(f"{path} is for a {kind}, but {said}{unread}", stacklevel=2)
     sizes = read_sizes(ddim, path, DDIM_DEFAULTS, config)
     given = sizes["prediction"]
     if given not in PREDICTIONS:
@@ -79,7 +79,7 @@ def unet_config(
     sizes, config = read_sizes("AudioLDM2UNet2DConditionModel", path), read_json(path)
     given, widths = config.get("cross_attention_dim"), sizes["block_out_channels"]
     dims = given if isinstance(given, list) else [given]
-    if isinstance(dims[0], list):  # one list a level
+    if isinstance(dims[0], list):  # one list per level
         if any(level != dims[0] for level in dims):
             raise ValueError(
                 f"{path}: cross_attention_dim must be the same at every level, not "
@@ -100,8 +100,8 @@ def unet_config(
 def check_blocks(
     path: Path, config: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> list[bool]:
-    """Which resolutions of a U-Net attend to the conditions; ValueError where its
-    blocks are not those of the released one.
+    """Which resolutions of a U-Net attend to the conditions; ValueError if its blocks
+    are not those of the released U-Net.
     """
     down = config.get("down_block_types", ["DownBlock2D"])
     attention = ["CrossAttn" in name for name in down]
@@ -123,8 +123,9 @@ def check_blocks(
 
 
 def conditions_of(dims: list[int | None]) -> tuple[str | None, ...]:
-    """Which condition each entry of `cross_attention_dim` stands for in the released
-    model: by its position, the first two for the LOA, and None for the map itself.
+    """The condition that each entry of `cross_attention_dim` stands for in the released
+    model. It depends on the position: the first two are for the LOA. None stands for
+    the map itself.
     """
     names = ("loa" if i <= 1 else "text" for i in range(len(dims)))
     return tuple(None if dim is None else name for dim, name in zip(dims, names))
@@ -140,7 +141,7 @@ def gpt_config(
     sizes = read_sizes("GPT2Model", gpt_path)
     width, read = widths["n_embd"], sizes["n_embd"]
     if width != read:
-        raise ValueError(f"{path}: it projects to {width}, but GPT-2 reads {read}")
+        raise ValueError(f"{path} projects to width {width}, but GPT-2 reads {read}")
     learned = theirs.get("use_learned_position_embedding")
     return GPTConfig(
         **sizes,
@@ -153,22 +154,23 @@ def gpt_config(
 # --------------------------------------------------------------------------------------
 # Weights
 
-STEMS = (  # of the files of diffusers and transformers, in the order of looking
+STEMS = (  # of file names of diffusers and transformers, in the order of the search
     ("diffusion_pytorch_model", "safetensors"), ("model", "safetensors"),
     ("diffusion_pytorch_model", "bin"), ("pytorch_model", "bin"),
 )  # fmt: skip
 
 
 def read_state(folder: Path) -> State:
-    """All tensors of a module's folder: safetensors, in one file or many, or a `.bin`
-    without pickled code; a variant's (`model.fp16.safetensors`) if it is the only one.
+    """All tensors in a module's folder: safetensors in one or several files, or a
+    `.bin` without pickled code; a variant (`model.fp16.safetensors`) if it is the only
+    one.
 
     Raises:
-        FileNotFoundError: there are no weights, or a part of them is missing.
-        ValueError: a file is damaged, or can only be read by running the code in it.
+        FileNotFoundError: there are no weights, or some of them are missing.
+        ValueError: a file is damaged, or could be read only by running code in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing: the pipeline is not complete")
+        raise FileNotFoundError(f"{folder} is missing: the pipeline is incomplete")
     state: State = {}
     for path in weight_files(folder):
         state |= read_bin(path) if path.suffix == ".bin" else read_weights(path)
@@ -176,8 +178,8 @@ def read_state(folder: Path) -> State:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a module's tensors: one, or those that an index names; those
-    of a variant where there are no others.
+    """The files that hold a module's tensors: one, or those that an index names, or
+    those of a variant if there are no others.
     """
     for stem, suffix in STEMS:
         if (index := folder / f"{stem}.{suffix}.index.json").is_file():
@@ -190,16 +192,16 @@ def weight_files(folder: Path) -> list[Path]:
         found += [[path] for path in single if "-of-" not in path.name]
         if len(found) > 1:
             names = " and ".join(sorted(files[0].name for files in found))
-            raise ValueError(f"{folder} holds {names}: leave one variant there")
+            raise ValueError(f"{folder} holds {names}: keep only one variant")
         if found:
             return found[0]
     lost = sorted(path.name for path in folder.glob("*-of-*"))
     said = f"no index beside {lost[0]}" if lost else "no weights"
-    raise FileNotFoundError(f"{folder} holds {said}: the pipeline is not complete")
+    raise FileNotFoundError(f"{folder} holds {said}: the pipeline is incomplete")
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that the index of a model in several files names."""
+    """The files that are listed in the index of a model in several files."""
     files = read_json(index).get("weight_map")
     names = set(map(str, files.values())) if isinstance(files, dict) else ()
     if not names:
@@ -208,9 +210,9 @@ def shards(index: Path) -> list[Path]:
 
 
 def read_bin(path: Path) -> State:
-    """The tensors of a file of `torch.save`, unpickled without running any code."""
+    """The tensors in a file written by `torch.save`, unpickled without running code."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the weights are not complete")
+        raise FileNotFoundError(f"{path} is missing: the weights are incomplete")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -218,7 +220,7 @@ def read_bin(path: Path) -> State:
             f"{path} holds more than tensors: reading it would run its code"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or half-copied") from error
+        raise ValueError(f"{path} is damaged or incomplete") from error
     if not isinstance(state, dict):
         raise ValueError(
             f"{path} does not hold tensors by name, but a {type(state).__name__}"
@@ -227,26 +229,26 @@ def read_bin(path: Path) -> State:
 
 
 def under(prefix: str, state: State) -> State:
-    """The tensors under a prefix, without it."""
+    """The tensors whose names have a prefix, with it removed."""
     return {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
 
 
 def fill(model: Model, state: State, folder: Path, dtype: torch.dtype | None) -> Model:
-    """Put weights into a model from the meta device, all of them or none."""
+    """Put weights into a model on the meta device, all of them or none."""
     check_weights(model, state, folder)
     model.load_state_dict(state, assign=True)
     return (model if dtype is None else model.to(dtype)).eval()
 
 
 def made(model_class: type[Model], config: Any) -> Model:
-    """The model with shapes but without memory."""
+    """A model whose tensors have shapes but no memory."""
     with torch.device("meta"):
         return model_class(config)
 
 
 def gpt_in(projection: State, language_model: State) -> State:
     """The tensors of the LOA regressor from those of its projections and of GPT-2,
-    without prefix, vocabulary head and stored masks, its linear layers turned.
+    without prefix, vocabulary head and stored masks; linear layers are transposed.
     """
     bare = {k.removeprefix("transformer."): x for k, x in language_model.items()}
     unread = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
@@ -256,32 +258,32 @@ def gpt_in(projection: State, language_model: State) -> State:
 
 
 def turned(name: str, x: Tensor) -> Tensor:
-    """A tensor of GPT-2, turned if it is the weight of a linear layer, which
-    transformers stores transposed.
+    """A tensor of GPT-2, transposed if it is the weight of a linear layer, since
+    transformers stores these transposed.
     """
     linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     return x.T.contiguous() if name.endswith(linear) else x
 
 
 def t5_in(state: State) -> State:
-    """T5's tensors without the second name that its table of tokens may have."""
+    """T5's tensors without the second name that its token embedding may have."""
     state = dict(state)
     table = state.pop("encoder.embed_tokens.weight", None)
     return state if table is None else {"shared.weight": table, **state}
 
 
-STATES: dict[str, Callable[[State], State]] = {  # what is not as ours is
+STATES: dict[str, Callable[[State], State]] = {  # classes whose tensors need changes
     "T5EncoderModel": t5_in,
-    # the rest of VITS is left where it is
+    # the rest of VITS is not read
     "VitsModel": lambda state: under("text_encoder.", state),
 }
 
 # --------------------------------------------------------------------------------------
-# Model by model: in
+# Model by model: reading
 
 
 def untrained(kind: str, folder: Path, **changes: Any) -> Model:
-    """Our model, without memory, for the config of a class of theirs in its folder."""
+    """Our model, without memory, for the config of their class in a folder."""
     ours, path = PEERS[kind].ours, folder / "config.json"
     sizes = {**read_sizes(kind, path), **changes}
     if kind == "AutoencoderKL":
@@ -291,7 +293,7 @@ def untrained(kind: str, folder: Path, **changes: Any) -> Model:
 
 
 def read(kind: str, folder: Path, dtype: torch.dtype | None = None) -> Model:
-    """Our model from the folder of a class of theirs: AutoencoderKL, T5EncoderModel,
+    """Our model from the folder of one of their classes: AutoencoderKL, T5EncoderModel,
     VitsModel or SpeechT5HifiGan.
     """
     state = STATES.get(kind, dict)(read_state(folder))
@@ -307,8 +309,8 @@ def read_unet(
     """The U-Net from an AudioLDM2UNet2DConditionModel's folder, for the noise levels of
     `read_schedule`.
 
-    Its config names 8 heads at every level, as diffusers runs it; `head_width` 32 is
-    how the weights were trained.
+    Its config has 8 heads at every level, as diffusers runs it; the weights were
+    trained with `head_width` 32.
     """
     unet = made(UNet, unet_config(folder, schedule, head_width))
     return fill(unet, read_state(folder), folder, dtype)
@@ -332,11 +334,11 @@ def read_gpt(
 
 
 # --------------------------------------------------------------------------------------
-# Model by model: out
+# Model by model: writing
 
 
 def check_out(what: str, config: Any, **needed: Any) -> None:
-    """Raise ValueError for a setting that the counterpart in diffusers lacks."""
+    """Raise ValueError for a setting that diffusers' counterpart lacks."""
     for name, value in needed.items():
         if (given := getattr(config, name)) != value:
             said = f"has no counterpart in diffusers: train one with {name}={value!r}"
@@ -344,7 +346,7 @@ def check_out(what: str, config: Any, **needed: Any) -> None:
 
 
 def filled(model_class: type, settings: Mapping[str, Any], state: State) -> nn.Module:
-    """A module of theirs with our weights, none missing and none left over."""
+    """One of their modules with our weights, none missing and none left over."""
     model = model_class(**settings)
     model.load_state_dict(state)
     dtype = next(x.dtype for x in state.values() if x.is_floating_point())
@@ -352,7 +354,7 @@ def filled(model_class: type, settings: Mapping[str, Any], state: State) -> nn.M
 
 
 def vae_shape(levels: int, channels: int) -> dict[str, Any]:
-    """What an AutoencoderKL's config says beside the sizes, for so many levels."""
+    """The fields of an AutoencoderKL's config, other than sizes, for these levels."""
     return {
         "out_channels": channels,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
@@ -393,7 +395,7 @@ def unet_out(unet: UNet, sample_size: int | None = None) -> nn.Module:
 
 
 def scheduler_out(unet: UNet) -> Any:
-    """The noise levels that the U-Net is trained for, as the released DDIMScheduler."""
+    """The U-Net's noise levels as a DDIMScheduler like the released one."""
     from diffusers import DDIMScheduler
 
     theirs = {ours: name for name, ours in PREDICTIONS.items()}[unet.config.prediction]
@@ -402,8 +404,8 @@ def scheduler_out(unet: UNet) -> Any:
 
 
 def gpt_out(gpt: LOARegressor) -> tuple[nn.Module, nn.Module]:
-    """The LOA regressor as an AudioLDM2ProjectionModel and a GPT2LMHeadModel, which
-    diffusers needs and whose head is the table of words itself.
+    """The LOA regressor as an AudioLDM2ProjectionModel and a GPT2LMHeadModel, the class
+    that diffusers needs; its head is the token embedding itself.
     """
     from diffusers import AudioLDM2ProjectionModel
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -436,7 +438,7 @@ def t5_out(text: T5Encoder) -> nn.Module:
 
 
 def phonemes_out(phonemes: PhonemeEncoder) -> nn.Module:
-    """The phoneme encoder in a VitsModel; the rest of VITS, which nothing reads, is
+    """The phoneme encoder in a VitsModel; the rest of VITS, which is never read, is
     small and untrained.
     """
     from transformers import VitsConfig, VitsModel
@@ -461,6 +463,6 @@ def vocoder_out(vocoder: HiFiGAN) -> nn.Module:
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
     settings = PEERS["SpeechT5HifiGan"].write(vocoder.config)
-    # tuples become lists, as it wants them
+    # tuples become lists, which the class requires
     config = SpeechT5HifiGanConfig(**json.loads(json.dumps(settings)))
     return filled(SpeechT5HifiGan, {"config": config}, vocoder.state_dict())

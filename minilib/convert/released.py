@@ -1,10 +1,10 @@
-"""The released AudioLDM 2 as one folder: every module in its place, and what stays
-transformers' own.
+"""The released AudioLDM 2 as one folder: every module in its place, including those
+that remain transformers' own.
 
-Tokenizers and CLAP are used as transformers has them, behind the faces of
-`tokenizer.Tokenizer` and `clap.CLAP`; all else becomes this package's models
-(`pretrained`). What is read here are the fields of `folders.Parts`. Chapter 18 shows it
-at work.
+Tokenizers and CLAP remain transformers' classes, behind the interfaces of
+`tokenizer.Tokenizer` and `clap.CLAP`; everything else becomes models of this package
+(`pretrained`). This module reads the fields of `folders.Parts`. Chapter 18 shows it at
+work.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from minilib.vocoder import HiFiGAN, Vocos
 
 INDEX = "model_index.json"
 PIPELINE = "AudioLDM2Pipeline"
-MODULES = {  # what the released folder holds, by diffusers' names
+MODULES = {  # the modules in a released folder, by diffusers' names
     "vae": ("AutoencoderKL",),
     "text_encoder": ("ClapModel",),
     "text_encoder_2": ("T5EncoderModel", "VitsModel"),
     "projection_model": ("AudioLDM2ProjectionModel",),
-    # the second since diffusers asks for it
+    # the second because diffusers requires it
     "language_model": ("GPT2Model", "GPT2LMHeadModel"),
     "unet": ("AudioLDM2UNet2DConditionModel",),
     "vocoder": ("SpeechT5HifiGan",),
@@ -47,31 +47,31 @@ MODULES = {  # what the released folder holds, by diffusers' names
 BESIDE = ("scheduler", "feature_extractor", "tokenizer", "tokenizer_2")
 # LOA vectors of the speech models: one for each patch, where the others pool 8 x 8
 SPEECH_TOKENS = 512
-END_OF_SPEECH = 182  # the phoneme that closes a sentence
-PATTERNS = ["*.json", "*.txt", "*.model"]  # of a hub folder, beside its weights
+END_OF_SPEECH = 182  # the token that ends a sentence
+PATTERNS = ["*.json", "*.txt", "*.model"]  # files of a hub folder besides its weights
 
 
 class ReleasedTokenizer:
-    """A tokenizer of transformers with the face of `tokenizer.Tokenizer`."""
+    """A tokenizer of transformers with the interface of `tokenizer.Tokenizer`."""
 
-    # the released GPT-2 was trained on captions padded to the longest of a batch
+    # the released GPT-2 was trained on captions padded to the longest in a batch
     pad_to = 0
 
     def __init__(self, backend: Any):
         self.backend = backend
-        # transformers writes 10^30 for "not known"
+        # transformers writes 10^30 for "unknown"
         self.max_tokens = min(backend.model_max_length, 512)
 
     @classmethod
     def load(cls, folder: Path, *given: Any) -> ReleasedTokenizer:
-        """Read the tokenizer that transformers saved into a folder; ValueError where
-        there is none.
+        """Read the tokenizer that transformers saved in a folder; ValueError if there
+        is none.
         """
         import transformers
 
         try:
             backend = transformers.AutoTokenizer.from_pretrained(folder)
-        # transformers raises many kinds for files that are missing or damaged
+        # transformers raises many kinds of error for missing or damaged files
         except Exception as error:
             said = f"{folder} holds no tokenizer that transformers can read"
             raise ValueError(said) from error
@@ -79,7 +79,7 @@ class ReleasedTokenizer:
         return cls(backend, *given)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as transformers reads it."""
+        """Write the tokenizer in the form that transformers reads."""
         self.backend.save_pretrained(folder)
 
     def encode(
@@ -102,21 +102,19 @@ class ReleasedTokenizer:
 
 
 class PhonemeTokenizer(ReleasedTokenizer):
-    """VITS' tokenizer, which writes a transcription as phonemes; all are padded to one
+    """VITS's tokenizer, which turns a transcription into phonemes, padded to a fixed
     length.
     """
 
     def __init__(self, backend: Any, n_positions: int):
         super().__init__(backend)
-        # as many as GPT-2's projection has learned positions for
+        # the number of positions that GPT-2's projection has learned
         self.max_tokens = self.pad_to = n_positions
 
     def encode(
         self, captions: list[str], *args: Any, **given: Any
     ) -> tuple[Tensor, Tensor]:
-        """Ids (B, S) and mask (B, S) bool, the first padding turned into the sign of
-        the end.
-        """
+        """Ids (B, S) and mask (B, S) bool; the end token replaces the first padding."""
         ids, mask = super().encode(captions, *args, **given)
         is_zero = ids == 0
         first = is_zero & (is_zero.cumsum(dim=1) == 1)  # (B, S): at most one each
@@ -124,8 +122,8 @@ class PhonemeTokenizer(ReleasedTokenizer):
 
 
 class ReleasedCLAP(Reader, nn.Module):
-    """transformers' ClapModel with the face of `clap.CLAP`: RoBERTa and HTS-AT for BERT
-    and PANNs.
+    """transformers' ClapModel with the interface of `clap.CLAP`: RoBERTa and HTS-AT in
+    place of BERT and PANNs.
     """
 
     def __init__(self, model: nn.Module, feature_extractor: Any):
@@ -134,7 +132,7 @@ class ReleasedCLAP(Reader, nn.Module):
 
     @classmethod
     def untrained(cls, folder: Path, feature_extractor: Path) -> ReleasedCLAP:
-        """With the config in one folder, and the feature extractor in another."""
+        """Build it from a config in one folder and a feature extractor in another."""
         import transformers
 
         configs.check_clap(folder / "config.json")
@@ -146,7 +144,7 @@ class ReleasedCLAP(Reader, nn.Module):
         except (OSError, ValueError) as error:
             said = str(error).strip().splitlines()[-1].strip()
             raise ValueError(
-                f"{folder} is not a whole ClapModel with a feature extractor: {said}"
+                f"{folder} is not a complete ClapModel with feature extractor: {said}"
             ) from error
 
     @classmethod
@@ -156,10 +154,11 @@ class ReleasedCLAP(Reader, nn.Module):
         feature_extractor: Path | None = None,
         dtype: torch.dtype | None = torch.float32,
     ) -> ReleasedCLAP:
-        """From the folders of a ClapModel and its feature extractor (None: the same).
+        """Load it from the folders of a ClapModel and its feature extractor (None: the
+        same folder).
 
-        `dtype` None keeps what is stored; float64, in which CLAP is released, becomes
-        float32.
+        `dtype` None keeps the stored type, but float64, in which CLAP was released,
+        becomes float32.
         """
         state = pretrained.read_state(folder)
         clap = cls.untrained(folder, feature_extractor or folder)
@@ -168,10 +167,10 @@ class ReleasedCLAP(Reader, nn.Module):
     def fill(
         self, state: pretrained.State, folder: Path, dtype: torch.dtype | None
     ) -> ReleasedCLAP:
-        """Put weights into it, by transformers' names, all of them or none."""
+        """Fill it with weights by transformers' names, all of them or none."""
         own, unread = self.model.state_dict(), ("position_ids", "token_type_ids")
         given = {name: x for name, x in state.items() if not name.endswith(unread)}
-        # buffers are computed, not learned, save the norms' statistics
+        # buffers are computed, not learned, except the norms' statistics
         buffers = [name for name, _ in self.model.named_buffers() if name in own]
         computed = {name: own[name] for name in buffers if "running_" not in name}
         given = {**computed, **given}
@@ -184,8 +183,8 @@ class ReleasedCLAP(Reader, nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None
     ) -> None:
-        """Write the model and its feature extractor into one folder, as transformers
-        reads them.
+        """Write the model and its feature extractor to one folder that transformers can
+        read.
         """
         model = copy.deepcopy(self.model).to(dtype) if dtype is not None else self.model
         model.save_pretrained(folder)
@@ -197,24 +196,24 @@ class ReleasedCLAP(Reader, nn.Module):
         return self.model.config.projection_dim
 
     def encode(self, inputs: list[str], pad_to: int = 0) -> Context:
-        """Encode B captions as a condition: one vector each, (B, 1, dim), whatever
-        `pad_to`.
+        """Encode B captions as a condition: one vector each, (B, 1, dim); `pad_to` has
+        no effect.
         """
         return Context(self.embed_text(*self.read(inputs))[:, None])
 
     def embed_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embed captions: ids (B, S) of CLAP's own tokenizer, mask (B, S) -> (B, dim),
-        of unit length.
+        """Embed captions: ids (B, S) from CLAP's own tokenizer, mask (B, S)
+        -> (B, dim), of unit length.
         """
         mask = torch.ones_like(ids) if mask is None else mask.long()
         return self.model.get_text_features(ids, attention_mask=mask).pooler_output
 
     def embed_waves(self, waves: Tensor) -> Tensor:
-        """Embed sounds, their first ten seconds, from waveforms: (B, N) at 16 kHz ->
-        (B, dim), of unit length.
+        """Embed the first ten seconds of sounds: waveforms (B, N) at 16 kHz
+        -> (B, dim), of unit length.
 
-        Of longer sounds diffusers' pipeline hears ten seconds drawn from a global
-        source of randomness, so that its ranking changes from call to call.
+        From longer sounds diffusers' pipeline picks ten seconds with a global random
+        generator, so its ranking changes from call to call.
         """
         listen = self.feature_extractor  # at 48 kHz
         heard = resampled(waves.float().cpu().numpy(), listen.sampling_rate)
@@ -227,8 +226,8 @@ class ReleasedCLAP(Reader, nn.Module):
 
 
 def resampled(waves: np.ndarray, rate: int) -> np.ndarray:
-    """Waveforms (B, N) at 16 kHz as (B, N * rate / 16000), each as librosa's default
-    makes it, without the compiler (numba) that librosa brings.
+    """Resample waveforms (B, N) from 16 kHz to (B, N * rate / 16000) as librosa does by
+    default, but without numba, the compiler that librosa depends on.
     """
     import soxr
 
@@ -238,17 +237,17 @@ def resampled(waves: np.ndarray, rate: int) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------
-# The whole folder: in
+# The whole folder: reading
 
 
 def is_released(folder: Path) -> bool:
-    """Whether a folder is laid out as diffusers lays out a pipeline."""
+    """Whether a folder has the layout of a diffusers pipeline."""
     return (folder / INDEX).is_file()
 
 
 def fetch(folder: str | Path) -> Path:
-    """A local folder as it is; of a hub id the safetensors, or `.bin` files where there
-    are no others.
+    """The path of a local folder, or of the download of a hub id: its safetensors, or
+    `.bin` files if there are no others.
     """
     fetched = local_folder(folder, allow_patterns=[*PATTERNS, "*.safetensors"])
     whole = all(any((fetched / name).glob("*.safetensors")) for name in MODULES)
@@ -266,18 +265,17 @@ def read(
     """The fields of `Parts` from a released folder.
 
     Args:
-        folder: as `AudioLDM2Pipeline.save_pretrained` writes it.
-        dtype: floating-point type of the loaded weights, whatever is stored; None keeps
-            what is stored.
-        head_width: of the U-Net's attention heads at every level; None for as many
-            heads as its config says.
-        n_tokens: LOA vectors; None for the number that the config names, and for speech
-            512.
+        folder: written by `AudioLDM2Pipeline.save_pretrained`.
+        dtype: floating-point type of the loaded weights; None keeps the stored type.
+        head_width: width of the U-Net's attention heads at every level; None for the
+            number of heads in its config.
+        n_tokens: number of LOA vectors; None for the config's number, or 512 for
+            speech.
 
     Raises:
         FileNotFoundError: a module or a file in it is missing.
-        ValueError: a folder of another pipeline, or a file that is damaged or asks for
-            what this package does not have.
+        ValueError: the folder holds another pipeline, or a file is damaged or asks for
+            a feature that this package does not have.
     """
     kinds, at = read_index(folder), folder.joinpath
     schedule = pretrained.read_schedule(at("scheduler"), kinds["scheduler"])
@@ -306,8 +304,8 @@ def read_original(
     head_width: int | None = 32,
     n_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """The fields of `Parts` from a checkpoint as the authors published it, a `.pth`.
-    The defaults are those of their code.
+    """The fields of `Parts` from a checkpoint published by the authors, a `.pth`; by
+    default with attention heads as in their code.
 
     Args:
         path: the checkpoint; like: a released folder of the same model, for its configs
@@ -321,7 +319,7 @@ def read_original(
     """
     kinds = read_index(like)
     if kinds["text_encoder_2"] == "VitsModel":
-        raise ValueError(f"{like} is a speech model, which is read from a folder only")
+        raise ValueError(f"{like} is a speech model: it can be read only from a folder")
     file, at = original.Checkpoint(path), like.joinpath
     factor = original.scaling_factor(file)
     scale = {} if factor is None else {"scaling_factor": factor}
@@ -347,8 +345,8 @@ def read_original(
 
 
 def complete(folder: Path, **parts: Any) -> dict[str, Any]:
-    """The parts with the tokenizers of a released folder and the length of sound that
-    its U-Net names.
+    """The parts with the tokenizers of a released folder, and the length of sound given
+    by its U-Net's config.
     """
     positions = parts["gpt"].config.learned_positions
     parts["text"].tokenizer = load_tokenizer(folder / "tokenizer_2", positions)
@@ -359,8 +357,8 @@ def complete(folder: Path, **parts: Any) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path, n_positions: int = 0) -> ReleasedTokenizer:
-    """The tokenizer in a folder: of captions, or of phonemes, for which GPT-2 has
-    learned `n_positions`.
+    """The tokenizer in a folder: for captions, or, if GPT-2 has learned `n_positions`,
+    for phonemes.
     """
     if n_positions:
         return PhonemeTokenizer.load(folder, n_positions)
@@ -368,14 +366,14 @@ def load_tokenizer(folder: Path, n_positions: int = 0) -> ReleasedTokenizer:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """The class of each module of a pipeline; one sentence for another pipeline's, or
-    for a module it lacks.
+    """The class of each module of a pipeline; another pipeline's folder or a missing
+    module raises a sentence.
     """
     path = folder / INDEX
     index = read_json(path)
     if (given := index.get("_class_name")) != PIPELINE:
-        raise ValueError(f"{path} is that of a {given}, not of an {PIPELINE}")
-    absent = [None, None]  # as diffusers writes a module that a pipeline lacks
+        raise ValueError(f"{path} is for a {given}, not for an {PIPELINE}")
+    absent = [None, None]  # diffusers' entry for a module that a pipeline lacks
     given = [name for name, entry in index.items() if entry != absent]
     configs.refuse_unknown(path, given, {*MODULES, *BESIDE, *configs.DIFFUSERS})
     kinds = {x: (index.get(x) or absent)[1] for x in (*MODULES, "scheduler")}
@@ -385,13 +383,13 @@ def read_index(folder: Path) -> dict[str, str]:
             raise ValueError(f"{path}: {name} must be a {wanted}, not {given}")
         if not (folder / name).is_dir():
             raise FileNotFoundError(
-                f"{folder / name} is missing: the pipeline is not complete"
+                f"{folder / name} is missing: the pipeline is incomplete"
             )
     return kinds
 
 
 # --------------------------------------------------------------------------------------
-# The whole folder: out
+# The whole folder: writing
 
 OUT = {
     VAE: pretrained.vae_out,
@@ -406,7 +404,7 @@ OUT = {
 }
 OWN = (
     "the CLAP and the tokenizer of this package have no counterpart in transformers: "
-    "start from a released folder (`AudioLDM2.from_diffusers`), which brings its own, "
+    "start from a released folder (`AudioLDM2.from_diffusers`), which has its own, "
     "and train the other parts"
 )
 NO_COUNTERPART = {
@@ -417,7 +415,7 @@ NO_COUNTERPART = {
 
 
 def out(part: Any, *others: Any) -> Any:
-    """A part as its counterpart; ValueError where it has none."""
+    """The counterpart of a part; ValueError if it has none."""
     if type(part) not in OUT:
         raise ValueError(NO_COUNTERPART[type(part)])
     return OUT[type(part)](part, *others)
@@ -453,11 +451,11 @@ def as_diffusers(parts: Any) -> Any:
 
 
 def write(pipeline: Any, folder: Path) -> None:
-    """Write diffusers' pipeline into a folder, whole or not at all."""
+    """Write diffusers' pipeline to a folder, whole or not at all."""
     other = folder.exists() and not is_released(folder)
     if other and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
-            f"{folder} exists and is no folder of a pipeline: nothing was written"
+            f"{folder} exists but does not hold a pipeline: nothing was written"
         )
     with replacing_folder(folder) as new:
         pipeline.save_pretrained(new)

@@ -1,7 +1,8 @@
 """SoundWorld: a small world of sounds whose truth is known (chapter 01).
 
-A `Scene` (events with class, attributes and onset, or a tune) renders to a waveform and
-a caption, and every label is kept. No download, no end; the same seed is the same clip.
+A `Scene` (events with class, attributes and onset, or a tune) is rendered to a waveform
+and a caption, and every label is kept. It is endless and needs no download; the same
+seed gives the same clip.
 
     world = SoundWorld("train", music=0.3)
     clip = world[0]  # clip.wave (N,), clip.caption, clip.scene

@@ -1,10 +1,10 @@
 """The grammar of SoundWorld: from a scene to a sentence, in several phrasings
 (chapter 01).
 
-An event is told as a clause ("a small dog barks loudly twice") or as a noun phrase
-("two loud high dog barks"). What is said is true, and what is ordinary (medium pitch,
-normal speed and loudness) goes unsaid. A tune is told by its instrument and how it is
-played ("a fast rising piano melody in a minor key").
+An event is described by a clause ("a small dog barks loudly twice") or by a noun phrase
+("two loud high dog barks"). Every statement is true, and ordinary attributes (medium
+pitch, normal speed and loudness) are not mentioned. A tune is described by its
+instrument and how it is played ("a fast rising piano melody in a minor key").
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .tunes import Tune
 
 @dataclass(frozen=True)
 class Words:
-    """How a class is named.
+    """The words for a class.
 
-    The pairs of adjectives stand for (low, high) pitch, (quiet, loud) loudness.
+    The pairs of adjectives mean (low, high) pitch and (quiet, loud) loudness.
     """
 
-    subject: str  # of the clause: "dog"
+    subject: str  # subject of the clause: "dog"
     verb: str
     sound: str  # head of the noun phrase: "dog bark"
-    sounds: str = ""  # its plural; none: the noun phrase isn't counted
+    sounds: str = ""  # its plural; "" if the noun phrase isn't counted
     subject_article: bool = True
     sound_article: bool = True
     subject_pitch: tuple[str, str] = ("low", "high")
@@ -140,7 +140,7 @@ MUSIC = (
     "{player} plays {tune} {loudly}",
     "someone plays {tune} on the {instrument} {loudly}",
 )
-# Of a tune that rises or falls, and of one that does neither and stays in the middle.
+# For a tune that rises or falls, and for one that does neither and stays in the middle.
 MOVING = ("{moving} {moves}",) * 2
 PLAYING = ("{player} plays {manner}", "someone plays the {instrument} {manner}")
 
@@ -162,7 +162,7 @@ def _pitch_word(event: Event, words: tuple[str, str]) -> str:
 
 
 def clause(event: Event, rng: np.random.Generator) -> str:
-    """Tell an event as a sentence without its full stop: "a small dog barks loudly
+    """Describe an event by a sentence without a full stop: "a small dog barks loudly
     twice".
     """
     words = WORDS[event.name]
@@ -180,7 +180,7 @@ def clause(event: Event, rng: np.random.Generator) -> str:
 
 
 def phrase(event: Event, rng: np.random.Generator) -> str:
-    """Tell an event as a noun phrase: "two loud high dog barks"."""
+    """Describe an event by a noun phrase: "two loud high dog barks"."""
     words = WORDS[event.name]
     loudness = {"quiet": words.sound_loudness[0], "loud": words.sound_loudness[1]}.get(
         event.loudness, ""
@@ -197,8 +197,8 @@ def phrase(event: Event, rng: np.random.Generator) -> str:
 
 
 def _tellings(event: Event, rng: np.random.Generator, number: str) -> dict[str, str]:
-    """The event as clause and as phrase; where the subject takes no pitch word, pitch
-    needs the phrase.
+    """The event as a clause and as a phrase; if the subject takes no pitch word, only
+    the phrase can name the pitch.
     """
     told = {
         "clause" + number: clause(event, rng),
@@ -276,13 +276,13 @@ def _music_strings() -> Iterator[str]:
 
 
 def _frame(template: str) -> str:
-    """The words of a template itself."""
+    """The words of the template itself."""
     return " ".join(
         word for word in template.replace(",", "").split() if "{" not in word
     )
 
 
 def vocabulary(music: bool = False) -> list[str]:
-    """All words that a caption can hold, sorted; those of tunes only with `music`."""
+    """All words that captions can contain, sorted; those of tunes only with `music`."""
     texts = [*_strings(), *_music_strings()] if music else _strings()
     return sorted({word for text in texts for word in text.split()})

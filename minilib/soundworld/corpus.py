@@ -20,31 +20,32 @@ from .scene import DEFAULT_SECONDS, SPLITS, Clip, Event, Scene, draw_scene
 from .tunes import Tune, draw_music
 
 SAMPLE_RATE = 16000  # Hz
-# no recording is silent, and log-mels of digital silence are a spike at their floor
+# noise under every clip: no recording is silent, and digital silence gives log-mels a
+# spike at their floor
 NOISE_FLOOR = 1e-4
-VERSION = 1  # of the synthesiser: a cache of another version isn't read
+VERSION = 1  # version of the synthesiser; a cache of another version isn't read
 INT16 = 32767
 
 
 class SoundWorld:
     """An endless corpus of parametric sounds with captions.
 
-    The same (split, seed, index, seconds, pairs, music) is the same clip, in every
-    process. Clips stand on the 16-bit grid, so a clip from the cache equals one just
-    rendered.
+    The same (split, seed, index, seconds, pairs, music) gives the same clip in every
+    process. Samples are rounded to 16 bits, so a clip from the cache equals one that is
+    rendered again.
 
     Args:
         split: "train", "valid" (combinations as in train, other draws) or "test"
             (combinations of attributes and pairs of classes that train never has).
-        seed: whole number >= 0; another seed is another corpus.
+        seed: whole number >= 0; another seed gives another corpus.
         seconds: length of a clip, above 0.5 and at most 60.
-        pairs: the share with two events among the scenes of effects, 0 to 1.
-        music: the share of scenes that are a tune, 0 to 1. All others are those of a
-            world without music.
+        pairs: the share of scenes with two events among those of effects, 0 to 1.
+        music: the share of scenes that are tunes, 0 to 1. The other scenes are the same
+            as in a world without music.
         cache: a folder that keeps rendered clips; None keeps none.
 
     Raises:
-        ValueError, TypeError: an argument outside what is allowed.
+        ValueError, TypeError: an argument is not as described.
     """
 
     def __init__(
@@ -84,16 +85,16 @@ class SoundWorld:
         )
 
     def __iter__(self):
-        raise TypeError("a SoundWorld has no end: take world[i] for i in range(n)")
+        raise TypeError("a SoundWorld is endless: use world[i] for i in range(n)")
 
     def scene(self, index: int) -> Scene:
-        """What happens in clip `index`, without rendering it."""
+        """The scene of clip `index`, without rendering it."""
         if not isinstance(index, numbers.Integral) or index < 0:
             raise IndexError(
                 f"the index of a clip must be a whole number >= 0, not {index!r}"
             )
         entropy = [zlib.crc32(self.split.encode()), self.seed, int(index)]
-        # its own, so that music leaves the effects as they are
+        # a generator of its own, so that music leaves the effects unchanged
         lot = np.random.default_rng([*entropy, 1])
         if lot.random() < self.music:
             return draw_music(self.split, self.seconds, lot)
@@ -110,7 +111,7 @@ class SoundWorld:
         return torch.from_numpy(to_float(render(scene)))
 
     def samples(self, index: int) -> np.ndarray:
-        """The wave of clip `index` as int16 (N,), from the cache where it is kept."""
+        """The wave of clip `index` as int16 (N,), from the cache if it is there."""
         scene = self.scene(index)
         if self.cache is None:
             return render(scene)
@@ -133,8 +134,8 @@ class SoundWorld:
 
 
 def render(scene: Scene, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Render a scene to int16 samples (N,): every event at its level, faded at both
-    ends.
+    """Render a scene to int16 samples (N,), with every event at its level and faded at
+    both ends.
     """
     n = round(scene.seconds * sample_rate)
     wave = NOISE_FLOOR * np.random.default_rng([scene.seed, 0]).standard_normal(n)
@@ -166,9 +167,9 @@ def _level_and_fade(event: Event, sample_rate: int) -> np.ndarray:
 
 
 def _fades(event: Event) -> tuple[float, float]:
-    """The seconds within which an effect comes up and goes."""
+    """The seconds over which an effect fades in and out."""
     sound_class = CLASSES[event.name]
-    # strokes begin at once, rain comes up
+    # strokes begin at once, rain fades in
     unbroken = sound_class.length == 0 and not event.strokes
     return 0.04 if unbroken else 0.001, 0.2 if sound_class.length > 1 else 0.06
 
@@ -179,8 +180,8 @@ def to_float(samples: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, samples: np.ndarray) -> None:
-    """Keep samples behind their checksum; whole or not at all, however many processes
-    write.
+    """Store samples after their checksum, whole or not at all, even if several
+    processes write.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = samples.astype("<i2").tobytes()
@@ -189,7 +190,7 @@ def _write(path: Path, samples: np.ndarray) -> None:
 
 
 def _read(path: Path, n_samples: int) -> np.ndarray | None:
-    """The samples kept at `path`; None if there are none or they are damaged."""
+    """The samples stored at `path`; None if there are none or they are damaged."""
     try:
         content = path.read_bytes()
     except OSError:

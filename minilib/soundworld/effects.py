@@ -2,9 +2,9 @@
 
 A synthesiser is a function `(event, rng, sample_rate) -> wave (n,)` that makes
 `event.duration` seconds of sound at any level; the corpus sets the level and fades the
-ends. What the caption says of an event (its fundamental `f0`, its `rate`, the times of
-its `strokes`) was drawn before and is obeyed here; `rng` only adds what makes two barks
-differ. At the bottom stands CLASSES, the table of all classes.
+ends. The attributes that a caption mentions (the fundamental `f0`, the `rate`, the
+times of the `strokes`) were drawn before and are followed here; `rng` only adds the
+differences between two barks. CLASSES, at the end, is the table of all classes.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ Synthesiser = Callable[["Event", np.random.Generator, int], np.ndarray]
 
 @dataclass(frozen=True)
 class SoundClass:
-    """What a class can do: which attributes it has and what they mean in hertz and
-    seconds.
+    """The attributes that a class has, and their values in hertz and seconds.
 
-    A class with no `length` fills its room (rain); one with `counts` is a series of
-    strokes (knocks); one with a `length` and no `counts` happens once (breaking glass).
+    A class without `length` fills the time it is given (rain); one with `counts` is a
+    series of strokes (knocks); one with `length` but no `counts` happens once (breaking
+    glass).
     """
 
     synthesise: Synthesiser
     pitch: tuple[float, float, float] | None = None  # f0 in Hz when low, medium, high
     # rate in Hz when slow, normal, fast
     speed: tuple[float, float, float] | None = None
-    counts: tuple[int, ...] = ()  # how many strokes an event may have
+    counts: tuple[int, ...] = ()  # possible numbers of strokes in an event
     length: float = 0.0  # natural seconds of one stroke, its ringing included
-    interval: float = 0.0  # seconds from stroke to stroke, about
-    shortest: float = 0.0  # the least seconds a stroke needs to be heard as one
-    # fills its room with strokes at `rate`, whose times are stored
+    interval: float = 0.0  # approximate seconds between strokes
+    shortest: float = 0.0  # the fewest seconds in which a stroke can be recognised
+    # whether it fills its time with strokes at `rate`, whose times are stored
     regular: bool = False
 
 
@@ -73,10 +73,10 @@ def _series(
     stroke: Callable[[int], np.ndarray],
     spread: bool = False,
 ) -> np.ndarray:
-    """Lay `stroke(n)` at every stroke of the event, at nearly equal levels; each lasts
-    `seconds` at most.
+    """Put `stroke(n)` at every stroke of the event, at nearly equal levels; each lasts
+    at most `seconds`.
 
-    Without `spread` a stroke also ends before the next begins (a dog can't bark twice
+    Without `spread`, a stroke also ends before the next begins (a dog can't bark twice
     at once).
     """
     total = _length(event, sample_rate)
@@ -105,12 +105,12 @@ def _scatter(
     sample_rate: int,
     power: float = 2,
 ) -> np.ndarray:
-    """Strew grains, about `rate` a second, their levels spread by `power` (few loud,
+    """Scatter grains, about `rate` per second, with levels spread by `power` (few loud,
     many soft).
     """
     wave = np.zeros(n, dtype=np.float32)
     count = max(1, round(rate * n / sample_rate))
-    # uneven, without long gaps
+    # uneven times, without long gaps
     starts = (np.arange(count) + rng.random(count) ** 1.3 - 0.3).clip(0) * (n / count)
     for start in starts.astype(int):
         piece = grain()[: n - start]
@@ -240,7 +240,7 @@ def bird(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
         phase = running_phase(
             event.f0 * glide(n, *motif[next(turn) % 2]), n, sample_rate
         )
-        # above half the sample rate it would fold back
+        # above half the sample rate it would alias
         second = 0.1 if event.f0 < 3300 else 0.0
         return (np.sin(phase) + second * np.sin(2 * phase)) * np.hanning(n)
 
@@ -251,7 +251,7 @@ def cricket(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
     """A chirp of wing strokes: a constant high tone cut into quick pulses."""
 
     def chirp(n: int) -> np.ndarray:
-        # 24 wing strokes a second
+        # 24 wing strokes per second
         pulses = np.abs(np.sin(np.pi * 24 * times(n, sample_rate))) ** 1.5
         return (
             tone(event.f0, n, sample_rate) * pulses * swell(n, 0.02, 0.02, sample_rate)
@@ -265,7 +265,7 @@ def cricket(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
 
 
 def rain(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A steady hiss with the patter of single drops over it, `rate` a second."""
+    """A steady hiss under the patter of single drops, `rate` per second."""
     n = _length(event, sample_rate)
     hiss = band(noise(rng, n), 1200, sample_rate, sample_rate)
     fall = strike(160, 0.0003, 0.002, sample_rate)
@@ -275,7 +275,7 @@ def rain(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
     ]
     patter = _scatter(rng, n, event.rate, lambda: drops[rng.integers(4)], sample_rate)
     hiss *= 1 + 0.1 * wander(rng, n, 4, sample_rate)
-    # the fuller the rain, the less we hear single drops
+    # the denser the rain, the less single drops are heard
     return hiss * (event.rate / 1200) ** 0.6 + 2 * patter
 
 
@@ -316,7 +316,7 @@ def waves(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
     n = _length(event, sample_rate)
     turns = times(n, sample_rate) * event.rate + rng.uniform(0, 0.35)
     part = turns % 1.0
-    since = (part - 0.4) % 1.0  # turns since the last wave broke
+    since = (part - 0.4) % 1.0  # periods since the last wave broke
     surge = (
         np.maximum(np.where(part < 0.4, part / 0.4, 0), np.exp(-since / 0.22)) ** 1.5
     )
@@ -393,7 +393,7 @@ def horn(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
 
 
 def siren(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A wail: a tone that climbs and sinks around `f0`, `rate` times a second."""
+    """A wail: a tone that rises and falls around `f0`, `rate` times a second."""
     n = _length(event, sample_rate)
     start = rng.uniform(0.6, 0.9)
     sweep = np.sin(2 * np.pi * (event.rate * times(n, sample_rate) + start))
@@ -402,7 +402,7 @@ def siren(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
 
 
 def helicopter(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """Rotor blades that chop the air `rate` times a second, and the whine of the
+    """Rotor blades that beat the air `rate` times a second, and the whine of the
     turbine.
     """
     n = _length(event, sample_rate)
@@ -430,7 +430,7 @@ def alarm(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
 
 
 def laser(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A zap of old films: a bright tone that falls from `f0` by three octaves."""
+    """A zap as in old films: a bright tone that falls three octaves from `f0`."""
 
     def zap(n: int) -> np.ndarray:
         t = times(n, sample_rate)
@@ -444,11 +444,11 @@ def laser(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
 
 
 # --------------------------------------------------------------------------------------
-# Things of the house and the street
+# Things in the house and the street
 
 
 def bell(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A cast bell: inharmonic partials over the hum tone `f0`, the high ones dying
+    """A cast bell: inharmonic partials over the hum tone `f0`; the high ones die away
     first.
     """
     ratios = np.array([1, 2, 2.4, 3, 4, 5.33, 6.7, 8.2])
@@ -509,8 +509,8 @@ def knock(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
 
 
 def door(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A creak: a hinge that sticks and slips, `f0` times a second and unevenly, in a
-    wooden body.
+    """A creak: a hinge that sticks and slips unevenly, `f0` times a second, in a wooden
+    body.
     """
     size = (event.f0 / 110) ** 0.25
     modes = [(620, 1.0), (1250, 1.2), (2150, 1.2), (3400, 0.8)]
@@ -545,7 +545,7 @@ def footsteps(event: Event, rng: np.random.Generator, sample_rate: int) -> np.nd
 
 
 def glass(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A crash, then splinters that tinkle around `f0` and above as they fall."""
+    """A crash, then splinters that tinkle at and above `f0` as they fall."""
     n = _length(event, sample_rate)
     crash = band(noise(rng, n), 0.8 * event.f0, 7900, sample_rate) * strike(
         n, 0.001, 0.05, sample_rate
@@ -566,7 +566,7 @@ def glass(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarra
 
 
 def applause(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A small crowd: hand claps at random, `rate` a second."""
+    """A small crowd: random hand claps, `rate` per second."""
     n = _length(event, sample_rate)
     claps = []
     for centre in rng.uniform(700, 1600, 8):
@@ -578,7 +578,7 @@ def applause(event: Event, rng: np.random.Generator, sample_rate: int) -> np.nda
 
 
 def whistle(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A referee's whistle: a piercing tone that the rolling pea makes tremble."""
+    """A referee's whistle: a piercing tone that trembles with the rolling pea."""
     roll = rng.uniform(16, 20)
     second = 0.08 if event.f0 < 3300 else 0.0
 
@@ -601,7 +601,7 @@ def whistle(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndar
 
 
 def drum(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A drum: the modes of a round skin, whose tone sinks as the blow relaxes."""
+    """A drum: the modes of a round skin, whose pitch falls as the skin relaxes."""
 
     def beat(n: int) -> np.ndarray:
         t = times(n, sample_rate)
@@ -622,8 +622,8 @@ def drum(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray
 
 
 def guitar(event: Event, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A plucked string: harmonics whose levels tell where it was plucked, the high ones
-    dying first.
+    """A plucked string: harmonics whose levels depend on where it was plucked; the high
+    ones die away first.
     """
     k = np.arange(1, 25)
     levels = np.abs(np.sin(np.pi * k * rng.uniform(0.17, 0.23))) / k**0.9

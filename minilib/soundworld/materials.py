@@ -1,8 +1,8 @@
-"""What SoundWorld's sounds are made of: noise, curves, resonances, partials and voices
-(chapter 01).
+"""The building blocks of SoundWorld's sounds: noise, curves, resonances, partials and
+voices (chapter 01).
 
-The effects and the instruments are put together from these. Waves and curves are arrays
-(n,), times are seconds and frequencies hertz.
+Effects and instruments are built from them. Waves and curves are arrays (n,), times are
+in seconds and frequencies in hertz.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _butterworth(low: float, high: float, sample_rate: int) -> np.ndarray:
 
 
 def band(wave: np.ndarray, low: float, high: float, sample_rate: int) -> np.ndarray:
-    """Keep the band from `low` to `high` Hz (0 and half the sample rate leave that side
-    open).
+    """Keep the band from `low` to `high` Hz (0, or half the sample rate, leaves that
+    side open).
     """
     return signal.sosfilt(
         _butterworth(round(low), round(high), sample_rate), wave.astype(np.float32)
@@ -61,7 +61,7 @@ def band(wave: np.ndarray, low: float, high: float, sample_rate: int) -> np.ndar
 def resonate(
     wave: np.ndarray, frequency: float, bandwidth: float, sample_rate: int
 ) -> np.ndarray:
-    """A two-pole resonance of unit gain at its peak, all in Hz."""
+    """A two-pole resonance with unit gain at its peak; its arguments are in Hz."""
     radius = np.exp(-np.pi * bandwidth / sample_rate)
     angle = 2 * np.pi * frequency / sample_rate
     gain = (1 - radius) * np.sqrt(1 - 2 * radius * np.cos(2 * angle) + radius**2)
@@ -82,7 +82,7 @@ def running_phase(
 
 
 def tone(frequency: np.ndarray | float, n: int, sample_rate: int) -> np.ndarray:
-    """A sine of constant or of given frequency (n,)."""
+    """A sine of constant or varying frequency (n,)."""
     return np.sin(running_phase(frequency, n, sample_rate))
 
 
@@ -93,8 +93,8 @@ def partials(
     decays: np.ndarray,
     sample_rate: int,
 ) -> np.ndarray:
-    """Modal synthesis: a sum of sines, each dying away with its own time constant in
-    seconds.
+    """Modal synthesis: a sum of sines, each of which decays with its own time constant
+    in seconds.
     """
     t = times(n, sample_rate).astype(np.float32)
     wave = np.zeros(n, dtype=np.float32)
@@ -131,7 +131,7 @@ def voice(
     sample_rate: int,
     top: float = 5000.0,
 ) -> np.ndarray:
-    """The source-filter model of a throat: the harmonics of `f0` (n,) weighed by
+    """The source-filter model of a voice: the harmonics of `f0` (n,) weighted by
     resonances.
 
     Each formant is (frequency (n,) or constant in Hz, bandwidth in Hz, level).
@@ -144,7 +144,7 @@ def voice(
         2 * np.cos(phase),
     )
     wave = np.zeros(n, dtype=np.float32)
-    # formants move slowly: weigh every 80 samples
+    # formants move slowly: compute the weights every 80 samples
     coarse = np.append(np.arange(0, n, 80), n - 1)
     f0, shapes = (
         f0[coarse],
@@ -162,7 +162,7 @@ def voice(
 
 
 def swell(n: int, attack: float, release: float, sample_rate: int) -> np.ndarray:
-    """An envelope (n,) that rises for `attack` and falls for `release` seconds, both as
+    """An envelope (n,) that rises for `attack` and falls for `release` seconds, each as
     half a cosine.
     """
     rise, fall = (
@@ -176,13 +176,13 @@ def swell(n: int, attack: float, release: float, sample_rate: int) -> np.ndarray
 
 
 def strike(n: int, attack: float, decay: float, sample_rate: int) -> np.ndarray:
-    """An envelope (n,) that rises within `attack` and dies away with time constant
-    `decay` seconds.
+    """An envelope (n,) that rises within `attack` seconds and decays with a time
+    constant of `decay` seconds.
     """
     t = times(n, sample_rate).astype(np.float32)
     return (1 - np.exp(t / np.float32(-attack))) * np.exp(t / np.float32(-decay))
 
 
 def glide(n: int, *values: float) -> np.ndarray:
-    """A curve (n,) through `values` at equal distances."""
+    """A curve (n,) through equally spaced `values`."""
     return np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(values)), values)

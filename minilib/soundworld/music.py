@@ -1,8 +1,8 @@
 """The instruments of SoundWorld: each is a short synthesiser of one note (chapter 01).
 
-An instrument is a function `(rng, sample_rate) -> note`; `rng` sets what makes two
-pianos differ, and `note(f0, n)` is n samples of a tone of `f0` Hz at any level. `play`
-lays the notes of a tune on its beat grid. At the bottom stands INSTRUMENTS, the table
+An instrument is a function `(rng, sample_rate) -> note`; `rng` sets the differences
+between two pianos, and `note(f0, n)` is n samples of a tone of `f0` Hz at any level.
+`play` puts the notes of a tune on its beat grid. INSTRUMENTS, at the end, is the table
 of all instruments.
 """
 
@@ -35,16 +35,16 @@ FADE = 0.03  # seconds within which a note ends
 
 @dataclass(frozen=True)
 class Instrument:
-    """How an instrument sounds a note, and where it plays."""
+    """The synthesiser of an instrument, and its range."""
 
     build: Callable[[np.random.Generator, int], Note]
-    # MIDI numbers of the middle key's tonic when low, medium, high
+    # MIDI numbers of the middle key's tonic for low, medium and high
     tonics: tuple[int, int, int]
-    ring: float = 0.0  # seconds for which a note sounds on, into the next
+    ring: float = 0.0  # seconds for which a note rings on into the next
 
 
 def play(tune: Tune, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """Play a tune: every note at its onset, (n,) at any level."""
+    """Play a tune with every note at its onset: (n,) at any level."""
     instrument = INSTRUMENTS[tune.name]
     note = instrument.build(rng, sample_rate)
     wave = np.zeros(round(tune.duration * sample_rate), dtype=np.float32)
@@ -58,7 +58,7 @@ def play(tune: Tune, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
 
 def _up_to(f0: float, top: float, sample_rate: int) -> np.ndarray:
     """The numbers 1, 2, … K of the harmonics of `f0` that lie below `top` Hz and don't
-    fold back.
+    alias.
     """
     return np.arange(1, max(1, int(min(top, 0.47 * sample_rate) / f0)) + 1)
 
@@ -68,14 +68,14 @@ def _up_to(f0: float, top: float, sample_rate: int) -> np.ndarray:
 
 
 def piano(rng: np.random.Generator, sample_rate: int) -> Note:
-    """A hammer on stiff strings: many partials, a little sharp, that die the faster the
-    higher they are.
+    """A hammer on stiff strings: many partials, slightly sharp; the higher they are,
+    the faster they die away.
     """
     softness = rng.uniform(0.28, 0.36)
 
     def note(f0: float, n: int) -> np.ndarray:
         k = _up_to(f0, 3800, sample_rate)
-        # the hammer strikes at 1/7.5
+        # the hammer strikes at 1/7.5 of the string
         levels = np.exp(-softness * (k - 1)) * np.abs(np.sin(np.pi * k / 7.5))
         decays = 0.4 * (330 / f0) ** 0.4 / (1 + 0.25 * (k - 1))
         strings = partials(
@@ -93,18 +93,18 @@ def piano(rng: np.random.Generator, sample_rate: int) -> Note:
 
 
 def banjo(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Plucked strings over a skin: noise in a loop that dulls it at each turn (Karplus
+    """Plucked strings over a skin: noise in a loop that dulls it on each pass (Karplus
     and Strong 1983).
     """
-    plucked_at = rng.uniform(0.1, 0.14)  # of the string's length
+    plucked_at = rng.uniform(0.1, 0.14)  # fraction of the string's length
 
     def note(f0: float, n: int) -> np.ndarray:
         turn = sample_rate / f0
         burst, m = np.zeros(n), min(n, round(turn))
-        # noise of a flat spectrum
+        # noise with a flat spectrum
         burst[:m] = np.fft.irfft(np.exp(2j * np.pi * rng.random(m // 2 + 1)), m)
         behind = max(1, round(plucked_at * turn))
-        # the pluck leaves out what has a node where it is
+        # plucking does not excite harmonics with a node at that point
         burst[behind:] -= burst[:-behind].copy()
         string = signal.lfilter([1.0], _string(turn, 0.24), burst)
         return string * np.exp(times(n, sample_rate) / -0.3)
@@ -116,11 +116,11 @@ def _string(turn: float, dulling: float) -> np.ndarray:
     """The feedback of Karplus and Strong's string: a delay of `turn` samples and a
     smoothing filter.
 
-    Between samples the delay is a cubic, as in Jaffe and Smith 1983, so that the string
-    is in tune.
+    The fractional delay is a cubic interpolation, as in Jaffe and Smith 1983, so that
+    the string is in tune.
     """
     whole = int(turn) - 2
-    x, taps = turn - 1 - whole, np.arange(4)  # the smoothing filter is one sample late
+    x, taps = turn - 1 - whole, np.arange(4)  # the filter delays by one more sample
     cubic = [np.prod([(x - j) / (i - j) for j in taps if j != i]) for i in taps]
     loop = np.convolve(cubic, [dulling / 2, 1 - dulling, dulling / 2])
     return np.concatenate([[1.0], np.zeros(whole - 1), -0.999 * loop])
@@ -145,8 +145,8 @@ def marimba(rng: np.random.Generator, sample_rate: int) -> Note:
 
 
 def music_box(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Steel tines clamped at one end, whose modes lie at 1 : 6.27; bright, and ringing
-    over what follows.
+    """Steel tines clamped at one end, with modes at 1 : 6.27; bright, and ringing over
+    the notes that follow.
     """
     bright = rng.uniform(0.25, 0.35)
 
@@ -174,13 +174,13 @@ def music_box(rng: np.random.Generator, sample_rate: int) -> Note:
 
 
 def _attack(seconds: float, n: int, sample_rate: int) -> float:
-    """The time of an attack, shorter where the note is."""
+    """The time of an attack, shorter for a short note."""
     return min(seconds, 0.35 * n / sample_rate)
 
 
 def organ(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Drawbars: pipes at 1, 2, 3, 4, 6 and 8 times f0, all nearly as strong, at once
-    there and steady.
+    """Drawbars: pipes at 1, 2, 3, 4, 6 and 8 times f0, all nearly equally strong, with
+    an instant onset and a steady tone.
     """
     levels = np.array([1, 0.8, 0.7, 0.7, 0, 0.55, 0, 0.5]) * rng.uniform(0.8, 1, 8)
 
@@ -194,8 +194,8 @@ def organ(rng: np.random.Generator, sample_rate: int) -> Note:
 
 
 def flute(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Nearly a pure tone, that sets in softly under the noise of breath."""
-    rate = rng.uniform(4.5, 5.5)  # of the vibrato, which a flute has in its loudness
+    """Nearly a pure tone that begins softly under the noise of breath."""
+    rate = rng.uniform(4.5, 5.5)  # of the vibrato, which in a flute varies the loudness
 
     def note(f0: float, n: int) -> np.ndarray:
         sway = np.sin(2 * np.pi * rate * times(n, sample_rate))
@@ -211,7 +211,7 @@ def flute(rng: np.random.Generator, sample_rate: int) -> Note:
 
 
 def clarinet(rng: np.random.Generator, sample_rate: int) -> Note:
-    """A reed on a tube closed at one end, which leaves the even harmonics out."""
+    """A reed on a tube closed at one end, which lacks the even harmonics."""
     slope = rng.uniform(0.6, 0.8)
 
     def note(f0: float, n: int) -> np.ndarray:
@@ -226,8 +226,8 @@ def clarinet(rng: np.random.Generator, sample_rate: int) -> Note:
 
 
 def violin(rng: np.random.Generator, sample_rate: int) -> Note:
-    """A bowed string with vibrato: a saw's harmonics weighed by the resonances of the
-    body.
+    """A bowed string with vibrato: the harmonics of a sawtooth weighted by the
+    resonances of the body.
     """
     rate, depth = rng.uniform(5.3, 6.3), rng.uniform(0.006, 0.008)
     body = [
@@ -246,7 +246,7 @@ def violin(rng: np.random.Generator, sample_rate: int) -> Note:
             0.15 + sum(level / (1 + ((k * f0 - f) / b) ** 2) for f, b, level in body)
         ) / k**0.7
         string = harmonics(running_phase(f0 * bend, n, sample_rate), levels)
-        hair = band(noise(rng, n), 2000, 7000, sample_rate)  # of the bow, that rubs
+        hair = band(noise(rng, n), 2000, 7000, sample_rate)  # the rubbing of the bow
         return (string + 0.02 * hair) * swell(
             n, _attack(0.04, n, sample_rate), 0.05, sample_rate
         )
@@ -255,15 +255,15 @@ def violin(rng: np.random.Generator, sample_rate: int) -> Note:
 
 
 def trumpet(rng: np.random.Generator, sample_rate: int) -> Note:
-    """Brass by frequency modulation, brighter the louder it is at the moment (Chowning
-    1973).
+    """Brass by frequency modulation; the louder it is at a moment, the brighter
+    (Chowning 1973).
     """
     blare = rng.uniform(2.4, 3.0)
 
     def note(f0: float, n: int) -> np.ndarray:
         phase = running_phase(f0, n, sample_rate)
         lips = swell(n, _attack(0.03, n, sample_rate), 0.05, sample_rate)
-        # the sidebands reach index + 2 times f0 further
+        # the sidebands extend index + 2 times f0 further
         index = min(blare, 0.4 * sample_rate / f0 - 2)
         return lips * np.sin(phase + index * lips * np.sin(phase))
 

@@ -1,10 +1,10 @@
-"""Scenes: what happens in a clip, when, and with which attributes; and how scenes are
-drawn (chapter 01).
+"""Scenes: the events of a clip, their times and attributes, and how scenes are drawn
+(chapter 01).
 
 A Scene is the truth behind a clip: rendering, caption and every label follow from it.
 Splits hold out combinations of attributes ("four loud high bells") and ordered pairs of
-classes ("a cow, then rain"), so that a test asks for what was never heard, while every
-single word was.
+classes ("a cow, then rain"), so that a test asks for combinations that training never
+heard, although it heard every single word.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ SPLITS = ("train", "valid", "test")
 PITCHES = ("low", "medium", "high")
 SPEEDS = ("slow", "normal", "fast")
 LOUDNESSES = ("quiet", "normal", "loud")
-# what a caption says
+# the words of captions
 MARKED = {"low", "high", "slow", "fast", "quiet", "loud", "rising", "falling"}
-# Of the event's waveform: 10 dB apart, so that each sounds twice as loud as the one
-# before (Stevens, JASA 27, 1955).
+# Peaks of an event's waveform: 10 dB apart, so that each sounds twice as loud as the
+# one before (Stevens, JASA 27, 1955).
 PEAKS = {"quiet": 0.09, "normal": 0.285, "loud": 0.9}
-ONSET = (0.05, 0.12)  # seconds of silence before a single event, least and most
-# octaves up or down by which f0, rate and interval vary: what a caption leaves open
+ONSET = (0.05, 0.12)  # the least and most seconds of silence before a single event
+# octaves up or down by which f0, rate and interval vary, which no caption mentions
 LEEWAY = 0.03
-HELD_OUT = 0.12  # the share of combinations and of pairs that only the test hears
+HELD_OUT = 0.12  # the share of combinations and of pairs that only the test split has
 DEFAULT_SECONDS = 2.56
-# How often each value is drawn; pairs say less of each event, or their captions become
-# lists.
+# How often each value is drawn; pairs have fewer attributes per event, or their
+# captions would become lists.
 SINGLE_WEIGHTS = {
     "low": 1,
     "medium": 1,
@@ -61,7 +61,7 @@ COUNT_WEIGHTS = {None: 1.0, 1: 4.0, 2: 3.0, 3: 2.0, 4: 2.0}
 
 
 class Combination(NamedTuple):
-    """A class with a value for each attribute that it has, None for the others."""
+    """A class with a value for each attribute that it has, and None for the others."""
 
     name: str
     pitch: str | None
@@ -78,34 +78,34 @@ class Event:
     """
 
     name: str  # the class, a key of CLASSES
-    pitch: str | None  # "low", "medium", "high"; None: the class has no pitch
-    speed: str | None  # "slow", "normal", "fast"; None: the class has no speed
+    pitch: str | None  # "low", "medium", "high"; None if the class has no pitch
+    speed: str | None  # "slow", "normal", "fast"; None if the class has no speed
     loudness: str  # "quiet", "normal", "loud"
-    count: int | None  # number of strokes; None: the class isn't counted
+    count: int | None  # number of strokes; None if the class isn't counted
     onset: float  # seconds
     duration: float  # seconds
-    seed: int  # of what makes two sounds of one description differ
+    seed: int  # of the differences between two sounds with one description
     peak: float  # largest |sample|
     f0: float | None = None  # Hz
-    # strokes, sweeps or grains a second, where the class has a speed
+    # strokes, sweeps or grains per second, if the class has a speed
     rate: float | None = None
-    # seconds; onsets of all strokes, counted or regular
+    # onsets in seconds of all strokes, counted or regular
     strokes: tuple[float, ...] = ()
 
     @property
     def combination(self) -> Combination:
-        """The class and attributes, as the splits see them."""
+        """The class and attributes by which the splits are made."""
         return Combination(self.name, self.pitch, self.speed, self.loudness, self.count)
 
     @property
     def end(self) -> float:
-        """When the event is over, in seconds."""
+        """The time in seconds at which the event ends."""
         return self.onset + self.duration
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in a clip: one event, two in order, or a tune."""
+    """The contents of a clip: one event, two in order, or a tune."""
 
     events: tuple[Event, ...]
     seconds: float
@@ -114,9 +114,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered scene: `wave` (N,) float32 in (-1, 1) at 16 kHz, its caption and its
-    scene.
-    """
+    """A rendered scene: `wave` (N,) float32 in (-1, 1) at 16 kHz, caption and scene."""
 
     wave: torch.Tensor
     caption: str
@@ -140,7 +138,7 @@ def combinations(name: str) -> tuple[Combination, ...]:
 
 
 def _rank(key: str) -> bytes:
-    # Python's own hash differs from process to process
+    # Python's own hash differs between processes
     return hashlib.sha256(key.encode()).digest()
 
 
@@ -148,8 +146,8 @@ def hold_out(combinations: Iterable[tuple]) -> set[tuple]:
     """Choose about 12 % of the combinations (name, value, …) of one class or
     instrument, at least one.
 
-    A plain one ("a dog barks") is never chosen, and every single value of every
-    attribute is left.
+    A plain one ("a dog barks") is never chosen, and training keeps every single value
+    of every attribute.
     """
     left = sorted(combinations, key=lambda c: _rank("/".join(map(str, c))))
     held, wanted = set(), max(1, round(HELD_OUT * len(left)))
@@ -168,16 +166,17 @@ def hold_out(combinations: Iterable[tuple]) -> set[tuple]:
 
 @functools.cache
 def held_out_combinations() -> frozenset[Combination]:
-    """The combinations of a class and its attributes that only the test split hears."""
+    """The combinations of a class and its attributes that only the test split has."""
     return frozenset().union(*(hold_out(combinations(name)) for name in CLASSES))
 
 
 @functools.cache
 def held_out_pairs() -> frozenset[tuple[str, str]]:
-    """The ordered pairs of classes that only the test split hears, about 12 % of all.
+    """The ordered pairs of classes that only the test split has, about 12 % of all.
 
-    The classes stand shuffled in a ring, and none is followed by the next few: so each
-    class is held out as often as any other, in either place, and never both ways round.
+    The classes are shuffled into a ring, and the pairs of each class with the next few
+    are held out. So every class is held out equally often in either position, and never
+    both orders of a pair.
     """
     ring = sorted(CLASSES, key=_rank)
     steps = range(1, 1 + round(HELD_OUT * (len(ring) - 1)))
@@ -228,15 +227,15 @@ def _pairs(held_out: bool) -> list[tuple[str, str]]:
 
 
 def vary(rng: np.random.Generator) -> float:
-    """A factor near 1, for what two sounds of one description may differ in."""
+    """A factor near 1 by which sounds with one description may differ."""
     return 2 ** rng.uniform(-LEEWAY, LEEWAY)
 
 
 def _strokes(
     combination: Combination, rate: float | None, room: float, rng: np.random.Generator
 ) -> list[float]:
-    """The onsets of an event's strokes, in seconds from its own onset; none for an
-    unbroken sound.
+    """The onsets of an event's strokes, in seconds from its own onset; none for a
+    continuous sound.
     """
     sound = CLASSES[combination.name]
     if sound.regular:
@@ -254,8 +253,8 @@ def _strokes(
 def draw_event(
     combination: Combination, onset: float, room: float, rng: np.random.Generator
 ) -> Event:
-    """Draw what a combination leaves open: exact f0, rate, level, stroke times, length
-    (at most `room` s).
+    """Draw the details that a combination leaves open: exact f0, rate, level, stroke
+    times, length (at most `room` s).
     """
     sound = CLASSES[combination.name]
     f0 = rate = None
@@ -282,7 +281,7 @@ def _draw_single(
 ) -> tuple[Event, ...]:
     scale = min(1.0, seconds / DEFAULT_SECONDS)
     onset = rng.uniform(*ONSET) * scale
-    # the least that any onset leaves, so that the choice doesn't hang on it
+    # the least time that any onset leaves, so that the choice doesn't depend on it
     room = seconds - (ONSET[1] + 0.02) * scale
     names = _names(split == "test", room)
     name = names[rng.integers(len(names))]
@@ -304,7 +303,7 @@ def _draw_pair(
     every = _pairs(split == "test")
     names, events = every[rng.integers(len(every))], []
     for name, onset, end in zip(names, (first, second), ends):
-        # Also in test the combinations are seen ones: only the pair is new.
+        # Even in the test split the combinations are known: only the pair is new.
         fits, chances = _choices(name, False, 1.1 * scale, True)
         events.append(
             draw_event(fits[rng.choice(len(fits), p=chances)], onset, end - onset, rng)

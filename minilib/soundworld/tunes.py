@@ -2,9 +2,9 @@
 drawn (chapter 01).
 
 A Tune is an Event whose strokes are its notes, so a scene, its labels and its rendering
-work for music as for effects. The melody is drawn here, note by note; `music` only
-plays it. Train never hears some combinations of instrument, register, tempo and
-contour.
+work for music as they do for effects. The melody is drawn here, note by note; `music`
+only plays it. The train split lacks some combinations of instrument, register, tempo
+and contour.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .scene import (
     vary,
 )
 
-# beats a minute; most notes last one beat
+# beats per minute; most notes last one beat
 TEMPI = {"slow": 96, "normal": 186, "fast": 360}
 CONTOURS = ("rising", "falling", "wandering")
 SCALES = {  # semitones above the tonic
@@ -40,21 +40,21 @@ SCALES = {  # semitones above the tonic
     "minor": (0, 2, 3, 5, 7, 8, 10),
     "pentatonic": (0, 2, 4, 7, 9),
 }
-# The notes by which a scale is told from the others: third and sixth, or all five.
+# The notes that distinguish a scale from the others: third and sixth, or all five.
 TELLING = {"major": {4, 9}, "minor": {3, 8}, "pentatonic": {0, 2, 4, 7, 9}}
 # semitones from an instrument's middle key to the lowest and the highest one
 KEYS = (-2, 2)
-FEWEST = 3  # notes that show a contour
-LAST = 0.6  # beats that the last note lasts at least
-# how often a beat has no note of its own, and how often two, where it may
+FEWEST = 3  # the fewest notes that show a contour
+LAST = 0.6  # the fewest beats that the last note lasts
+# how often a beat has no note of its own, and how often two, if it may
 HALF, EIGHTHS = 0.2, 0.2
 
 
 class Melody(NamedTuple):
-    """An instrument with register, tempo and contour: what the splits see of a tune.
+    """An instrument with register, tempo and contour, by which tunes are split.
 
-    Loudness and scale aren't in it: else the test's tunes would have been heard, only
-    louder.
+    Loudness and scale are not part of it: otherwise training would have heard the test
+    split's tunes, only louder or softer.
     """
 
     name: str
@@ -67,27 +67,28 @@ class Melody(NamedTuple):
 class Tune(Event):
     """A melody. Its `name` is the instrument, `pitch` the register, `speed` the tempo.
 
-    `f0` is the tonic in Hz, `rate` beats a second, `strokes` the onsets of the notes.
+    `f0` is the tonic in Hz, `rate` is in beats per second, and `strokes` are the onsets
+    of the notes.
     """
 
     scale: str  # a key of SCALES
     contour: str  # one of CONTOURS
-    notes: tuple[float, ...]  # Hz, of each note
+    notes: tuple[float, ...]  # frequency of each note in Hz
     lengths: tuple[float, ...]  # seconds for which each note is held; a rest may follow
 
     @property
     def combination(self) -> Melody:
-        """The instrument and attributes, as the splits see them."""
+        """The instrument and attributes by which the splits are made."""
         return Melody(self.name, self.pitch, self.speed, self.contour)
 
     @property
     def semitones(self) -> tuple[int, ...]:
-        """Each note, in semitones above the tonic."""
+        """The notes in semitones above the tonic."""
         return tuple(round(12 * np.log2(note / self.f0)) for note in self.notes)
 
     @property
     def tells_scale(self) -> bool:
-        """Whether the notes that tell the scale sound; if not, no caption names it."""
+        """Whether the notes that show the scale occur; if not, no caption names it."""
         return TELLING[self.scale] <= {semitone % 12 for semitone in self.semitones}
 
 
@@ -105,7 +106,7 @@ def melodies(name: str) -> tuple[Melody, ...]:
 
 @functools.cache
 def held_out_melodies() -> frozenset[Melody]:
-    """The combinations that only the test split hears: about 12 % of each kind."""
+    """The combinations that only the test split has: about 12 % for each instrument."""
     return frozenset().union(*(hold_out(melodies(name)) for name in INSTRUMENTS))
 
 
@@ -114,18 +115,18 @@ def held_out_melodies() -> frozenset[Melody]:
 
 
 def n_beats(rate: float, room: float) -> int:
-    """How many beats at `rate` a second begin in `room` seconds and leave the last note
-    time to sound.
+    """The number of beats, at `rate` per second, that begin within `room` seconds and
+    leave the last note time to sound.
     """
     return max(1, 1 + int(room * rate - LAST))
 
 
 def draw_rhythm(beats: int, eighths: bool, rng: np.random.Generator) -> list[float]:
-    """Draw the onsets of notes, in beats: one a beat, but for some halves and (if
-    wanted) pairs of eighths.
+    """Draw the onsets of notes in beats: one per beat, except for some half notes and
+    (if wanted) pairs of eighths.
 
-    Three beats or more with one note each lie between two others, so that a short clip
-    shows its tempo.
+    At least three beats with one note each lie between two such exceptions, so that
+    even a short clip shows its tempo.
     """
     onsets, uneven = [0.0], -2
     for beat in range(1, beats):
@@ -143,8 +144,8 @@ def draw_rhythm(beats: int, eighths: bool, rng: np.random.Generator) -> list[flo
 def draw_lengths(
     onsets: list[float], end: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw for how long each note is held, in beats: to the next one, but for rests;
-    the last to `end`.
+    """Draw how long each note is held, in beats: up to the next note except for rests,
+    the last up to `end`.
     """
     gaps = np.diff(onsets, append=min(end, onsets[-1] + 2))
     rests = (gaps > 1) & (rng.random(len(gaps)) < 0.5)
@@ -161,19 +162,19 @@ def draw_degrees(
     if contour == "wandering":
         return _wander(n, octave, rng)
     line = np.linspace(0, octave, n)
-    line[1:-1] += rng.uniform(-1, 1, n - 2) * min(1.0, n / 8)  # few notes keep to it
+    line[1:-1] += rng.uniform(-1, 1, n - 2) * min(1.0, n / 8)  # less for few notes
     degrees = np.clip(np.round(line), 0, octave).astype(int)
     return degrees if contour == "rising" else degrees[::-1]
 
 
 def _wander(n: int, octave: int, rng: np.random.Generator) -> np.ndarray:
     """Steps up and down between two tonics, from one and back to it, that hardly rise
-    or fall on the whole.
+    or fall overall.
     """
     home = octave * rng.integers(2)
     while True:
         walk = octave // 2 + np.cumsum(rng.choice([-2, -1, 1, 2], size=n - 2))
-        # where it would leave the octave, it turns
+        # if a step would leave the octave, turn round
         folded = octave - abs(walk % (2 * octave) - octave)
         degrees = np.array([home, *folded, home])
         if np.ptp(degrees) > 0 and abs(np.corrcoef(np.arange(n), degrees)[0, 1]) < 0.4:
@@ -188,22 +189,23 @@ def draw_tune(
     room: float,
     rng: np.random.Generator,
 ) -> Tune:
-    """Draw what a description leaves open: key, exact tempo, rhythm, notes, level.
+    """Draw the details that a description leaves open: key, exact tempo, rhythm, notes,
+    level.
 
     Args:
         melody: instrument, register, tempo and contour.
         loudness, scale: one of LOUDNESSES, a key of SCALES.
-        onset, room: seconds before the tune, and the most that it may last.
+        onset, room: seconds before the tune, and the most seconds that it may last.
 
     Raises:
-        ValueError: too little room for three beats.
+        ValueError: `room` is too short for three beats.
     """
     rate = TEMPI[melody.speed] / 60 * vary(rng)
     beats = n_beats(rate, room)
     if beats < FEWEST:
         raise ValueError(
-            f"room must hold {FEWEST} beats of a {melody.speed} tune, not {beats}: "
-            f"{room} s"
+            f"room must be long enough for {FEWEST} beats of a {melody.speed} tune; "
+            f"{room} s is enough for {beats}"
         )
     onsets = draw_rhythm(beats, melody.speed != "fast", rng)
     lengths = draw_lengths(onsets, room * rate, rng)
@@ -238,7 +240,7 @@ def _hertz(midi: int) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _choices(name: str, held_out: bool, room: float) -> tuple[list[Melody], np.ndarray]:
-    """The melodies of an instrument that have time for enough notes, with their
+    """The melodies of an instrument with time for enough notes, and their
     probabilities.
     """
     fits = [
@@ -258,7 +260,7 @@ def draw_music(split: str, seconds: float, rng: np.random.Generator) -> Scene:
     """Draw a scene of `seconds` seconds that is one tune."""
     near = min(1.0, seconds / DEFAULT_SECONDS)
     onset = rng.uniform(*ONSET) * near
-    # the least that any onset leaves, so that the choice doesn't hang on it
+    # the least time that any onset leaves, so that the choice doesn't depend on it
     room = seconds - (ONSET[1] + 0.02) * near
     names = [name for name in INSTRUMENTS if _choices(name, split == "test", room)[0]]
     fits, chances = _choices(names[rng.integers(len(names))], split == "test", room)

@@ -1,5 +1,5 @@
-"""Training with files: a log, checkpoints that are whole or not there, and going on
-from the very step at which a run was broken off.
+"""Training with files: a log, checkpoints that are written whole or not at all, and
+resuming at the exact step at which a run stopped.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from minilib.training import origins
 from minilib.training.loop import Loop, Recipe, all_steps, sentence
 from minilib.training.processes import is_main
 
-# what a checkpoint holds, of which kind; "origin" and "scaler" are younger
+# the entries of a checkpoint and their types; "origin" and "scaler" were added later
 HOLDS = {
     **{"model": dict, "optimizer": dict, "ema": dict, "losses": dict},
     **{"step": int, "seconds": (int, float)},
 }
-OLDER = "does not say what it comes from: taken to be the same data and settings"
+OLDER = "does not record its data and settings, which are assumed to be the same"
 
 
 class Trainable(Protocol):
-    """What is trained: a stage, or what else has its fields."""
+    """What can be trained: a stage, or anything else with its fields."""
 
     name: str
     model: nn.Module
@@ -40,21 +40,21 @@ class Trainable(Protocol):
 def train(
     stage: Trainable, out: Path, resume: bool = False, progress: bool = True
 ) -> nn.Module:
-    """Train one stage as `fit` does, with checkpoints and a log; its model is returned.
+    """Train one stage as `fit` does, with checkpoints and a log; return its model.
 
     Args:
         stage: model, batches and recipe.
         out: folder for `checkpoints/` and `train.log`.
-        resume: go on from the stage's checkpoint, if there is one, to the very result
-            of an unbroken run.
+        resume: continue from the stage's checkpoint, if there is one, to exactly the
+            result of an uninterrupted run.
         progress: show a bar with loss and time left.
 
     Raises:
         ValueError: the batch can't be cut into equal shares for all processes and
-            micro-batches; the checkpoint is damaged, or comes from other data,
+            micro-batches; or the checkpoint is damaged, or was made with other data,
             settings or parts.
         FloatingPointError: the loss, its gradient or a weight is not finite; the last
-            checkpoint is.
+            checkpoint is still finite.
     """
     recipe, origin = stage.recipe, origins.of_stage(stage)
     loop = Loop(stage.model, stage.batch, recipe, stage.seed, stage.name)
@@ -79,15 +79,15 @@ def train(
 
 
 def checkpoint_path(out: Path, name: str) -> Path:
-    """Where the checkpoint of a stage under way is."""
+    """The path of the checkpoint of an unfinished stage."""
     return out / "checkpoints" / f"{name}.pt"
 
 
 def save_checkpoint(
     path: Path, loop: Loop, origin: origins.Origin, seconds: float
 ) -> None:
-    """Write all that a run needs to go on, whole or not at all, and only if it is
-    finite.
+    """Write everything that a run needs to continue, whole or not at all, and only if
+    it is finite.
     """
     scaler = loop.accelerator.scaler
     checkpoint = {
@@ -102,7 +102,7 @@ def save_checkpoint(
     }
     if wrong := not_finite(checkpoint):
         what = f"{wrong} is not finite after step {loop.done - 1}"
-        raise FloatingPointError(f"{loop.name}: {what}: lower the learning rate")
+        raise FloatingPointError(f"{loop.name}: {what}; lower the learning rate")
     if not is_main():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,21 +111,21 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; a sentence where the file is damaged, or another."""
+    """The contents of a checkpoint; a damaged or different file raises a sentence."""
     try:
-        with zipfile.ZipFile(path) as file:  # torch itself compares no check sums
+        with zipfile.ZipFile(path) as file:  # torch itself does not verify checksums
             broken = file.testzip()
         found = torch.load(path, weights_only=True, map_location="cpu")
     except OSError:
         raise
-    except Exception as error:  # torch, pickle and zipfile raise many kinds
+    except Exception as error:  # torch, pickle and zipfile raise many kinds of error
         raise ValueError(f"{path} is damaged: {anew(path)}") from error
     whole = isinstance(found, dict) and all(
         isinstance(found.get(key), kind) for key, kind in HOLDS.items()
     )
     if broken or not whole or not isinstance(found.get("origin", {}), dict):
         raise ValueError(
-            f"{path} is damaged, or no checkpoint of a stage: {anew(path)}"
+            f"{path} is damaged, or not a checkpoint of a stage: {anew(path)}"
         )
     if wrong := not_finite(found):
         raise ValueError(f"{path} holds {wrong}, which is not finite: {anew(path)}")
@@ -135,11 +135,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def restore(
     checkpoint: dict[str, Any], path: Path, loop: Loop, origin: origins.Origin
 ) -> None:
-    """Put a run back where its checkpoint left it.
+    """Restore a run to the state in its checkpoint.
 
     Raises:
-        ValueError: the checkpoint comes from something else than the run, is of another
-            model, or is further than the run goes.
+        ValueError: the checkpoint was made with other data or settings, holds another
+            model, or has more steps than the run.
     """
     origins.check(path, loop.name, checkpoint.get("origin", {}), origin)
     check_steps(path, checkpoint["step"], loop.recipe.steps)
@@ -152,28 +152,26 @@ def restore(
         if scaler is not None and checkpoint.get("scaler"):
             scaler.load_state_dict(checkpoint["scaler"])
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
-        other = f"is the checkpoint of another model than {loop.name} trains"
+        other = f"does not hold the model that {loop.name} trains"
         raise ValueError(f"{path} {other}: {anew(path)}") from error
     loop.done, loop.losses = checkpoint["step"], checkpoint["losses"]
 
 
 def check_steps(path: Path, done: int, steps: int) -> None:
-    """Raise ValueError where a checkpoint has more steps behind it than are asked
-    for.
-    """
+    """Raise ValueError if a checkpoint has more steps than the run asks for."""
     if done > steps:
         raise ValueError(
-            f"steps must be {done} or more to go on from {path}, not {steps}"
+            f"steps must be {done} or more to continue from {path}, not {steps}"
         )
 
 
 def anew(path: Path) -> str:
-    """What to do without a checkpoint."""
-    return f"remove it, or leave out --resume, and {path.stem} starts anew"
+    """Advice for going on without a checkpoint."""
+    return f"remove it, or leave out --resume, to start {path.stem} from the beginning"
 
 
 def not_finite(values: Any) -> str:
-    """The name of a tensor among nested values that is not finite; "" if all are."""
+    """The name of a tensor among nested values that is not finite, or ""."""
     for name, x in named_tensors(values):
         if not x.isfinite().all():
             return name
@@ -181,7 +179,7 @@ def not_finite(values: Any) -> str:
 
 
 def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors in nested dicts and lists, by the keys that lead to them."""
+    """All tensors in nested dicts and lists, named by the keys that lead to them."""
     if isinstance(values, Tensor):
         yield name, values
     elif isinstance(values, dict | list | tuple):
@@ -191,14 +189,14 @@ def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what was being written when a process was killed."""
+    """Remove files that were being written when a process was killed."""
     if is_main():
         for left in path.parent.glob(f".{path.name}.*.part"):
             left.unlink(missing_ok=True)
 
 
 def tell(out: Path, line: str, progress: bool) -> None:
-    """Add a line to the log, and print it, if anything is to be shown."""
+    """Add a line to the log, and print it if `progress` is true."""
     log(out, line)
     if progress and is_main():
         print(line)

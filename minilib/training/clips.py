@@ -1,4 +1,4 @@
-"""What the stages learn from: captioned clips, recordings, and for the judge sounds of
+"""The data of the stages: captioned clips, recordings, and for the judge sounds of
 known class.
 """
 
@@ -24,33 +24,33 @@ from minilib.tokenizer import Tokenizer
 from minilib.training.processes import is_main, n_processes
 from minilib.vae import VAE
 
-RENDERS = 4000  # clips of SoundWorld, at most
-FEWEST = 20  # recordings of a class that are enough to learn it from
+RENDERS = 4000  # the most clips of SoundWorld
+FEWEST = 20  # the fewest recordings from which a class can be learned
 BATCH = 64  # captions that are encoded together
 
 
 @dataclass
 class TrainingData:
-    """What the stages learn from: captioned clips, and recordings without captions if
-    there are any.
+    """The data of the stages: captioned clips, and recordings without captions if there
+    are any.
     """
 
     corpus: Corpus  # clips with captions, all of one length
-    # with which CLAP and T5 learn to read; None for a released pipeline, which can
+    # CLAP and T5 learn to read with it; None for a released pipeline, which has its own
     tokenizer: Tokenizer | None = None
-    # by kind; heard by VAE, vocoder and AudioMAE only
+    # by kind; only VAE, vocoder and AudioMAE train on them
     recordings: list[Corpus] = field(default_factory=list)
-    transcriptions: list[str] | None = None  # what is said in each clip
-    folder: AudioFolder | None = None  # where the clips are from; None for SoundWorld
-    # what frozen parts make of all clips, kept between stages: by part and its setting
+    transcriptions: list[str] | None = None  # the words spoken in each clip
+    folder: AudioFolder | None = None  # the clips' source; None for SoundWorld
+    # outputs of frozen parts for all clips, kept between stages: by part and setting
     features: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    # what frozen encoders make of all that they read, likewise: by part
+    # outputs of frozen encoders for all their texts, kept in the same way: by part
     encoded: dict[str, Encoded] = field(default_factory=dict)
     progress: bool = True  # show bars
 
     def waves(self, n: int, recorded: float, generator: torch.Generator) -> Tensor:
-        """Draw n clips (n, N), a share of them recordings where there are any: each a
-        kind, a clip, a gain.
+        """Draw n clips (n, N), a share of them recordings if there are any. For each
+        recording, a kind, a clip and a gain are drawn.
         """
         n_recorded = round(n * recorded) if self.recordings else 0
         waves = [self.corpus.wave(draw(len(self.corpus), n - n_recorded, generator))]
@@ -73,7 +73,7 @@ class TrainingData:
         return audio.log_mel(self.corpus.wave(range(min(n, len(self.corpus)))))
 
     def texts(self, encoder: Any) -> list[str]:
-        """What an encoder reads of each clip: its caption, or what is said in it."""
+        """The text that an encoder reads for each clip: its caption, or its words."""
         if encoder.reads == "caption":
             return self.corpus.captions
         if self.transcriptions is None:
@@ -88,9 +88,9 @@ class TrainingData:
         dropped: Tensor,
         learning: Collection[str] = (),
     ) -> dict[str, Tensor]:
-        """What encoders make of clips (B,) and, where `dropped` (B,) says so, of
-        nothing: conditions as the losses name them. Those that are `learning` are left
-        to the loss: of encoder NAME there are `NAME_ids` and `NAME_ids_mask`.
+        """The conditions of clips (B,), named as in the losses, empty where `dropped`
+        (B,) is true. Encoders that are `learning` run inside the loss: for encoder NAME
+        the batch holds `NAME_ids` and `NAME_ids_mask`.
         """
         told, empty, batch = {}, {}, {}
         for name, encoder in encoders.items():
@@ -108,7 +108,7 @@ class TrainingData:
         return batch | to_batch(drop(told, empty, dropped))
 
     def loa(self, audiomae: AudioMAE, n_tokens: int) -> Tensor:
-        """The LOA (N, L, D) of all clips at the lambda that makes `n_tokens` vectors,
+        """The LOA (N, L, D) of all clips, for the lambda that gives `n_tokens` vectors,
         computed once.
         """
         pool = audiomae.config.pool_for(n_tokens)
@@ -123,25 +123,25 @@ class TrainingData:
     def over_clips(
         self, key: tuple[str, int], function: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """A function of the log-mels of all clips, computed once: (N, ...)."""
+        """The values (N, ...) of a function of all clips' log-mels, computed once."""
         if key not in self.features:
             n = len(self.corpus)
-            batches = torch.arange(n).split(8)  # as the CPU's cache holds
+            batches = torch.arange(n).split(8)  # small enough for the CPU's cache
             batches = bar(batches, key[0], self.progress)
             mels = (audio.log_mel(self.corpus.wave(batch)) for batch in batches)
             self.features[key] = concatenated(n, map(function, mels))
         return self.features[key]
 
     def forget(self, part: str) -> None:
-        """Drop what was computed by a part that has been trained anew."""
+        """Drop cached outputs of a part that has been trained again."""
         self.encoded.pop(part, None)
         for key in [key for key in self.features if key[0] == part]:
             del self.features[key]
 
 
 class Encoded:
-    """What a frozen encoder makes of texts, each encoded once and kept without padding;
-    called, it gives some of them as one context.
+    """The outputs of a frozen encoder for texts, each encoded once and stored without
+    padding. A call returns some of them as one context.
     """
 
     @torch.no_grad()
@@ -168,17 +168,17 @@ class Encoded:
 
 
 def bar(batches: Sequence[Tensor], part: str, progress: bool) -> Iterable[Tensor]:
-    """The batches, with a bar that says who goes over all clips."""
+    """The batches, with a progress bar that names the part that processes them."""
     shown = {"desc": f"{part} over all clips", "unit": "batch", "leave": False}
     return tqdm(batches, disable=not (progress and is_main()), **shown)
 
 
 def concatenated(n: int, pieces: Iterable[Tensor]) -> Tensor:
-    """Pieces (k, ...) as one tensor (n, ...), each copied at once to where it will
-    stay.
+    """Join pieces (k, ...) into one tensor (n, ...), copying each to its final place at
+    once.
 
-    Kept one by one they would lie scattered among all that was computed and freed
-    between them, and a process would grow by several times what they hold.
+    Kept separately, they would be scattered in memory among values that were computed
+    and freed between them, and the process would grow by several times their size.
     """
     whole, end = torch.empty(0), 0
     for piece in pieces:
@@ -189,15 +189,15 @@ def concatenated(n: int, pieces: Iterable[Tensor]) -> Tensor:
 
 
 def draw(total: int, n: int, generator: torch.Generator) -> Tensor:
-    """n of `total` indices, without repetition where there are enough."""
+    """Draw n of `total` indices, without repetition if there are enough."""
     if n <= total:
         return torch.randperm(total, generator=generator)[:n]
     return torch.randint(total, (n,), generator=generator)
 
 
 def crop(waves: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
-    """Cut a piece of n_samples from each wave (B, N): of three random ones the loudest,
-    for little to learn is silence.
+    """Cut a piece of n_samples from each wave (B, N): the loudest of three random ones,
+    since there is little to learn from silence.
     """
     starts = torch.randint(
         waves.shape[1] - n_samples + 1, (3, len(waves), 1), generator=generator
@@ -211,23 +211,23 @@ def crop(waves: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
 
 
 class Labelled(ABC):
-    """Sounds and what they are of."""
+    """Sounds and their classes."""
 
-    classes: tuple[str, ...]  # to tell apart
+    classes: tuple[str, ...]  # the classes to distinguish
 
     @abstractmethod
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n waveforms (n, N) and the numbers of their classes (n,)."""
+        """Draw n waveforms (n, N) and the indices of their classes (n,)."""
 
 
 class Renders(Labelled):
-    """Clean renders of SoundWorld, none of which the generator has been trained on."""
+    """Clean renders of SoundWorld on which the generator was not trained."""
 
     def __init__(
         self, classes: tuple[str, ...], n: int, seed: int, progress: bool = True
     ):
         self.classes = classes
-        # no clip of the generator's own training
+        # none of the generator's training clips
         world = SoundWorld("train", seed + 1, music=0.3)
         n = min(n, RENDERS)
         # each process renders all clips
@@ -240,7 +240,7 @@ class Renders(Labelled):
         ]
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Whole clips of one event, or one half of clips of two."""
+        """Draw whole clips with one event, or one half of clips with two."""
         n_events = 1 + int(torch.randint(2, (), generator=generator))
         candidates = [
             i for i, labels in enumerate(self.labels) if len(labels) == n_events
@@ -256,12 +256,12 @@ class Renders(Labelled):
 
 
 class Recordings(Labelled):
-    """Recordings of a folder whose table has a column `class`: the classes with enough
-    of them.
+    """Recordings in a folder whose table has a column `class`, of the classes with
+    enough of them.
 
-    What is learned must not hang on where in a clip a sound stands, on its level or on
-    what digital silence sounds like: each is turned round in time, made louder or
-    softer, and laid over faint noise.
+    The judge must not learn from a sound's position in the clip, its level, or digital
+    silence. So each sound is shifted cyclically in time, made louder or softer, and
+    mixed with faint noise.
     """
 
     def __init__(self, folder: AudioFolder, seconds: float):
@@ -272,14 +272,14 @@ class Recordings(Labelled):
         ]
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Clips of classes that are all as likely."""
+        """Draw clips with all classes equally likely."""
         labels, waves = torch.randint(len(self.clips), (n,), generator=generator), []
         for label in labels.tolist():
             clips = self.clips[label]
             wave = clips.wave(draw(len(clips), 1, generator))[0]
             wave = wave.roll(int(torch.randint(len(wave), (), generator=generator)))
             loud, faint = torch.rand(2, generator=generator).tolist()
-            # -12 to +6, -100 to -60 dB
+            # gain -12 to +6 dB, noise at -100 to -60 dB
             gain, floor = 10.0 ** (0.9 * loud - 0.6), 10.0 ** (2.0 * faint - 5.0)
             noise = torch.randn(wave.shape, generator=generator)
             waves.append((gain * wave + floor * noise).clamp(-1.0, 1.0))
@@ -290,14 +290,14 @@ def learnable(folder: AudioFolder) -> dict[str, AudioFolder]:
     """The recordings of each class that has enough of them.
 
     Raises:
-        ValueError: the table tells no classes, or there are fewer than two.
+        ValueError: the table has no classes, or fewer than two with enough recordings.
     """
     if "class" not in folder.rows[0]:
-        lacks = "has no column 'class' that a judge could learn"
+        lacks = "has no column 'class', from which a judge learns"
         raise ValueError(f"{folder.folder} {lacks}")
     kinds = folder.by("class").items()
     found = {name: kind for name, kind in kinds if len(kind) >= FEWEST}
     if len(found) < 2:
-        wanted = f"{FEWEST} recordings or more of two classes, to tell them apart"
+        wanted = f"{FEWEST} or more recordings in each of at least two classes"
         raise ValueError(f"{folder.folder} must hold {wanted}")
     return found

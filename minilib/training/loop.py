@@ -1,9 +1,9 @@
-"""The one training loop: `fit` trains any model that has a loss, and touches no file.
+"""The only training loop: `fit` trains any model that has a loss, without using files.
 
-It is written on accelerate: devices, mixed precision, several processes, micro-batches.
-Everything random in a batch is drawn on the CPU from a generator seeded by (seed, name,
-step): a resumed run goes on as if it had never stopped, and another device or number of
-processes sees the same noise. Chapter 16 builds it.
+It builds on accelerate for devices, mixed precision, several processes and
+micro-batches. Everything random in a batch is drawn on the CPU from a generator seeded
+by (seed, name, step). So a resumed run continues as if it had never stopped, and the
+noise is the same for any device and number of processes. Chapter 16 builds it.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from minilib.training.processes import check_shares, is_main, meet, share_batch_
 
 Batches = Callable[[torch.Generator], dict[str, Tensor]]
 
-# of fp16's loss: a smaller one would say that it isn't the scale that overflows
+# scale of the loss in fp16: below this, an overflow is not due to the scale
 LEAST_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; a field of 0 or 1 switches its feature off."""
+    """Settings for training a model; 0 or 1 in a field switches its feature off."""
 
     steps: int
     batch_size: int
     lr: float
     warmup: int = 50  # steps of linear rise
-    # share of `lr` that is left at the end of the cosine; 1 keeps it constant
+    # share of `lr` that remains at the end of the cosine; 1 keeps it constant
     final_lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    # layers that Muon trains in place of AdamW: "linear", "conv"
+    # layers that Muon trains instead of AdamW: "linear", "conv"
     muon: tuple[str, ...] = ()
-    clip: float = 1.0  # norm of the gradient at most
-    ema: float = 0.0  # decay of the moving average of the weights that is kept
+    clip: float = 1.0  # the largest norm of the gradient
+    ema: float = 0.0  # decay of the moving average of the weights
     accumulate: int = 1  # micro-batches per step
-    precision: str = "no"  # or "bf16" where the hardware has it, or "fp16" on GPUs
+    precision: str = "no"  # or "bf16" if the hardware has it, or "fp16" on GPUs
     checkpoint_every: int = 100  # steps between checkpoints
-    recompute: bool = False  # the U-Net's activations, in place of keeping them
+    recompute: bool = False  # recompute the U-Net's activations instead of keeping them
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
@@ -57,15 +57,13 @@ class Recipe:
 
 
 def budget(cpu: int, gpu: int) -> int:
-    """Number of training steps for the machine at hand: `cpu` without a GPU, `gpu` with
-    one.
-    """
+    """The number of training steps for this machine: `gpu` with a GPU, else `cpu`."""
     return gpu if has_gpu() else cpu
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine down to `final_lr` times the peak (step counts from
-    0).
+    """The learning rate at a step, counted from 0: linear warm-up, then a cosine down
+    to `final_lr` times the peak.
     """
     rise = min(1.0, (step + 1) / max(1, recipe.warmup))
     fall = 0.5 * (1.0 + math.cos(math.pi * step / recipe.steps))
@@ -73,7 +71,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def step_generator(seed: int, name: str, step: int) -> torch.Generator:
-    """The source of all randomness of one training step."""
+    """The source of all randomness in one training step."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{step}".encode()))
 
 
@@ -85,29 +83,29 @@ def fit(
     name: str = "fit",
     progress: bool = True,
 ) -> dict[str, Tensor]:
-    """Train a model and return the curves of its losses. No file is touched.
+    """Train a model and return its loss curves. No files are read or written.
 
-    The model ends in evaluation mode, with averaged weights where `recipe.ema` asks for
+    The model ends in evaluation mode, with averaged weights if `recipe.ema` asks for
     them, on a GPU if there is one. Several processes that call it train one model.
 
         curves = fit(vae, draw, Recipe(steps=300, batch_size=16, lr=1e-3))
         plt.plot(curves["loss"])
 
     Args:
-        model: has `loss(batch)`: a number, or several by name, "loss" among them.
+        model: has `loss(batch)`: a number, or several by name, including "loss".
         batches: draws a batch: tensors of `recipe.batch_size` rows by name, on the CPU.
-            All that is random in it comes from the generator that it is given.
-        recipe: how many steps, how fast, and what else can be asked for.
-        seed, name: the same give the same batches, and on one machine the same weights.
-            The bar, which shows losses and time left, bears the name.
+            All randomness in it comes from the generator that it is given.
+        recipe: number of steps, learning rate, and further settings.
+        seed, name: equal ones give equal batches, and on one machine equal weights. The
+            progress bar, which shows losses and time left, is labelled with the name.
 
     Returns:
         a curve (steps,) for each loss; a single number is called "loss".
 
     Raises:
-        ValueError: a batch has other rows, or can't be cut into equal shares.
+        ValueError: a batch has too many or too few rows, or can't be shared equally.
         FloatingPointError: the loss or its gradient is not finite; the weights are then
-            those of the step before.
+            those after the previous step.
 
     Chapter 16.
     """
@@ -118,7 +116,7 @@ def fit(
 
 
 class Loop:
-    """A training under way: what `fit` and `train` go through. Chapter 16."""
+    """The state of a training run and its steps, for `fit` and `train`. Chapter 16."""
 
     def __init__(
         self, model: nn.Module, batches: Batches, recipe: Recipe, seed: int, name: str
@@ -127,7 +125,7 @@ class Loop:
         self.model, self.batches, self.recipe = model, batches, recipe
         self.seed, self.name, self.done = seed, name, 0  # steps done
         self.losses: dict[str, float] = {}  # running means
-        model.train().to(memory_format=torch.channels_last)  # as convolutions like it
+        model.train().to(memory_format=torch.channels_last)  # fastest for convolutions
         share_batch_norm(model)
         self.accelerator = make_accelerator(recipe)
         trained = LossModule(model), make_optimizer(model, recipe)
@@ -138,40 +136,40 @@ class Loop:
         self.average = {k: p.detach().clone() for k, p in kept.items()}
 
     def step(self) -> dict[str, float]:
-        """Draw a batch and go down its gradient once; the losses, by name."""
+        """Draw a batch, take one gradient step, and return the losses by name."""
         recipe, accelerator, total = self.recipe, self.accelerator, 0.0
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.done)
         batch = self.batches(step_generator(self.seed, self.name, self.done))
         for share in shares(batch, recipe, accelerator):
             losses = self.wrapped(share)
-            # and takes the mean over all processes
+            # also averages over all processes
             accelerator.backward(losses["loss"] / recipe.accumulate)
             values = torch.stack([x.detach() for x in losses.values()])
             total = total + values / recipe.accumulate
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip)
-        # where the loss of one process is not finite, all see it and stop
+        # if the loss of one process is not finite, all see it and stop
         total = accelerator.reduce(total, reduction="mean")
         losses = dict(zip(losses, total.tolist()))
         check_finite(self, losses["loss"], float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
-        # the average moves faster in the beginning (1412.6980 §7.2)
+        # the average moves faster at the beginning (1412.6980 §7.2)
         decay = min(recipe.ema, self.done / (9 + self.done))
         for name, average in self.average.items():
             average.lerp_(self.learned[name].detach(), 1.0 - decay)
         return losses
 
     def finish(self) -> nn.Module:
-        """The model with its averaged weights, if asked for, in evaluation mode."""
+        """The model in evaluation mode, with averaged weights if asked for."""
         for name, average in self.average.items():
             self.learned[name].data.copy_(average)
         return self.model.eval()
 
 
 def all_steps(loop: Loop, progress: bool = True) -> Iterator[dict[str, float]]:
-    """Take the steps that are left, with a bar, and yield the losses of each.
+    """Take the remaining steps, with a progress bar, and yield the losses of each.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite.
@@ -180,7 +178,7 @@ def all_steps(loop: Loop, progress: bool = True) -> Iterator[dict[str, float]]:
     with tqdm(total=loop.recipe.steps, initial=loop.done, **shown) as bar:
         while loop.done < loop.recipe.steps:
             losses = loop.step()
-            for name, x in losses.items():  # means of some 20 steps
+            for name, x in losses.items():  # means over about 20 steps
                 loop.losses[name] = 0.95 * loop.losses.get(name, x) + 0.05 * x
             bar.update()
             bar.set_postfix_str(sentence(loop.losses), refresh=False)
@@ -188,11 +186,11 @@ def all_steps(loop: Loop, progress: bool = True) -> Iterator[dict[str, float]]:
 
 
 def check_finite(loop: Loop, loss: float, norm: float) -> None:
-    """Raise FloatingPointError, before the step is taken, where the loss or the norm of
+    """Raise FloatingPointError, before the step is taken, if the loss or the norm of
     its gradient is not finite.
 
-    In fp16 a gradient overflows now and then: the scaler then skips the step and scales
-    the loss less, until that can't be what is wrong.
+    In fp16 a gradient overflows now and then. The scaler then skips the step and
+    reduces the scale of the loss, until the scale can no longer be the cause.
     """
     scaler = loop.accelerator.scaler
     if scaler is not None and scaler.get_scale() > LEAST_SCALE:
@@ -200,7 +198,7 @@ def check_finite(loop: Loop, loss: float, norm: float) -> None:
     for what, value in (("loss", loss), ("norm of the gradient", norm)):
         if not math.isfinite(value):
             where = f"the {what} is {value} at step {loop.done}"
-            raise FloatingPointError(f"{loop.name}: {where}: lower the learning rate")
+            raise FloatingPointError(f"{loop.name}: {where}; lower the learning rate")
 
 
 def sentence(losses: dict[str, float]) -> str:
@@ -214,8 +212,8 @@ def shares(
     """This process's share of a batch, in micro-batches, on its device."""
     for name, x in batch.items():
         if len(x) != recipe.batch_size:
-            size = f"batch_size {recipe.batch_size}, not {len(x)} of {name}"
-            raise ValueError(f"batches must draw as many rows as the recipe's {size}")
+            size = f"{recipe.batch_size} rows, the recipe's batch_size"
+            raise ValueError(f"batches must draw {size}, not {len(x)} of {name}")
     n = recipe.accumulate * accelerator.num_processes
     for i in range(recipe.accumulate):
         k = i * accelerator.num_processes + accelerator.process_index
@@ -224,8 +222,8 @@ def shares(
 
 
 class LossModule(nn.Module):
-    """A model whose forward is its loss, so that wrappers for several devices see the
-    call.
+    """A model whose forward pass is its loss, so that wrappers for several devices see
+    the call.
     """
 
     def __init__(self, model: nn.Module):
@@ -238,28 +236,28 @@ class LossModule(nn.Module):
 
 
 def make_accelerator(recipe: Recipe) -> Any:
-    """The devices of this run and the precision of this recipe."""
+    """An accelerator with the devices of this run and the precision of this recipe."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     cpu = meet().device.type == "cpu"
-    # else a process keeps its first precision for good, but stages differ in theirs
+    # otherwise a process would keep its first precision, but stages differ in theirs
     AcceleratorState._reset_state()
     exact = cpu and not (recipe.precision == "bf16" and has_bf16())
     return Accelerator(cpu=cpu, mixed_precision="no" if exact else recipe.precision)
 
 
 def has_bf16() -> bool:
-    """Whether the CPU multiplies in bfloat16; one that only imitates it is slower than
-    in float32.
+    """Whether the CPU multiplies in bfloat16; a CPU that only emulates it is slower
+    than in float32.
     """
     ask = getattr(torch.cpu, "get_capabilities", dict)
     return any(ask().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW (1711.05101), with no decay on biases, norms and other vectors, or Muon
-    beside it.
+    """AdamW (1711.05101), without weight decay on biases, norms and other vectors, or
+    Muon with AdamW for the rest.
     """
     lr, betas, decay = recipe.lr, recipe.betas, recipe.weight_decay
     if recipe.muon:

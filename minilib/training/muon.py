@@ -1,7 +1,7 @@
-"""Muon: a weight matrix learns in all its directions at the same pace.
+"""Muon: an optimizer with which a weight matrix learns equally fast in all directions.
 
-Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); at the
-scale of AdamW's steps as Liu et al. (2502.16982) take it.
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with
+steps scaled to the size of AdamW's, as by Liu et al. (2502.16982).
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-# of the Newton-Schulz iteration s -> a s + b s^3 + c s^5 (Jordan et al.)
+# a, b, c of the Newton-Schulz iteration s -> a s + b s^3 + c s^5 (Jordan et al.)
 QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 3  # iterations; Jordan et al. take 5
-# whose weights are matrices
+# layers whose weights are matrices
 LAYERS = {"linear": (nn.Linear,), "conv": (nn.Conv1d, nn.Conv2d)}
 
 
 class Muon(torch.optim.AdamW):
     """Muon for the weights of linear layers or convolutions, AdamW (1711.05101) for all
-    else.
+    other parameters.
 
-    AdamW scales every number of a gradient by itself. Muon sees the momentum of a
-    matrix as U S V^T and steps along U V^T, so what has small gradients is learned as
-    fast as what has large ones. A convolution (O, I, k, k) counts as a matrix (O, k k
-    I). The step has the size of one of AdamW's, so one learning rate serves both.
+    AdamW scales every entry of a gradient separately. Muon factors the momentum of a
+    matrix as U S V^T and steps along U V^T, so directions with small gradients are
+    learned as fast as those with large ones. A convolution (O, I, k, k) counts as a
+    matrix (O, k k I). A step is as large as AdamW's, so one learning rate serves both.
 
     Args:
         model: its parameters that require a gradient are optimised.
-        layers: whose weights are matrices to Muon: "linear", "conv", or both.
+        layers: layers whose weights Muon trains: "linear", "conv", or both.
         lr, betas, weight_decay: as for AdamW; no decay on biases, norms and other
             vectors.
 
     Raises:
-        ValueError: layers of another kind.
+        ValueError: `layers` names another kind of layer.
     """
 
     def __init__(
@@ -68,16 +68,15 @@ class Muon(torch.optim.AdamW):
             {"params": vectors, "weight_decay": 0.0},
         ]
         super().__init__(groups, lr=lr, betas=betas, fused=True)
-        # so that a GradScaler skips whole steps
+        # makes a GradScaler skip whole steps
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
-        """Take one step: the matrices along what is orthogonal in their momentum, then
-        AdamW the others.
+        """Take one step: first of the matrices, along the orthogonal factor of their
+        momentum, then of the other parameters by AdamW.
 
-        `closure`, if there is one, computes loss and gradients first; its loss is
-        returned.
+        `closure`, if given, first computes loss and gradients; its loss is returned.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
@@ -85,7 +84,7 @@ class Muon(torch.optim.AdamW):
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                if not state:  # AdamW, when it is loaded, asks all states for a step
+                if not state:  # AdamW requires `step` in all states when it is loaded
                     state |= {
                         "step": torch.zeros(()),
                         "momentum": torch.zeros_like(weight),
@@ -93,7 +92,7 @@ class Muon(torch.optim.AdamW):
                 momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1.0 - MOMENTUM)
                 ahead = weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
-                # (O, k, k, I), as convolutions lie in memory
+                # (O, k, k, I), the order of a convolution's weights in memory
                 ahead = ahead.movedim(1, -1)
                 update = orthogonal(ahead.flatten(1))  # (O, k k I)
                 # the root mean square of AdamW's steps (2502.16982)
@@ -102,17 +101,17 @@ class Muon(torch.optim.AdamW):
                 weight.add_(
                     update.view_as(ahead).movedim(-1, 1), alpha=-group["lr"] * size
                 )
-                weight.grad = None  # it has taken its step
+                weight.grad = None  # its step is done
         super().step()
         return loss
 
 
 def orthogonal(matrix: Tensor, steps: int = STEPS) -> Tensor:
-    """About U V^T of a matrix U S V^T (m, n): its larger singular values come to lie
-    near 1.
+    """Approximately U V^T for a matrix U S V^T (m, n): its larger singular values end
+    up near 1.
 
     The Newton-Schulz iteration X <- a X + b (X X^T) X + c (X X^T)^2 X needs products
-    and no decomposition. All its factors are polynomials of X X^T, so they are
+    but no decomposition. All its factors are polynomials in X X^T, so they are
     multiplied there, in the smaller of the two dimensions.
     """
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

@@ -1,9 +1,8 @@
-"""What weights come from: the settings of a stage, and a fingerprint of all that it
-reads.
+"""The origin of weights: the settings of a stage, and a fingerprint of all its input.
 
-A checkpoint holds it, and so does the note of a finished stage. A run is resumed only
-from what it was begun with: from other clips, or with another tokenizer, it would go on
-in silence towards weights that nobody asked for.
+It is stored in a checkpoint and in the note of a finished stage. A run is resumed only
+with the origin that it started with: with other clips or another tokenizer it would
+silently continue towards the wrong weights.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from minilib.training.loop import Recipe
 Origin = dict[str, Any]
 
 OPTIONS = ("crop", "recorded", "levels")  # of stages
-# of a recipe, what a run that goes on may have otherwise
+# fields of a recipe that may differ when a run is resumed
 FREE = ("steps", "checkpoint_every")
-ENCODERS = {"clap", "text"}  # which read with the tokenizer
-READ_WHOLE = 256  # clips of a corpus; of all others the middle is read
-MIDDLE = 64  # samples
+ENCODERS = {"clap", "text"}  # these read with the tokenizer
+READ_WHOLE = 256  # clips of a corpus that are read whole; of the others, the middle
+MIDDLE = 64  # samples in the middle
 
 
 def of_settings(
@@ -41,10 +40,10 @@ def of_settings(
     seed: int,
     options: dict[str, Any] | None = None,
 ) -> Origin:
-    """How a stage, or one of its class with these options, is trained."""
+    """The training settings of a stage, or of one of its class with these options."""
     own = {name: getattr(kind, name) for name in OPTIONS if hasattr(kind, name)}
     how = {**asdict(recipe), **own, **(options or {})}
-    # as JSON gives it back
+    # in the form that JSON returns
     how = json.loads(json.dumps(how, default=float))
     return {"preset": preset, "seed": seed, "recipe": how}
 
@@ -52,7 +51,7 @@ def of_settings(
 def of_data(
     kind: Any, data: TrainingData, options: dict[str, Any] | None = None
 ) -> Origin:
-    """From which clips a stage, or one of its class with these options, learns."""
+    """The clips that a stage, or one of its class with these options, trains on."""
     hears = (options or {}).get("recorded", kind.recorded) > 0
     recordings = data.recordings if hears else []
     pieces = chain.from_iterable(map(samples, [data.corpus, *recordings]))
@@ -63,14 +62,14 @@ def of_data(
 
 
 def of_tokenizer(kind: Any, path: Path) -> Origin:
-    """Which tokenizer a stage, or one of its class, reads with, if it does."""
+    """The tokenizer that a stage, or one of its class, reads with, if it reads."""
     if not (reads_captions(kind) and path.is_file()):
         return {}
     return {"tokenizer": fingerprint([path.read_bytes()])}
 
 
 def of_stage(stage: Any) -> Origin:
-    """All that the weights of a stage come from, before it is trained."""
+    """The whole origin of a stage's weights, before it is trained."""
     preset = getattr(stage, "preset", None)
     found = of_settings(stage, preset, stage.recipe, stage.seed)
     data = getattr(stage, "data", None)
@@ -86,17 +85,17 @@ def of_stage(stage: Any) -> Origin:
 
 
 def reads_captions(kind: Any) -> bool:
-    """Whether a stage learns to read captions, or needs what does."""
+    """Whether a stage learns to read captions, or needs a part that does."""
     return bool(ENCODERS.intersection((*kind.needs, *kind.makes)))
 
 
 def source(folder: Any) -> str:
-    """Where clips come from, in a word."""
+    """The source of the clips, in a word."""
     return "SoundWorld" if folder is None else "recordings"
 
 
 def samples(corpus: Corpus) -> Iterator[bytes]:
-    """The captions of a corpus, some of its clips, and the middle of all."""
+    """The captions of a corpus, some whole clips, and the middle of all clips."""
     waves, n = corpus.waves, len(corpus)
     yield json.dumps([waves.shape, corpus.captions]).encode()
     start = max(0, (waves.shape[1] - MIDDLE) // 2)
@@ -106,14 +105,14 @@ def samples(corpus: Corpus) -> Iterator[bytes]:
 
 
 def weights(model: nn.Module) -> Iterator[bytes]:
-    """All that a model knows."""
+    """All tensors of a model."""
     for name, x in sorted(model.state_dict().items()):
         yield name.encode()
         yield x.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def fingerprint(pieces: Iterable[bytes]) -> str:
-    """A short text that other pieces, in all likelihood, don't have."""
+    """A short text that almost surely differs for other pieces."""
     found = hashlib.sha256()
     for piece in pieces:
         found.update(len(piece).to_bytes(8, "big"))
@@ -122,8 +121,8 @@ def fingerprint(pieces: Iterable[bytes]) -> str:
 
 
 def differences(known: Origin, now: Origin) -> list[str]:
-    """What is otherwise now than it was, in words; what either doesn't tell is taken to
-    be the same.
+    """The differences between two origins, in words; entries that either lacks are
+    assumed to be equal.
     """
     before, after = known.get("recipe", {}), now.get("recipe", {})
     before, after = {**known, **before}, {**now, **after}
@@ -136,14 +135,14 @@ def differences(known: Origin, now: Origin) -> list[str]:
     parts = before.get("parts", {})
     for name, now_is in after.get("parts", {}).items():
         if parts.get(name, now_is) != now_is:
-            told.append(f"another {name}, which has been trained anew")
+            told.append(f"another {name}, which has been trained again since")
     return told
 
 
 def check(path: Path, name: str, known: Origin, now: Origin) -> None:
-    """Raise ValueError where a stage's checkpoint, or the note that it is finished,
-    comes from something else than it would be resumed with.
+    """Raise ValueError if a stage's checkpoint, or the note that it is finished, has a
+    different origin from the run that would resume it.
     """
     if told := differences(known, now):
-        anew = f"give what it comes from, or leave out --resume and {name} starts anew"
-        raise ValueError(f"{path} comes from {'; '.join(told)}: {anew}")
+        anew = f"use the same again, or leave out --resume to start {name} anew"
+        raise ValueError(f"{path} was made with {'; '.join(told)}: {anew}")

@@ -1,10 +1,10 @@
-"""Several processes that train as one: started by `torchrun` or `accelerate launch`, on
+"""Several processes that train as one, started by `torchrun` or `accelerate launch` on
 one machine or many.
 
 Each holds the whole model, draws the same global batch and takes its share of it; the
-gradients are averaged. What couples the clips of a batch, CLAP's contrast and batch
-norm, must see the clips of all processes. Files are written by the main process alone,
-into a folder that all of them see.
+gradients are averaged. Operations that couple the clips of a batch, CLAP's contrastive
+loss and batch norm, must see the clips of all processes. Only the main process writes
+files, to a folder that all of them can see.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from minilib.model import has_gpu
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-# of those who wait, e.g. while the main process renders the corpus
+# patience of waiting processes, e.g. while the main process renders the corpus
 PATIENCE = timedelta(hours=6)
-# seconds; a launcher ends its processes within one when the first of them has failed
+# seconds; when one process fails, the launcher ends the others within a second
 GRACE = 5.0
 
 
 def n_processes() -> int:
-    """How many processes the launcher has started."""
+    """The number of processes that the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes, prints and shows bars."""
+    """Whether this is the process that writes, prints and shows progress bars."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def meet() -> PartialState:
-    """Join the processes that were started, on GPUs or on the CPU; a process alone is a
-    run of one.
+    """Join the started processes, on GPUs or on the CPU; a single process is a run of
+    one.
 
     Raises:
-        ValueError: the processes do not find each other, and each would train, and
-            write, as if alone.
+        ValueError: the processes do not find each other, so that each would train and
+            write as if it were alone.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # Where there is no GPU the CPU must be named, or processes would not find each
-    # other; nor do they on Apple's GPU.
+    # Without a GPU, and on Apple's, the CPU must be requested, or the processes would
+    # not find each other.
     alone = n_processes() == 1 and os.environ.get("MINILIB_DEVICE") != "cpu"
     gpu = has_gpu() or (alone and torch.backends.mps.is_available())
     state = PartialState(
@@ -69,37 +69,37 @@ def meet() -> PartialState:
 
 
 def check_shares(name: str, batch_size: int, accumulate: int) -> None:
-    """Raise ValueError where a stage's batch can't be cut into equal shares; unequal
-    ones would weigh unequally.
+    """Raise ValueError if a stage's batch can't be cut into equal shares; unequal ones
+    would have unequal weights.
     """
     if batch_size % (n_processes() * accumulate):
         raise ValueError(
-            f"batch_size of stage {name} must be a multiple of processes x accumulate, "
-            f"{n_processes()} x {accumulate}, not {batch_size}"
+            f"batch_size of stage {name} must be a multiple of processes x accumulate "
+            f"({n_processes()} x {accumulate}), not {batch_size}"
         )
 
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Let the process that fails first tell what is wrong, and the others, which fail
-    with it, end without a word.
+    """Let only the process that fails first report the error; the others, which fail
+    with it, end silently.
 
-    Either all fail alike, or one does and the others wait for it in vain; the launcher
-    ends them.
+    Either all fail in the same way, or one fails and the others wait for it in vain
+    until the launcher ends them.
     """
     try:
         yield
     except Exception as error:
         if n_processes() == 1 or fails_first():
             raise
-        # were this process the first to go, the launcher would cut the other one short
+        # if this process ended first, the launcher would stop the other too early
         time.sleep(GRACE)
         raise SystemExit(2) from error
 
 
 def fails_first() -> bool:
-    """Whether no other process of this run has failed before; they count in the
-    launcher's store.
+    """Whether no other process of this run has failed before; failures are counted in
+    the launcher's store.
     """
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
@@ -107,16 +107,16 @@ def fails_first() -> bool:
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=GRACE))
         return store.add(f"minilib failed, start {start}", 1) == 1
     except (KeyError, RuntimeError):
-        # There is no store: the main process would keep it, and has not begun to, or
-        # has ended.
+        # There is no store: the main process, which would hold it, has not created it
+        # yet or has ended.
         return is_main()
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm (1502.03167) by mean and variance of the global batch: one process's
-    equal share of it is given.
+    """Batch norm (1502.03167) with the mean and variance of the global batch; its input
+    is one process's equal share of that batch.
 
-    (torch's SyncBatchNorm does the same, but on GPUs only.)
+    (torch's SyncBatchNorm does the same, but only on GPUs.)
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,8 +137,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Let each batch norm of a model see the global batch, where several processes
-    train; parameters, buffers and their names stay.
+    """Make each batch norm of a model use the global batch if several processes train;
+    parameters, buffers and their names stay.
     """
     for module in model.modules() if n_processes() > 1 else ():
         if type(module) is nn.BatchNorm2d:

@@ -1,5 +1,5 @@
-"""Whole runs: the recipes of a preset, the data, and every stage in turn into a folder
-that ends as a pipeline.
+"""Whole training runs: the recipes of a preset, the data, and every stage in turn,
+written to a folder that becomes a pipeline.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minilib import folders
+from minilib import files, folders
 from minilib.arguments import MAX_SEED, check_whole
 from minilib.data import OPEN_LICENCES, SILENT, AudioFolder, Corpus, of_part
 from minilib.files import FULL, replacing
@@ -46,15 +47,15 @@ from minilib.training.stages import ALL_STAGES, STAGES
 
 @dataclass(frozen=True)
 class Run:
-    """A preset's training: its data and a recipe for each stage."""
+    """The training of a preset: its data and a recipe for each stage."""
 
-    n_clips: int  # clips of SoundWorld that the stages see
+    n_clips: int  # clips of SoundWorld that the stages train on
     seconds: float
     recipes: dict[str, Recipe]
     options: dict[str, dict[str, Any]] = field(default_factory=dict)  # of stages
-    pairs: float = 0.5  # share of the clips of effects with two events
+    pairs: float = 0.5  # share of clips with two events among those of effects
     music: float = 0.0  # share of clips that are tunes
-    sampling: Sampling = Sampling()  # how the pipeline wants to be sampled
+    sampling: Sampling = Sampling()  # the pipeline's settings for sampling
 
 
 RUNS = {
@@ -147,30 +148,31 @@ def train_stages(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Train stages in turn and write each finished part into `out`, which ends as a
+    """Train stages in turn and write each finished part to `out`, which becomes a
     pipeline.
 
-    Called in each of several processes (`torchrun`, `accelerate launch`), it trains one
-    pipeline with all of them, the same as one process would have; only the first writes
-    and prints.
+    If several processes call it (`torchrun`, `accelerate launch`), they train one
+    pipeline together, the same as one process would; only the first writes and prints.
 
     Args:
-        stages: "all", or names of stages; what a stage needs is taken from `out`.
+        stages: "all", or names of stages; the parts that a stage needs are read from
+            `out`.
         preset: "tiny" or "colab".
         out: folder of the parts, the log and the checkpoints.
         data: folder of captioned recordings; None for SoundWorld.
-        steps: of every stage, instead of the recipe's.
-        resume: skip finished stages and go on from a stage's last checkpoint. Without
-            it they start anew, and forget what was there before.
+        steps: steps of each stage, instead of the recipe's.
+        resume: skip finished stages and continue from a stage's last checkpoint.
+            Otherwise they start from the beginning, and their checkpoints are deleted.
         seed: of weights and batches.
-        progress: show bars, and say what is skipped; else nothing is printed.
+        progress: show bars, and say what is skipped; otherwise print nothing.
 
     Raises:
-        ValueError: unknown stage or preset, steps below 1, recordings or captions that
-            can't be learned from (all that is wrong, in one sentence), a batch that the
-            processes can't share equally; or something to be resumed that is damaged,
-            comes from other data or settings, or was finished with fewer steps.
-        FileNotFoundError: a stage needs a part that is not there yet.
+        ValueError: a stage or preset is unknown, steps are below 1, recordings or
+            captions are unusable (one sentence lists all faults), the processes can't
+            share a batch equally, or another run trains in `out`; or a stage to be
+            resumed is damaged, was made with other data or settings, or was finished
+            with fewer steps.
+        FileNotFoundError: a stage needs a part that does not exist yet.
     """
     asked = ALL_STAGES if stages == "all" else stages
     names = [asked] if isinstance(asked, str) else list(asked)
@@ -182,18 +184,19 @@ def train_stages(
         check_settings(out, run, recipes, preset, seed, data)
         todo = [name for name in names if not finished(out, name)]
     check_startable(out, {name: recipes[name] for name in todo})
-    if todo or data is not None:
-        clips = prepare_data(run, out, data, seed, names, resume, progress)
-    for name in names:
-        if name not in todo:
-            say(f"{name}: {told_finished(out, name)}", progress)
-    if todo:
-        log(out, opening_line(preset, seed, clips))
-    for name in todo:
-        check_needs(out, name)
-        options = run.options.get(name, {})
-        given = recipes[name], options, clips, preset, out, seed, resume, progress
-        run_stage(name, *given)
+    with files.alone(out) if is_main() else nullcontext():
+        if todo or data is not None:
+            clips = prepare_data(run, out, data, seed, names, resume, progress)
+        for name in names:
+            if name not in todo:
+                say(f"{name}: {told_finished(out, name)}", progress)
+        if todo:
+            log(out, opening_line(preset, seed, clips))
+        for name in todo:
+            check_needs(out, name)
+            options = run.options.get(name, {})
+            given = recipes[name], options, clips, preset, out, seed, resume, progress
+            run_stage(name, *given)
     return out
 
 
@@ -208,7 +211,7 @@ def run_stage(
     resume: bool = False,
     progress: bool = True,
 ) -> None:
-    """Train one stage, save what it makes, and note that it is finished."""
+    """Train one stage, save the parts it makes, and record that it is finished."""
     began, kind = time.monotonic(), STAGES[name]
     renewed = [part for part in kind.renews if holds(out, part)]
     parts = {x: folders.load_part(out, x, torch.float32) for x in kind.needs}
@@ -227,31 +230,30 @@ def run_stage(
         checkpoint_path(out, name).unlink(missing_ok=True)
     for part in stage.makes:
         data.forget(part)
-    meet().wait_for_everyone()  # the next stage reads these parts
+    meet().wait_for_everyone()  # since the next stage reads these parts
 
 
 def save_parts(out: Path, name: str, made: dict[str, Any]) -> None:
-    """Write what a stage has made, as float16.
+    """Write the parts that a stage made, as float16.
 
     Raises:
-        FloatingPointError: there is a number that is none in float16; nothing is
-            written then.
+        FloatingPointError: a number is not finite in float16; nothing is written.
     """
     for part, model in made.items():
         for key, x in model.state_dict().items():
             if not to_dtype(x, torch.float16).isfinite().all():
                 where = f"{key} of {part} is not finite in float16"
-                raise FloatingPointError(f"{name}: {where}: lower the learning rate")
+                raise FloatingPointError(f"{name}: {where}; lower the learning rate")
     for part, model in made.items():
         model.save_pretrained(out / part, dtype=torch.float16)
-        # what joint makes of it will be compared with it
+        # the parts that joint tunes will be compared with these
         if part in folders.TUNED and name != "joint":
             apart = out / folders.SEPARATE / part
             model.save_pretrained(apart, dtype=torch.float16)
 
 
 def opening_line(preset: str, seed: int, data: TrainingData) -> str:
-    """What a run is made with and of, for its log."""
+    """The settings and data of a run, as a line for its log."""
     heard = f"{len(data.corpus)} clips"
     if data.recordings:
         heard += f" and {sum(map(len, data.recordings))} pieces of recordings"
@@ -270,42 +272,42 @@ def say(line: str, progress: bool = True) -> None:
 
 
 # --------------------------------------------------------------------------------------
-# What was finished or broken off
+# Stages that are finished or interrupted
 
 
 def note_path(out: Path, name: str) -> Path:
-    """Where it is written down that a stage is finished."""
+    """The path of the note that a stage is finished."""
     return out / "finished" / f"{name}.json"
 
 
 def note_finished(out: Path, name: str, values: dict[str, Any]) -> None:
-    """Write down that a stage is finished, and how."""
+    """Record that a stage is finished, and how."""
     (out / "finished").mkdir(parents=True, exist_ok=True)
     with replacing(note_path(out, name)) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def finished(out: Path, name: str) -> dict[str, Any]:
-    """What was written down when a stage was finished; empty if it was not."""
+    """The record of a finished stage; empty if it is not finished."""
     path = note_path(out, name)
     if not path.is_file():
         return {}
     note = read_json(path)
     if not isinstance(note.get("steps"), int):
-        anew = f"remove it, and {name} starts anew"
-        raise ValueError(f"{path} is damaged: it must tell the `steps`: {anew}")
+        anew = f"remove it to start {name} from the beginning"
+        raise ValueError(f"{path} is damaged, as it has no valid `steps`: {anew}")
     return note
 
 
 def told_finished(out: Path, name: str) -> str:
-    """How a stage was finished before, in words."""
+    """A phrase that says how a stage was finished before."""
     note = finished(out, name)
     older = "" if "data" in note else f"; its note {OLDER}"
-    return f"finished before, {note['steps']} steps{older}"
+    return f"already finished, {note['steps']} steps{older}"
 
 
 def known_origins(out: Path, name: str) -> Iterator[tuple[Path, origins.Origin]]:
-    """The files from which a stage is resumed, and what they say it comes from."""
+    """The files from which a stage is resumed, and the origin that each records."""
     if note := finished(out, name):
         yield note_path(out, name), note
         return
@@ -323,8 +325,8 @@ def check_settings(
     seed: int,
     data: str | Path | None,
 ) -> None:
-    """Raise ValueError where a stage can't be resumed with these settings, before the
-    clips are looked at.
+    """Raise ValueError if a stage can't be resumed with these settings, before the
+    clips are read.
     """
     for name, recipe in recipes.items():
         kind, options = STAGES[name], run.options.get(name)
@@ -335,12 +337,12 @@ def check_settings(
             origins.check(path, name, known, now)
             check_steps(path, known.get("step", 0), recipe.steps)
         if (steps := finished(out, name).get("steps", recipe.steps)) < recipe.steps:
-            longer = f"a run of {recipe.steps} starts anew: leave out --resume"
+            longer = f"to train it for {recipe.steps}, leave out --resume"
             raise ValueError(f"{name} was finished with {steps} steps; {longer}")
 
 
 def check_clips(out: Path, run: Run, names: Sequence[str], clips: TrainingData) -> None:
-    """Raise ValueError where a stage can't be resumed with these clips."""
+    """Raise ValueError if a stage can't be resumed with these clips."""
     for name in names:
         now = origins.of_data(STAGES[name], clips, run.options.get(name))
         for path, known in known_origins(out, name):
@@ -348,7 +350,7 @@ def check_clips(out: Path, run: Run, names: Sequence[str], clips: TrainingData) 
 
 
 def forget(out: Path, names: Sequence[str]) -> None:
-    """Remove the checkpoints and notes of stages that start anew."""
+    """Remove the checkpoints and notes of stages that start from the beginning."""
     for name in names if is_main() else ():
         checkpoint_path(out, name).unlink(missing_ok=True)
         note_path(out, name).unlink(missing_ok=True)
@@ -360,23 +362,23 @@ def holds(out: Path, part: str) -> bool:
 
 
 # --------------------------------------------------------------------------------------
-# What is asked for
+# Checks of a run's arguments
 
 
 def check_run(
     names: list[str], preset: str, steps: int | None, seed: int
 ) -> tuple[int | None, int]:
-    """Steps and seed as ints; ValueError for stages, presets and numbers of steps that
-    there are not.
+    """Steps and seed as ints; ValueError for unknown stages and presets, and for
+    impossible numbers of steps.
     """
     if not names:
-        raise ValueError("stages is empty: name one, or all")
+        raise ValueError("stages is empty: name at least one, or all")
     for name in names:
         if name not in STAGES:
             known = ", ".join(STAGES)
             raise ValueError(f"stage must be all or one of {known}, not {name!r}")
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"stage {twice[0]} is named more than once: it runs once")
+        raise ValueError(f"stage {twice[0]} is named more than once: name it once")
     if preset not in RUNS:
         raise ValueError(f"preset must be one of {', '.join(RUNS)}, not {preset!r}")
     steps = None if steps is None else check_whole("steps", steps, 1)
@@ -384,7 +386,7 @@ def check_run(
 
 
 def check_startable(out: Path, recipes: dict[str, Recipe]) -> None:
-    """Raise a sentence where these stages can't be trained in this folder, or by these
+    """Raise a sentence if these stages can't be trained in this folder or by these
     processes.
     """
     check_out(out)
@@ -396,10 +398,10 @@ def check_startable(out: Path, recipes: dict[str, Recipe]) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Raise ValueError where the folder can't be made or takes no file: the clips,
-    which come first, take minutes.
+    """Raise ValueError if the folder can't be made or written to, before the clips take
+    minutes to render.
     """
-    wanted = f"out must be a folder that can be written to, not {str(out)!r}"
+    wanted = f"out must be a writable folder, not {str(out)!r}"
     paths = (out, *out.absolute().parents)
     there = next(path for path in paths if os.path.lexists(path))
     if not there.is_dir():
@@ -414,18 +416,18 @@ def check_out(out: Path) -> None:
 
 
 def check_released(out: Path, names: list[str]) -> None:
-    """Raise ValueError for a stage that would put a part of a preset among those of a
-    released pipeline.
+    """Raise ValueError for a stage that would replace a part of a released pipeline by
+    one of a preset.
     """
     tunes = ("adversarial", "audiomae", "joint", "judge")
     others = [name for name in names if name not in tunes]
     if folders.holds_released(out) and others:
         raise ValueError(
-            f"{out} holds a released pipeline, which audiomae and joint tune further; "
-            f"{others[0]} would start anew: give it another --out"
+            f"{out} holds a released pipeline, which audiomae and joint can tune; "
+            f"{others[0]} would start from random weights: use another --out"
         )
     if "joint" in names and speaks(out):
-        lacks = "what is said in the clips, which no folder of recordings tells"
+        lacks = "the words spoken in the clips, which no folder of recordings provides"
         raise ValueError(f"{out} holds a speech model, and joint would need {lacks}")
 
 
@@ -437,7 +439,7 @@ def speaks(out: Path) -> bool:
 
 
 def check_needs(out: Path, name: str) -> None:
-    """Raise FileNotFoundError where a part that the stage builds on has not been
+    """Raise FileNotFoundError if a part that the stage builds on has not been
     trained.
     """
     for part in STAGES[name].needs:
@@ -463,10 +465,10 @@ def prepare_data(
     progress: bool = True,
 ) -> TrainingData:
     """Clips, captions, tokenizer and recordings for these stages of a run, kept in
-    `out` for the next one. All is looked at before anything is written.
+    `out` for later runs. Everything is checked before anything is written.
 
-    A tokenizer belongs to the encoders that learned to read with it: where one of them
-    stays, so does the tokenizer, which is open to any word.
+    A tokenizer belongs to the encoders that learned to read with it: if one of them
+    stays, so does the tokenizer, which can encode any word.
     """
     data = read_clips(run, out, folder, seed, names, progress)
     new = [name for name in names if not (resume and finished(out, name))]
@@ -482,7 +484,7 @@ def prepare_data(
     )
     if any(origins.reads_captions(STAGES[name]) for name in new):
         check_captions([data.tokenizer], data.corpus.captions)
-    meet().wait_for_everyone()  # all have looked at what the first will now change
+    meet().wait_for_everyone()  # all have read the files that the first now changes
     if is_main() and new:
         if not resume:
             forget(out, names)
@@ -501,8 +503,8 @@ def read_clips(
     names: Sequence[str],
     progress: bool,
 ) -> TrainingData:
-    """The clips of SoundWorld, with recordings beside them, or those of a folder in
-    which nothing is wrong.
+    """The clips of SoundWorld, with recordings if there are any, or those of a folder
+    without faults.
     """
     if folder is None:
         corpus = cached_soundworld(run, out / "cache", seed, progress)
@@ -518,11 +520,11 @@ def read_clips(
 
 
 def check_folder(out: Path, folder: str | Path, names: Sequence[str]) -> None:
-    """Raise ValueError with all that is wrong with a folder of recordings: its table,
-    its files, and captions that are too long.
+    """Raise ValueError with all faults in a folder of recordings: in its table, in its
+    files, and captions that are too long.
     """
     every = AudioFolder(folder, strict=False)
-    # a silent file costs no more than itself: it is left out, and named
+    # a silent file does no harm: it is left out, with a warning
     faults = [x for x in every.faults() if not x.endswith(SILENT)]
     if every.captions and (tokenizers := read_with(out, names, every.captions)):
         faults += long_captions(every, tokenizers)
@@ -537,8 +539,8 @@ def check_folder(out: Path, folder: str | Path, names: Sequence[str]) -> None:
 def read_with(
     out: Path, names: Sequence[str], captions: Sequence[str] = ()
 ) -> list[Any]:
-    """The tokenizers with which these stages read captions: those in the folder, or
-    one that would be made from the captions.
+    """The tokenizers with which these stages read captions: those in the folder, or one
+    that would be trained on the captions.
     """
     if not any(origins.reads_captions(STAGES[name]) for name in names):
         return []
@@ -551,8 +553,8 @@ def read_with(
 
 
 def long_captions(folder: AudioFolder, tokenizers: Sequence[Any] = ()) -> list[str]:
-    """The captions of a folder that have too many tokens, a sentence each, with file
-    and line; without tokenizers, for the one that would be made from them.
+    """A sentence, with file and line, for each caption in a folder that has too many
+    tokens; without tokenizers, for the one that would be trained on them.
     """
     captions = [caption for caption in folder.captions if caption]
     if captions and not tokenizers:
@@ -563,7 +565,7 @@ def long_captions(folder: AudioFolder, tokenizers: Sequence[Any] = ()) -> list[s
 
 
 def too_long(tokenizers: Sequence[Any], captions: Sequence[str]) -> list[str]:
-    """What tokenizers say of captions that have too many tokens."""
+    """The errors of tokenizers about captions that have too many tokens."""
     said = []
     for caption in captions:
         try:
@@ -575,14 +577,14 @@ def too_long(tokenizers: Sequence[Any], captions: Sequence[str]) -> list[str]:
 
 
 def check_captions(tokenizers: Sequence[Any], captions: Sequence[str]) -> None:
-    """Raise ValueError with all captions that are too long to be read."""
+    """Raise ValueError that names all captions that are too long to be read."""
     if said := too_long(tokenizers, sorted(set(captions))):
         raise ValueError("; ".join(said))
 
 
 def keeps_tokenizer(out: Path, names: Sequence[str], resume: bool) -> bool:
-    """Whether some encoder in the folder has learned to read, or is learning, and these
-    stages don't start it anew.
+    """Whether an encoder in the folder has learned to read, or is learning, and these
+    stages do not restart it.
     """
     trained = origins.ENCODERS.difference(names)
     learning = origins.ENCODERS if resume else trained
@@ -594,10 +596,10 @@ def keeps_tokenizer(out: Path, names: Sequence[str], resume: bool) -> bool:
 def write_words(
     run: Run, out: Path, data: TrainingData, names: Sequence[str], stays: bool
 ) -> None:
-    """Write tokenizer and description, but for what stays."""
+    """Write the tokenizer and the description, except for those that stay."""
     if not stays:
         folders.save_tokenizers(out, data.tokenizer, data.tokenizer)
-    # these learn what the words sound like
+    # these stages learn how the words sound
     if not stays or {"gpt", "joint"}.intersection(names):
         recorded = data.folder is not None
         corpus = data.corpus
@@ -620,8 +622,8 @@ def cached_soundworld(
 
 
 def soundworld_words(run: Run, corpus: Corpus) -> dict[str, list[str]]:
-    """What a pipeline of SoundWorld knows: words, classes, and captions to suggest, the
-    plain one of every class first.
+    """The vocabulary of a pipeline trained on SoundWorld: words, classes, and captions
+    to suggest, beginning with the plain one of every class.
     """
     classes = sorted([*CLASSES, *(INSTRUMENTS if run.music else ())])
     told = [plain(name) for name in classes]
@@ -631,19 +633,21 @@ def soundworld_words(run: Run, corpus: Corpus) -> dict[str, list[str]]:
 
 
 def caption_words(corpus: Corpus) -> dict[str, list[str]]:
-    """What a pipeline of recordings knows: words, and captions to suggest."""
+    """The vocabulary of a pipeline trained on recordings: words, and captions to
+    suggest.
+    """
     captions = sorted(set(corpus.captions))
     words = {word for caption in captions for word in split_words(caption)}
     return {"words": sorted(words - {""}), "classes": [], "captions": captions[:200]}
 
 
 def recordings(seconds: float, progress: bool = True) -> list[Corpus]:
-    """Openly licensed recordings in the folder that MINILIB_REALAUDIO names, kind by
-    kind.
+    """The openly licensed recordings in the folder that MINILIB_REALAUDIO names,
+    grouped by kind.
     """
     folder = os.environ.get("MINILIB_REALAUDIO")
     if not folder:
-        heard = "VAE, vocoder and AudioMAE hear SoundWorld only"
+        heard = "VAE, vocoder and AudioMAE train on SoundWorld only"
         say(f"MINILIB_REALAUDIO is not set: {heard}", progress)
         return []
     given = {"part": "train", "licences": OPEN_LICENCES, "captions": False}

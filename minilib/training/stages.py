@@ -109,10 +109,7 @@ class Stage(ABC):
 
 
 class VAEStage(Stage):
-    """The KL-regularised autoencoder on crops of log-mels, self-supervised.
-
-    Chapter 07.
-    """
+    """The KL-regularised autoencoder, self-supervised, on log-mels. Chapter 07."""
 
     name, makes = "vae", ("vae",)
 

@@ -209,7 +209,7 @@ CLAP = "clap.model.text_projection.0"
         (lambda s: s.pop(OUT), "conv_out.weight is missing"),
         (
             lambda s: s.update({"cond_stage_models.2.x": torch.zeros(1)}),
-            "holds cond_stage_models.2.x, which is no part of AudioLDM 2",
+            "holds cond_stage_models.2.x, which is not part of AudioLDM 2",
         ),
         (
             lambda s: s.update({"first_stage_model.quant_conv.bias": torch.zeros(2)}),
@@ -225,7 +225,7 @@ CLAP = "clap.model.text_projection.0"
         ),
         (
             lambda s: [s.pop(name) for name in list(s) if "diffusion" in name],
-            "is no checkpoint of AudioLDM 2",
+            "is not a checkpoint of AudioLDM 2",
         ),
         (
             lambda s: s.update(code=pytest.raises),
@@ -248,5 +248,5 @@ def test_a_missing_file_and_a_speech_model_are_refused(published, peers, tmp_pat
     folder, path, _ = published
     with pytest.raises(FileNotFoundError, match="other.pth is missing"):
         released.read_original(tmp_path / "other.pth", folder)
-    with pytest.raises(ValueError, match="is a speech model, which is read from a fol"):
+    with pytest.raises(ValueError, match="is a speech model: it can be read only from"):
         released.read_original(path, peers("speech")[1])
