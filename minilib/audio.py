@@ -25,6 +25,8 @@ import soundfile
 import torch
 from torch import Tensor
 
+from minilib.arguments import check_path, shown
+
 SAMPLE_RATE = 16000  # samples a second
 HOP = 160  # samples from one frame to the next: 100 frames a second
 N_FFT = 1024  # samples in a frame: 64 ms
@@ -48,8 +50,8 @@ CHUNKS = {
 def hz_to_mel(hz: float | Tensor) -> Tensor:
     """Mel number of a frequency on Slaney's scale (Auditory Toolbox, 1998).
 
-    Up to 1000 Hz the scale is linear, 15 mel at 1000 Hz; above it is logarithmic, 27
-    mel for each factor 6.4.
+    Up to 1000 Hz the scale is linear, with 15 mel at 1000 Hz; above that it is
+    logarithmic, with 27 mel for each factor of 6.4.
 
     Args:
         hz: frequencies in hertz, any shape.
@@ -91,8 +93,8 @@ def mel_filters(
     """Triangular filters, evenly spaced in mel and of equal area in hertz (Slaney
     1998).
 
-    Band f rises from the centre of band f - 1 to its own centre and falls to the centre
-    of band f + 1.
+    Band j rises from the centre of band j - 1 to its own centre and falls to the centre
+    of band j + 1.
 
     Args:
         n_mels: number of bands F; n_fft: samples in a frame; sample_rate: in hertz.
@@ -123,13 +125,13 @@ def mel_filters(
 def stft(wave: Tensor) -> Tensor:
     """Short-time Fourier transform: one spectrum of a Hann window of 64 ms every 10 ms.
 
-    Frame t is centred on sample t * HOP; the ends are mirrored, and the last frame is
-    dropped, so that a second is 100 frames and not 101.
+    Frame m is centred on sample m * HOP; the ends are mirrored, and the last frame is
+    dropped, so that a second has 100 frames and not 101.
 
     Args:
         wave: (B, N) in [-1, 1], N > 512 (the mirror at each end shows 512 samples).
     Returns:
-        (B, T, K) complex, T = N // 160 frames of K = 513 frequencies, 0 to 8000 Hz.
+        (B, M, K) complex: M = N // 160 frames of K = 513 frequencies, 0 to 8000 Hz.
     Raises:
         ValueError: `wave` is not (B, N), or is too short.
 
@@ -151,7 +153,7 @@ def stft(wave: Tensor) -> Tensor:
         pad_mode="reflect",
         return_complex=True,
     )
-    # (B, T, K)
+    # (B, M, K)
     return spec.to(wave.dtype.to_complex()).transpose(1, 2)[:, : wave.shape[1] // HOP]
 
 
@@ -163,7 +165,7 @@ def istft(spec: Tensor, n_samples: int) -> Tensor:
     `istft(stft(wave), N)` gives the wave back.
 
     Args:
-        spec: (B, T, K) complex; n_samples: N, with N // 160 == T.
+        spec: (B, M, K) complex; n_samples: N, with N // 160 == M.
     Returns:
         (B, N) wave.
     Raises:
@@ -171,10 +173,10 @@ def istft(spec: Tensor, n_samples: int) -> Tensor:
 
     Chapter 01.
     """
-    T = spec.shape[1]
-    if n_samples // HOP != T:
+    M = spec.shape[1]
+    if n_samples // HOP != M:
         raise ValueError(
-            f"n_samples must be from {T * HOP} to {T * HOP + HOP - 1} for {T} frames; "
+            f"n_samples must be from {M * HOP} to {M * HOP + HOP - 1} for {M} frames; "
             f"given {n_samples}"
         )
     window = torch.hann_window(N_FFT, dtype=spec.real.dtype, device=spec.device)
@@ -191,24 +193,23 @@ def log_mel(wave: Tensor) -> Tensor:
     Args:
         wave: (B, N) in [-1, 1], N > 512.
     Returns:
-        (B, 1, T, F), T = N // 160 frames of F = 64 bands, each at least ln(1e-5) =
-        -11.5.
+        (B, 1, M, F): M = N // 160 frames of F = 64 bands, each value at least
+        ln(1e-5) = -11.5.
     Raises:
         ValueError: `wave` is not (B, N), or is too short.
 
     Chapter 01.
     """
-    magnitude = stft(wave).abs()  # (B, T, K)
-    mel = magnitude @ mel_filters().to(magnitude).T  # (B, T, F)
-    return mel.clamp_min(LOG_FLOOR).log()[:, None]  # (B, 1, T, F)
+    magnitude = stft(wave).abs()  # (B, M, K)
+    mel = magnitude @ mel_filters().to(magnitude).T  # (B, M, F)
+    return mel.clamp_min(LOG_FLOOR).log()[:, None]  # (B, 1, M, F)
 
 
 def decibels(log_ratio: Tensor) -> Tensor:
-    """Decibels of a difference of log-mels: 20 log10 of a ratio whose natural logarithm
-    is given.
+    """Decibels of a ratio whose natural logarithm is given: 20 log10 of the ratio.
 
-    `decibels((a - b).abs().mean())` is the log-mel L1 distance of a and b that this
-    course reports.
+    A difference of log-mel spectrograms is such a logarithm: this course reports the
+    distance `decibels((a - b).abs().mean())` of log-mels a and b.
 
     Args:
         log_ratio: natural logarithm of a ratio of magnitudes, any shape.
@@ -227,7 +228,7 @@ def loudness(log_mel: Tensor) -> Tensor:
     and this by little.
 
     Args:
-        log_mel: (..., T, F), T at least 5.
+        log_mel: (..., M, F), M at least 5.
     Returns:
         (...,): twice the amplitude is 6 dB more; no number stands for full scale.
     """
@@ -242,8 +243,8 @@ def loudness(log_mel: Tensor) -> Tensor:
 
 @lru_cache
 def mel_inverse() -> Tensor:
-    """Pseudo-inverse of the mel filters (Moore and Penrose): the least magnitudes that
-    give the bands.
+    """Pseudo-inverse of the mel filters (Moore and Penrose): it gives the smallest
+    magnitudes that have the wanted bands.
 
     Returns:
         (K, F) weights, float32; shared: don't write to it.
@@ -254,43 +255,43 @@ def mel_inverse() -> Tensor:
 
 
 def mel_to_linear(log_mel: Tensor) -> Tensor:
-    """Magnitudes of the STFT guessed from a log-mel: pseudo-inverse of the filters,
-    negative values set to 0.
+    """Magnitudes of the STFT estimated from a log-mel: pseudo-inverse of the filters,
+    with negative values set to 0.
 
-    One matrix product, so it is quick; `fit_magnitude` is slower and truer.
+    One matrix product, so it is fast; `fit_magnitude` is slower and more accurate.
 
     Args:
-        log_mel: (B, 1, T, F) as from `log_mel`.
+        log_mel: (B, 1, M, F) as from `log_mel`.
     Returns:
-        (B, T, K) magnitudes.
+        (B, M, K) magnitudes.
 
     Chapter 01.
     """
-    mel = log_mel[:, 0].exp()  # (B, T, F)
-    return (mel @ mel_inverse().to(mel).T).clamp_min(0)  # (B, T, K)
+    mel = log_mel[:, 0].exp()  # (B, M, F)
+    return (mel @ mel_inverse().to(mel).T).clamp_min(0)  # (B, M, K)
 
 
 def fit_magnitude(log_mel: Tensor, n_iter: int = 20) -> Tensor:
-    """Magnitudes of the STFT that give a log-mel back, by multiplicative updates (Lee
+    """Magnitudes of the STFT that reproduce a log-mel, by multiplicative updates (Lee
     and Seung 2001, eq. 5).
 
-    From a flat spectrum on, each magnitude is multiplied by how much its bands still
-    lack or exceed: it stays positive, and the bands come to fit. What 64 bands can't
-    tell of 513 frequencies stays blurred.
+    Beginning with a flat spectrum, each magnitude is multiplied by how much its bands
+    still lack or exceed: it stays positive, and the bands come to fit. What 64 bands
+    can't tell about 513 frequencies stays blurred.
 
     Args:
-        log_mel: (B, 1, T, F) as from `log_mel`; n_iter: rounds.
+        log_mel: (B, 1, M, F) as from `log_mel`; n_iter: rounds.
     Returns:
-        (B, T, K) magnitudes.
+        (B, M, K) magnitudes.
 
     Chapter 01.
     """
-    # (B, T, F); all 0 would divide 0 by 0
+    # (B, M, F); silence, all 0, would divide 0 by 0
     mel = log_mel[:, 0].exp().clamp_min(LOG_FLOOR)
     filters = mel_filters().to(mel)  # (F, K)
-    magnitude = mel.new_ones(*mel.shape[:2], filters.shape[1])  # (B, T, K)
+    magnitude = mel.new_ones(*mel.shape[:2], filters.shape[1])  # (B, M, K)
     for _ in range(n_iter):
-        ratio = mel / (magnitude @ filters.T)  # (B, T, F)
+        ratio = mel / (magnitude @ filters.T)  # (B, M, F)
         # 0 Hz is in no band
         magnitude = magnitude * (ratio @ filters) / filters.sum(dim=0).clamp_min(1e-9)
     return magnitude
@@ -306,27 +307,27 @@ def griffin_lim(
     """A wave that fits a log-mel, by the fast Griffin-Lim algorithm (Perraudin et al.
     2013, algorithm 2).
 
-    Start from random phase; again and again go to the wave and back, keep the phase
-    that comes back, pushed on along its last change, and put the wanted magnitudes
-    under it. `momentum=0` is Griffin and Lim 1984.
+    Start from a random phase; again and again go to the wave and back, push the result
+    on along its last change, keep its phase, and restore the wanted magnitudes.
+    `momentum=0` is Griffin and Lim 1984.
 
     Args:
-        log_mel: (B, 1, T, F), T >= 4 frames; n_iter: rounds; generator: of the first
+        log_mel: (B, 1, M, F), M >= 4 frames; n_iter: rounds; generator: draws the first
             phase, on the CPU.
         momentum: how far the push goes, 0 to 1.
     Returns:
-        (B, T * 160) wave, clipped to [-1, 1].
+        (B, M * 160) wave, clipped to [-1, 1].
 
     Chapter 01.
     """
-    magnitude = fit_magnitude(log_mel)  # (B, T, K)
+    magnitude = fit_magnitude(log_mel)  # (B, M, K)
     n_samples = magnitude.shape[1] * HOP
     turns = torch.rand(magnitude.shape, generator=generator).to(magnitude)
-    # (B, T, K), on the unit circle
+    # (B, M, K), on the unit circle
     phase = torch.polar(torch.ones_like(turns), 2 * math.pi * turns)
     last = torch.zeros_like(phase)
     for _ in range(n_iter):
-        consistent = stft(istft(magnitude * phase, n_samples))  # (B, T, K)
+        consistent = stft(istft(magnitude * phase, n_samples))  # (B, M, K)
         # sgn(z) = z / |z|
         phase = torch.sgn(consistent + momentum * (consistent - last))
         last = consistent
@@ -338,18 +339,18 @@ def griffin_lim(
 
 
 def load(path: str | Path | BinaryIO, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Read a sound file as one channel: whatever soundfile reads, of any rate, length
-    and number of channels.
+    """Read a sound file as one channel: whatever soundfile reads, at any rate, of any
+    length and number of channels.
 
-    Nothing is clipped: a file that is louder than 1 is scaled down to it, with a
-    warning, and so, without one, is what resampling makes a little louder.
+    Nothing is clipped: a file whose peak exceeds 1 is scaled down to 1 with a warning;
+    so is, without a warning, a sound that resampling has made slightly louder than 1.
 
     Args:
         path: the file, a pipe, or an open binary stream; sample_rate: of the result, in
-            hertz; another rate in the file is resampled.
+            hertz; a file with another rate is resampled.
     Returns:
-        (N,) float32 in [-1, 1], the mean of the channels; with a warning, the loudest
-        channel where they cancel each other out.
+        (N,) float32 in [-1, 1], the mean of the channels; where these cancel each other
+        out, the loudest one, with a warning.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is a folder, not audio, cut off, empty, or holds NaN.
@@ -378,7 +379,7 @@ def save(path: str | Path, wave: Tensor, sample_rate: int = SAMPLE_RATE) -> None
         FileNotFoundError: there is no such folder.
         ValueError: the suffix is unknown, the wave can't be written, or the file can't.
     """
-    path = Path(path)
+    path = check_path("path", path)
     suffix = path.suffix.lower()
     if suffix not in (".wav", ".flac", ".ogg", ".mp3"):
         raise ValueError(
@@ -414,7 +415,7 @@ def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
         ValueError: the wave has another shape, no samples, or NaN, or the format has no
             such rate.
     """
-    wave = torch.as_tensor(wave).detach().cpu().float()
+    wave = _as_wave(wave)
     if wave.ndim == 2 and wave.shape[0] == 1:
         wave = wave[0]
     if wave.ndim != 1 or len(wave) == 0:
@@ -439,6 +440,20 @@ def encode(wave: Tensor, format: str, sample_rate: int = SAMPLE_RATE) -> bytes:
             f"sample_rate {sample_rate} can't be written as {format}: {error}"
         ) from error
     return buffer.getvalue()
+
+
+def _as_wave(wave: Tensor) -> Tensor:
+    """A wave as float32 on the CPU; a sentence for what is none, 16-bit samples
+    included, of which clipping would leave little but the sign.
+    """
+    wanted = "wave must hold floating-point numbers in [-1, 1]"
+    try:
+        wave = torch.as_tensor(wave).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{wanted}, not {shown(wave)}") from error
+    if not wave.is_floating_point():
+        raise TypeError(f"{wanted}, not {wave.dtype}")
+    return wave.float()
 
 
 def read(path: str | Path | BinaryIO) -> tuple[np.ndarray, int]:
@@ -490,7 +505,7 @@ def _source(path: str | Path | BinaryIO) -> tuple[Path | bytes, str]:
         named = getattr(path, "name", None)
         source, name = path.read(), repr(named) if named else "the stream"
     else:
-        path = Path(path)
+        path = check_path("path", path)
         name = repr(str(path))
         if not path.exists():
             raise FileNotFoundError(f"path must name a sound file; there is no {name}")

@@ -51,9 +51,7 @@ class Schedule:
 
     @cached_property
     def alpha_bar(self) -> Tensor:
-        """Share of the variance of x0 that is left at level t: the product of alpha up
-        to t.
-        """
+        """Share of the variance of x0 left at level t: alpha[1] ... alpha[t]."""
         return self.alpha.cumprod(dim=0)
 
     @cached_property
@@ -83,7 +81,7 @@ def sqrt_linear_schedule(
     T: int = 1000, beta_1: float = 0.0015, beta_T: float = 0.0195
 ) -> Schedule:
     """The schedule of latent diffusion (Rombach et al., 2112.10752) and AudioLDM 2:
-    sqrt(beta) grows linearly.
+    sqrt(beta) grows linearly from step 1 to step T.
 
     Args:
         T: number of steps; beta_1, beta_T: variance of the noise of the first and the
@@ -101,7 +99,7 @@ def cosine_schedule(T: int = 1000, s: float = 0.008, most: float = 0.999) -> Sch
 
     Args:
         T: number of steps; s: shift that keeps the first steps from being too small;
-            most: beta at most.
+            most: the upper limit of beta.
 
     Chapter 03.
     """
@@ -121,7 +119,7 @@ def at(values: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
     Args:
         values: (T + 1,) table; t: (B,) levels, or one for all; x: (B, ...).
     Returns:
-        (B, 1, ...) or (1, 1, ...), of x's dtype and on its device.
+        (B, 1, ...) or (1, 1, ...), as many axes as x, of its dtype and on its device.
 
     Chapter 03.
     """
@@ -173,12 +171,12 @@ def posterior(
         schedule: the noise levels; x0: (B, ...) clean; xt: (B, ...) noisy; t: (B,)
             levels 1 to T.
     Returns:
-        mean (B, ...), a mixture of x0 and xt; variance (B, 1, ...), which depends on t
-        only, 0 at t = 1.
+        mean (B, ...), a weighted sum of x0 and xt; variance (B, 1, ...), which depends
+        on t only, and is 0 at t = 1.
 
     Chapter 04.
     """
-    # at t: those of t and t - 1
+    # at t: those of t and t - 1; entry 0, to which the end wraps round, is never read
     alpha_bar, alpha_bar_before = schedule.alpha_bar, schedule.alpha_bar.roll(1)
     # schedule.alpha, but rounded like alpha_bar: the shares add up better
     alpha = alpha_bar / alpha_bar_before
@@ -189,22 +187,22 @@ def posterior(
     return mean, at(beta_tilde, t, xt)
 
 
-def gaussian_kl(mean_p: Tensor, var_p: Tensor, mean_q: Tensor, var_q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence KL(p || q) of two Gaussians with independent
+def gaussian_kl(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
+    """Kullback-Leibler divergence KL(a || b) of two Gaussians with independent
     dimensions, in nats.
 
-    0.5 * sum(log(var_q / var_p) + (var_p + (mean_p - mean_q)^2) / var_q - 1), the sum
+    0.5 * sum(log(var_b / var_a) + (var_a + (mean_a - mean_b)^2) / var_b - 1), the sum
     over the dimensions.
 
     Args:
-        mean_p, var_p, mean_q, var_q: (B, ...), or shapes that broadcast to it;
+        mean_a, var_a, mean_b, var_b: (B, ...), or shapes that broadcast to it;
             variances above 0.
     Returns:
         (B,).
 
     Chapter 04.
     """
-    terms = (var_q / var_p).log() + (var_p + (mean_p - mean_q) ** 2) / var_q - 1
+    terms = (var_b / var_a).log() + (var_a + (mean_a - mean_b) ** 2) / var_b - 1
     return 0.5 * terms.flatten(1).sum(dim=1)
 
 
@@ -229,8 +227,8 @@ def velocity(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Te
     2202.00512, section 4).
 
     A network that predicts v predicts nearly the noise where there is little of it, and
-    nearly -x0 where all is noise: there the noise alone says nothing of x0, and a small
-    error in it would be a large one in x0.
+    nearly -x0 where all is noise: there the noise alone says nothing about x0, and a
+    small error in it would become a large one in x0.
 
     Args:
         schedule: the noise levels; x0: (B, ...) clean; t: (B,) levels 0 to T; eps: (B,
@@ -280,8 +278,8 @@ def eps_from_mean(
 def eps_from_velocity(
     schedule: Schedule, xt: Tensor, t: Tensor | int, v: Tensor
 ) -> Tensor:
-    """The noise that a velocity means: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt
-    (2202.00512, section 4).
+    """The noise that belongs to a velocity: eps = sqrt(alpha_bar) v + sqrt(1 -
+    alpha_bar) xt (2202.00512, section 4).
 
     Args:
         schedule: the noise levels; xt: (B, ...) noisy; t: (B,) levels 1 to T; v: (B,
@@ -298,8 +296,8 @@ def eps_from_velocity(
 def weighted_mse(
     prediction: Tensor, target: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """Mean squared error of predictions (B, ...), each item times its weight (B,), None
-    for 1.
+    """Mean squared error of predictions (B, ...), each item times its weight (B,); no
+    weight means 1.
 
     Chapter 05.
     """
@@ -381,8 +379,8 @@ def v_loss(
 
 
 def x0_error(schedule: Schedule, t: Tensor, target: str) -> Tensor:
-    """Squared error of x0 that a squared error of 1 in the target means at level t: the
-    targets' common currency.
+    """Squared error of x0 that a squared error of 1 in the target amounts to at level
+    t: the targets' common currency.
 
     Args:
         schedule: the noise levels; t: (B,) levels, 1 to T ("mean": 2 to T).
@@ -390,7 +388,7 @@ def x0_error(schedule: Schedule, t: Tensor, target: str) -> Tensor:
     Returns:
         (B,).
     Raises:
-        ValueError: `target` is none of the four.
+        ValueError: `target` is not one of the four.
 
     Chapter 05.
     """
@@ -408,15 +406,15 @@ def x0_error(schedule: Schedule, t: Tensor, target: str) -> Tensor:
 
 
 def elbo_weight(schedule: Schedule, t: Tensor, target: str = "eps") -> Tensor:
-    """What makes a squared error, summed over the dimensions, the KL term of the ELBO
-    at level t (Ho et al., Eq. 12).
+    """Weight of the squared error, summed over the dimensions, in nats: it makes it the
+    KL term of the ELBO at level t (Ho et al., Eq. 12).
 
     For "eps" it is beta^2 / (2 beta_tilde alpha (1 - alpha_bar)); for "x0" half of what
     the signal-to-noise ratio loses in step t (Kingma et al., 2107.00630, Eq. 13).
 
     Args:
-        schedule: the noise levels; t: (B,) levels 2 to T, for at 1 the posterior has no
-            variance.
+        schedule: the noise levels; t: (B,) levels 2 to T: at 1 the posterior's variance
+            is 0.
         target: "mean", "x0", "eps" or "v", see `x0_error`.
     Returns:
         (B,).
@@ -429,8 +427,8 @@ def elbo_weight(schedule: Schedule, t: Tensor, target: str = "eps") -> Tensor:
 def min_snr_weight(
     schedule: Schedule, t: Tensor, target: str = "eps", gamma: float = 5.0
 ) -> Tensor:
-    """Min-SNR weighting (Hang et al., 2303.09556, section 3.4): as if x0 were weighed
-    by min(SNR, gamma).
+    """Min-SNR weighting (Hang et al., 2303.09556, section 3.4): the weight of the
+    target that gives x0 the weight min(SNR, gamma).
 
     Args:
         schedule: the noise levels; t: (B,) levels 1 to T; gamma: no level weighs more
@@ -461,7 +459,7 @@ def randn_like(
     x: Tensor, generator: torch.Generator | list[torch.Generator] | None
 ) -> Tensor:
     """Standard normal noise in the shape of x, drawn on the CPU: the same on every
-    device. Of a list of generators each draws its share of the items, in order.
+    device. Each generator of a list draws for its share of the items, in order.
 
     Chapter 06.
     """
@@ -482,19 +480,19 @@ def ddpm_step(
     """One step of ancestral sampling, from level t to t - 1 (Ho et al., Algorithm 2,
     lines 3 and 4).
 
-    x0 is predicted, and x_{t-1} drawn around the mean of the posterior that it and xt
-    give; at t = 1 it is the mean.
+    Predicts x0 and draws x_{t-1} around the mean of the posterior, given x0 and xt; at
+    t = 1 it returns the mean.
 
     Args:
         schedule: the noise levels; xt: (B, ...); t: 1 to T; eps: (B, ...), the
             predicted noise.
-        generator: of the noise, on the CPU.
+        generator: for the noise, on the CPU.
         variance: "beta_tilde", the posterior's (Eq. 7), right if x0 is one point; or
             "beta", right if x0 is standard normal (section 3.2).
     Returns:
         x_{t-1}, (B, ...).
     Raises:
-        ValueError: `variance` is neither.
+        ValueError: `variance` is neither of the two.
 
     Chapter 06.
     """
@@ -523,7 +521,7 @@ def ddpm_sample(
     Args:
         model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard
             normal.
-        generator: of the noise of the steps, on the CPU; variance: of that noise, see
+        generator: for the noise of the steps, on the CPU; variance: of that noise, see
             `ddpm_step`.
         callback: called before each step with its number i, level t, xt and the
             predicted noise.
@@ -553,8 +551,8 @@ def time_steps(
 
     Args:
         T: the highest level; steps: how many to visit, 1 to T.
-        spacing: "leading" or "trailing"; offset: levels to lift "leading" by, as far as
-            T allows.
+        spacing: "leading" or "trailing"; offset: how many levels to lift "leading", as
+            far as T allows.
     Returns:
         `steps` levels from 1 to T, falling.
     Raises:
@@ -587,14 +585,14 @@ def ddim_step(
     """One step of DDIM, from level t to any lower level s (Song et al., Eqs. 12 and 16;
     their alpha is alpha_bar).
 
-    x0 is predicted, and noised again to level s: in part by the same noise, in part, of
-    deviation sigma, by new.
+    Predicts x0 and noises it again to level s: partly with the same noise, partly with
+    new noise of deviation sigma.
 
     Args:
         schedule: the noise levels; xt: (B, ...); t, s: levels, s <= t; eps: (B, ...),
             the predicted noise.
         eta: share of new noise; 0 for none (DDIM), 1 for as much as DDPM adds;
-            generator: of it, on the CPU.
+            generator: for the new noise, on the CPU.
     Returns:
         xs, (B, ...).
 
@@ -625,14 +623,14 @@ def ddim_sample(
     callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Sampling by DDIM (Song et al., section 4), in as few steps as wanted; without new
+    """Sampling by DDIM (Song et al., section 4) in any number of steps; without new
     noise unless eta > 0.
 
     Args:
         model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard
             normal.
         steps, spacing, offset: which levels to visit, see `time_steps`.
-        eta: share of new noise in each step, 0 to 1; generator: of it, on the CPU.
+        eta: share of new noise in each step, 0 to 1; generator: for it, on the CPU.
         last: the level to end at: 1, as the released models do, or 0, the clean end.
         callback: called before each step with its number i, level t, xt and the
             predicted noise.
@@ -703,17 +701,17 @@ def dpm_solver_sample(
     callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Sampling by DPM-Solver++ (2M): deterministic, of second order, good in 10 to 20
+    """Sampling by DPM-Solver++ (2M): deterministic, of second order, good in 15 to 20
     steps (2211.01095).
 
-    The first step is of first order, and so is the last one of fewer than 15, where it
-    helps (their section 5).
+    The first step is of first order. With fewer than 15 steps so is the last, which
+    keeps it stable (as in the authors' code).
 
     Args:
         model: predicts the noise; schedule: the noise levels; xT: (B, ...) standard
             normal.
-        steps, spacing, offset: which levels to visit, see `time_steps`; "leading"
-            leaves out the lowest of one more.
+        steps, spacing, offset: which levels to visit, see `time_steps`; "leading" takes
+            the levels of one step more, without the lowest.
         last: the level to end at: 0, the clean end, or 1, the lowest noise.
         callback: called before each step with its number i, level t, xt and the
             predicted noise.
