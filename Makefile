@@ -61,7 +61,7 @@ test: setup
 		|| $(call stop_with,$(BOOK_LOG),The book has warnings or errors: see the last lines of $(BOOK_LOG) above.)
 	@touch $(BOOK)
 	@echo "[6/6] Its pages in a browser"
-	@$(PY) -m pytest -q tests/browser || $(call stop,A page is not as it should be: see above.)
+	@$(PY) -m pytest -q -n 2 tests/browser || $(call stop,A page is not as it should be: see above.)
 	@echo "All is well."
 
 bench: setup
