@@ -1,9 +1,10 @@
 """Discriminators that tell a vocoder's waveform from a recording, and their game with
 it: HiFi-GAN's.
 
-Kong et al. (2010.05646 §2.3): voiced sound is a sum of periodic signals, so some of
-them fold the wave at a period and look at what stands below each other; others look at
-the wave itself, at three scales. They are needed in training only and don't ship.
+Kong et al. (2010.05646 §2.3): voiced sound is a sum of periodic signals. So some of
+them fold the wave at a period, and samples one period apart stand below each other.
+The others read the wave itself, at three scales. They are needed in training only and
+don't ship.
 Chapter 08 builds them.
 """
 
@@ -33,7 +34,7 @@ class DiscriminatorsConfig:
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples at which the wave is folded
     period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
-    n_scales: int = 3  # each hears half the sample rate of the one before
+    n_scales: int = 3  # each reads half the sample rate of the one before
     scale_channels: tuple[int, ...] = (128, 128, 256, 512, 1024, 1024, 1024)
     scale_groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
 
@@ -41,8 +42,9 @@ class DiscriminatorsConfig:
 def convolve(
     convs: nn.ModuleList, last: nn.Module, x: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Scores (B, S), and what every layer makes of x: features are compared, not only
-    scores. Chapter 08.
+    """Scores (B, S), and the features of every layer: both are used in the losses.
+
+    Chapter 08.
     """
     features = []
     for conv in convs:
@@ -77,8 +79,8 @@ class ScaleDiscriminator(nn.Module):
     """Convolves the wave itself, in groups with a wide view (2010.05646 §2.3, after
     MelGAN).
 
-    All have weight norm here; the authors give the first, which hears the wave as it
-    is, spectral norm. Chapter 08.
+    All have weight norm here; the authors give spectral norm to the first, which reads
+    the wave as it is. Chapter 08.
     """
 
     def __init__(self, channels: tuple[int, ...], groups: tuple[int, ...]):
@@ -112,8 +114,8 @@ class Discriminators(Model):
         self.by_scale = nn.ModuleList(scales)
 
     def forward(self, wave: Tensor) -> Judgements:
-        """What each makes of a wave (B, N): its scores, near 1 for a recording, and its
-        features.
+        """The judgements on a wave (B, N): from each network its scores, near 1 for a
+        recording, and its features.
         """
         judgements = [discriminator(wave) for discriminator in self.by_period]
         for discriminator in self.by_scale:
@@ -123,7 +125,7 @@ class Discriminators(Model):
 
 
 def discriminator_loss(real: Judgements, generated: Judgements) -> Tensor:
-    """Recordings should score 1, what is generated 0 (least squares; 2010.05646 §2.4).
+    """Recordings should score 1, generated waves 0 (least squares; 2010.05646 §2.4).
 
     Chapter 08.
     """
@@ -132,13 +134,13 @@ def discriminator_loss(real: Judgements, generated: Judgements) -> Tensor:
 
 
 def adversarial_loss(generated: Judgements) -> Tensor:
-    """Generator loss: the generated should score 1 (2010.05646 §2.4). Chapter 08."""
+    """Generator loss: its waves should score 1 (2010.05646 §2.4). Chapter 08."""
     return sum((1 - score).square().mean() for score, _ in generated)
 
 
 def feature_loss(real: Judgements, generated: Judgements) -> Tensor:
-    """L1 between the features of recording, which stay, and generated wave, layer by
-    layer (2010.05646 §2.4). Chapter 08.
+    """L1 between the features of the recording, held fixed, and those of the generated
+    wave, layer by layer (2010.05646 §2.4). Chapter 08.
     """
     layers = [pair for (_, a), (_, b) in zip(real, generated) for pair in zip(a, b)]
     return sum((a.detach() - b).abs().mean() for a, b in layers)
@@ -154,12 +156,12 @@ class Adversarial(nn.Module):
         self.vocoder, self.discriminators = vocoder, discriminators
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What both sides lose (2010.05646 §2.4) on `wave` (B, N) and its `mel` (B, 1,
-        T, F).
+        """The losses of both sides (2010.05646 §2.4) on `wave` (B, N) and its `mel` (B,
+        1, T, F).
 
-        Both take their steps at the same time. AdamW scales the step of each weight by
-        its own gradients, so one optimizer serves both sides; only the norm at which
-        gradients are clipped is that of both.
+        Both take their steps at the same time, where the authors take turns. AdamW
+        scales the step of each weight by its own gradients, so one optimizer serves
+        both sides; only the norm for gradient clipping is taken over both.
         """
         wave, mel = batch["wave"], batch["mel"]
         generated = self.vocoder.unlimited(mel)[:, : wave.shape[1]]

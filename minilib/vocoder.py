@@ -2,8 +2,8 @@
 
 HiFi-GAN (Kong et al., 2010.05646) is the released model's vocoder, and has the names
 and layout of transformers' SpeechT5HifiGan. Vocos (Siuzdak, 2306.00814) keeps one
-resolution and leaves the upsampling to an inverse STFT: many times faster on a CPU, so
-the `tiny` pipeline uses it. Chapter 08 builds both.
+resolution and leaves the upsampling to an inverse STFT. This is several times faster on
+a CPU, so the `tiny` pipeline uses it. Chapter 08 builds both.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ LOUDEST = 2.0
 
 
 class Vocoder(Model):
-    """What every vocoder makes of a log-mel (B, 1, T, F): waves (B, N). Chapter 08."""
+    """What vocoders share: log-mels (B, 1, T, F) in, waves (B, N) out. Chapter 08."""
 
     def wave(self, log_mel: Tensor) -> Tensor:
-        """What a mel that a network wrote should sound like."""
+        """The waveform for a log-mel that a network wrote."""
         return self(log_mel)
 
     def unlimited(self, log_mel: Tensor) -> Tensor:
-        """What the losses hear: the waveform before anything limits it."""
+        """The waveform that the losses read, before any limit."""
         return self(log_mel)
 
     @staticmethod
     def full(x: Tensor) -> Tensor:
-        """x in single precision if it has half of it, as waves are heard."""
+        """x in single precision at least: rounding to half precision adds noise."""
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ class HiFiGAN(Vocoder):
             for size, dilations in config.receptive_fields:
                 self.resblocks.append(ResidualStack(C, size, dilations, slope))
         self.conv_post = nn.Conv1d(C, 1, 7, padding=3)
-        # kept by the released weights, not used
+        # part of the released weights, unused
         self.register_buffer("mean", torch.zeros(config.model_in_dim))
         self.register_buffer("scale", torch.ones(config.model_in_dim))
 
@@ -181,9 +181,9 @@ class Vocos(Vocoder):
     """A vocoder that predicts magnitude and phase of every STFT bin, then inverts
     (2306.00814 §3).
 
-    The magnitude is a correction of the one that the pseudo-inverse of the mel filters
-    gives, so that an untrained network already has the right loudness in the right
-    band. Chapter 08.
+    The magnitude is the estimate of the mel filters' pseudo-inverse times a correction,
+    so an untrained network already has about the right loudness in each band.
+    Chapter 08.
     """
 
     config_class = VocosConfig
@@ -216,7 +216,7 @@ class Vocos(Vocoder):
         return torch.complex(scale * real, scale * imaginary)
 
     def unlimited(self, log_mel: Tensor) -> Tensor:
-        """The waveform (B, 160 T): the loss must see what is too loud."""
+        """The waveform (B, 160 T) before the limit, so a loss sees what is too loud."""
         return audio.istft(self.spectrum(log_mel), log_mel.shape[2] * audio.HOP)
 
     def forward(self, log_mel: Tensor) -> Tensor:
@@ -224,19 +224,19 @@ class Vocos(Vocoder):
         return soft_limit(self.unlimited(log_mel))
 
     def wave(self, log_mel: Tensor) -> Tensor:
-        """What a mel that a network wrote should sound like: no band louder than any
-        clip's, and nothing bent (`vocode` turns down what is too loud).
+        """The waveform for a log-mel that a network wrote: no band louder than any
+        clip's, and no peak bent (`vocode` turns down what is too loud).
         """
         return self.unlimited(log_mel.clamp(max=LOUDEST))
 
 
 def vocode(vocoder: Vocoder, log_mel: Tensor, frames: int = 512) -> Tensor:
-    """What the vocoder makes of a log-mel (B, 1, T, F) that a network wrote, `frames`
-    at a time: in less memory.
+    """Turn a log-mel (B, 1, T, F) that a network wrote into waves, `frames` at a time,
+    to save memory.
 
     Each piece is given the surroundings that it depends on. Guidance may ask for more
     than a wave can hold: a sound that would leave [-1, 1] is turned down as a whole,
-    where bending its peaks would be heard as clicks.
+    because bending its peaks would distort it.
     """
     T, context, pieces = log_mel.shape[2], vocoder.config.context, []
     for start in range(0, T, frames):
@@ -251,9 +251,9 @@ def vocode(vocoder: Vocoder, log_mel: Tensor, frames: int = 512) -> Tensor:
 def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:
     """Bend what is above the knee towards 1, and leave the rest as it is.
 
-    The phases that a vocoder finds are not the recording's, so that the peaks of a loud
-    sound come out higher or lower; cut off at 1 they would crackle. (HiFi-GAN ends in a
-    tanh.) wave: any shape. Chapter 08.
+    The phases that a vocoder finds are not the recording's, so the peaks of a loud
+    sound may come out above 1, where a hard cut would add frequencies that were not
+    there. (HiFi-GAN ends in a tanh.) wave: any shape. Chapter 08.
     """
     size = wave.abs()
     bent = knee + (1.0 - knee) * torch.tanh((size - knee) / (1.0 - knee))
@@ -262,7 +262,7 @@ def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:
 
 def stft_distance(generated: Tensor, wave: Tensor, n_fft: int) -> Tensor:
     """Spectral convergence plus log-magnitude L1 of waves (B, N) at one resolution
-    (1910.11480 Eq. 7, 8). Chapter 08.
+    (Yamamoto et al., 1910.11480). Chapter 08.
     """
     window = torch.hann_window(n_fft, device=wave.device)
     stft = lambda x: torch.stft(
@@ -279,8 +279,8 @@ def spectral_loss(
     """L1 of the log-mel plus `stft_distance` at three resolutions; waves (B, N).
 
     The mel term is HiFi-GAN's (2010.05646 §2.4), the others Parallel WaveGAN's
-    (1910.11480 Eq. 6); they replace the discriminators that a few minutes on a CPU do
-    not pay for. Chapter 08.
+    (1910.11480); they stand in for the discriminators, which take longer to train.
+    Chapter 08.
     """
     mel_l1 = (audio.log_mel(generated) - log_mel).abs().mean()
     stft = sum(stft_distance(generated, wave, n_fft) for n_fft in (256, 512, 2048)) / 3

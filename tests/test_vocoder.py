@@ -147,7 +147,7 @@ def test_the_loss_is_hifigans_mel_term_and_parallel_wavegans_at_three_resolution
             for x in (a, b)
         )
         x, y = (magnitude.clamp(min=1e-4) for magnitude in spectra)
-        # Eq. 6 and 7 of 1910.11480: Frobenius norms, then a mean of logarithms
+        # as in 1910.11480: Frobenius norms, then a mean of logarithms
         convergence = (x - y).square().sum((1, 2)).sqrt() / y.square().sum(
             (1, 2)
         ).sqrt()
