@@ -48,7 +48,8 @@ class CLAPConfig:
     channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     # of the first convolution; 2 makes the audio tower four times cheaper
     stride: int = 1
-    mel_mean: float = -6.8  # of SoundWorld's log-mel: the towers see zero mean ...
+    # of SoundWorld's log-mel: the audio tower sees zero mean ...
+    mel_mean: float = -6.8
     mel_std: float = 2.8  # ... and unit variance
 
 
@@ -314,8 +315,8 @@ class CLAP(Reader, Model):
         return self.embed_text(ids, mask), self.embed_audio(log_mel)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Contrastive loss of a batch of B pairs, in nats; where several processes
-        train, of the batches of all.
+        """Contrastive loss of a batch of B pairs, in nats; if several processes train,
+        of all their batches together.
 
         The batch holds `log_mel` (B, 1, T, F), `ids` and `mask` (B, S), and `same` (B,
         B) bool, True for like captions of all pairs; without it, captions are compared
