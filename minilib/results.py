@@ -77,7 +77,8 @@ def store(chapter: str, effects: dict[str, Effect]) -> Path:
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     stored |= {name: asdict(effect) for name, effect in effects.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(stored, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    stored = {name: stored[name] for name in sorted(stored)}  # arms keep their order
+    text = json.dumps(stored, ensure_ascii=False, indent=1) + "\n"
     beside = path.with_suffix(".part")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)

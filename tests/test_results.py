@@ -44,6 +44,7 @@ def test_what_is_stored_comes_back_and_leaves_other_effects_alone(folder):
     other = replace(EFFECT, claim="other")
     results.store("99", {"other": other})
     assert results.load("99") == {"more": EFFECT, "other": other}
+    assert list(results.load("99")["more"].arms) == ["much", "little"]
     assert [path.name for path in folder.iterdir()] == ["99.json"]
 
 
