@@ -22,9 +22,8 @@ from minilib.model import Model
 
 @dataclass(frozen=True)
 class AudioMAEConfig:
-    """Sizes of the masked autoencoder; the defaults are AudioMAE's (ViT-B/16).
-
-    Chapter 09.
+    """Sizes of the masked autoencoder; the defaults are those of AudioMAE's encoder
+    (ViT-B/16) and, for the decoder, of the original MAE (2111.06377). Chapter 09.
     """
 
     n_frames: int = 1024  # length of the log-mel it is made for
@@ -64,7 +63,7 @@ class AudioMAEConfig:
 
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     """Fixed two-dimensional positions: sines and cosines of the frequency in the first
-    half, of the time in the second.
+    half, of the time in the second, as in the released weights of MAE.
 
     Returns (1 + n_time * n_frequency, dim): zeros for [CLS], then the patches, time
     before frequency. Chapter 09.
