@@ -2,7 +2,7 @@
 resolution.
 
 Names and layout are those of diffusers, so that weights carry over key by key.
-Chapter 07 builds them.
+Chapter 07 builds the blocks, chapter 09 attention.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def attention(
     Returns:
         (B, N, D).
 
-    Chapter 07.
+    Chapter 09.
     """
     heads = (x.unflatten(-1, (n_head, -1)).transpose(1, 2) for x in (q, k, v))
     h = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale)
@@ -43,9 +43,8 @@ class ResBlock(nn.Module):
 
     Args:
         n_in, n_out: channels.
-        groups: of the group normalisation; must divide both.
-        eps: of the group normalisation (1e-6 in the VAE, 1e-5 in the U-Net of the
-            released model).
+        groups, eps: of the group normalisation; groups divides both. The VAE's eps is
+            1e-6, that of the released model's U-Net 1e-5.
         time_dim: width of the time embedding that is added between the convolutions;
             None for none.
 
@@ -53,13 +52,9 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        groups: int,
-        eps: float = 1e-6,
+        self, n_in: int, n_out: int, groups: int, eps: float = 1e-6,
         time_dim: int | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, n_in, eps)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)

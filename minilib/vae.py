@@ -4,7 +4,8 @@ and Welling, 1312.6114).
 KL-regularised with a very small weight, as in latent diffusion (Rombach et al.,
 2112.10752): the latent is a space for the diffusion to work in, not a code to sample
 from. Structure and names are those of diffusers' AutoencoderKL, which holds the
-released weights. Chapter 07 builds it.
+released weights. Beside it the autoencoder with a quantiser in place of the KL term,
+diffusers' VQModel. Chapter 07 builds both.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from torch import Tensor, nn
 
 from minilib.layers import Downsample, ResBlock, Upsample, attention
 from minilib.model import Model
+from minilib.quantise import Quantised, VectorQuantiser
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the autoencoder; the defaults are the released model's. Chapter 07."""
+    """Sizes of the autoencoder; the defaults are the released model's, but kl_weight is
+    smaller: its authors' training code uses about 0.015 in these units.
+    """
 
     in_channels: int = 1  # a log-mel is a picture of one channel
     latent_channels: int = 8  # C
@@ -44,7 +48,7 @@ class VAEConfig:
 
 
 def res_blocks(n_in: int, n_out: int, n: int, groups: int) -> nn.ModuleList:
-    """Residual blocks in a row, the first from n_in to n_out channels. Chapter 07."""
+    """Residual blocks in a row, the first from n_in to n_out channels."""
     widths = pairwise([n_in] + n * [n_out])
     return nn.ModuleList(ResBlock(a, b, groups) for a, b in widths)
 
@@ -69,10 +73,7 @@ class SpatialAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block, at the lowest resolution.
-
-    Chapter 07.
-    """
+    """Residual block, attention, residual block, at the last level. Chapter 07."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -102,7 +103,7 @@ class DownBlock(nn.Module):
 
 class UpBlock(nn.Module):
     """One level of the decoder: residual blocks, then twice the resolution (not at the
-    last level). Chapter 07.
+    last level).
     """
 
     def __init__(self, n_in: int, n_out: int, n_layers: int, groups: int, last: bool):
@@ -117,21 +118,17 @@ class UpBlock(nn.Module):
 
 
 def final_norm(config: VAEConfig, channels: int) -> nn.Module:
-    """The group normalisation before a last convolution, where the config wants one.
-
-    Chapter 07.
-    """
+    """The group normalisation before a last convolution, where the config wants one."""
     norm = nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
     return norm if config.final_norm else nn.Identity()
 
 
 class Encoder(nn.Module):
-    """From log-mel (B, 1, T, F) to mean and log-variance, stacked: (B, 2C, T/r, F/r).
-
-    Chapter 07.
+    """From log-mel (B, 1, T, F) to n_out channels (B, n_out, T/r, F/r): the mean and
+    the log-variance, stacked. Chapter 07.
     """
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig, n_out: int):
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
         n, last = config.layers_per_block, len(widths) - 1
@@ -142,7 +139,7 @@ class Encoder(nn.Module):
         )
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = final_norm(config, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], n_out, 3, padding=1)
 
     def forward(self, mel: Tensor) -> Tensor:
         h = self.conv_in(mel)
@@ -175,33 +172,27 @@ class Decoder(nn.Module):
 
 
 class VAE(Model):
-    """The KL-regularised autoencoder of the log-mel (AudioLDM 2, 2308.05734 §3.3).
-
-    Chapter 07.
-    """
+    """The KL-regularised autoencoder of the log-mel (2308.05734 §3.3). Chapter 07."""
 
     config_class = VAEConfig
+    n_moments = 2  # numbers that the encoder writes for each of the latent's
 
     def __init__(self, config: VAEConfig):
         super().__init__(config)
-        C = config.latent_channels
-        self.encoder = Encoder(config)
+        C, n_out = config.latent_channels, self.n_moments * config.latent_channels
+        self.encoder = Encoder(config, n_out)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * C, 2 * C, 1)
+        self.quant_conv = nn.Conv2d(n_out, n_out, 1)
         self.post_quant_conv = nn.Conv2d(C, C, 1)
 
     def moments(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | mel), each (B, C, T/r, F/r); log-variance in
-        [-30, 20].
-        """
+        """Mean and log-variance (in [-30, 20]) of q(z | mel), each (B, C, T/r, F/r)."""
         moments = self.quant_conv(self.encoder(mel.to(self.dtype)))
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def restore(self, z: Tensor) -> Tensor:
-        """The log-mel (B, 1, T, F) from a latent z (B, C, T/r, F/r) of the posterior's
-        own scale.
-        """
+        """The log-mel (B, 1, T, F) from a latent z (B, C, T/r, F/r), not scaled."""
         return self.decoder(self.post_quant_conv(z.to(self.dtype)))
 
     def encode(self, mel: Tensor, eps: Tensor | None = None) -> Tensor:
@@ -230,14 +221,10 @@ class VAE(Model):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Negative evidence lower bound with a small KL weight (2112.10752 §3.1): L1 +
-        kl_weight * KL.
+        kl_weight * KL, in nats, means per mel value and per latent value.
 
         Args:
             batch: `mel` (B, 1, T, F) and `eps` (B, C, T/r, F/r), standard normal.
-
-        Returns:
-            `loss`, and its parts `l1` and `kl` (nats, mean per mel value and per latent
-            value).
         """
         mean, log_variance = self.moments(batch["mel"])
         z = mean + (0.5 * log_variance).exp() * batch["eps"]
@@ -245,6 +232,52 @@ class VAE(Model):
         kl = 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).mean()
         loss = l1 + self.config.kl_weight * kl
         return {"loss": loss, "l1": l1.detach(), "kl": kl.detach()}
+
+
+@dataclass(frozen=True)
+class VQVAEConfig(VAEConfig):
+    """Sizes of the autoencoder with a quantiser, and what the quantiser is given."""
+
+    n_codes: int = 512  # K
+    beta: float = 0.25  # weight of the commitment term
+    decay: float = 0.99  # of the running means that the codes follow
+    restart: float = 0.1  # share of its fair share below which a code starts again
+
+
+class VQVAE(VAE):
+    """The autoencoder whose decoder begins with a quantiser (2112.10752 §3.1): the
+    latent is the vector before it. Chapter 07.
+    """
+
+    config_class = VQVAEConfig
+    n_moments = 1  # the latent itself
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__(config)
+        own = config.n_codes, config.latent_channels, config.beta
+        self.quantize = VectorQuantiser(*own, config.decay, config.restart)
+
+    def moments(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """The latent before the quantiser, (B, C, T/r, F/r), and the least
+        log-variance: it is certain.
+        """
+        z = self.quant_conv(self.encoder(mel.to(self.dtype)))
+        return z, torch.full_like(z, -30.0)
+
+    def quantise(self, z: Tensor) -> Quantised:
+        """The C numbers at each place of a latent (B, C, T/r, F/r) as one vector."""
+        made = self.quantize(z.movedim(1, -1))
+        return made._replace(vectors=made.vectors.movedim(-1, 1))
+
+    def restore(self, z: Tensor) -> Tensor:
+        """The log-mel (B, 1, T, F) from a latent that is still to be quantised."""
+        return super().restore(self.quantise(z).vectors)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """L1 + the quantiser's loss, of a batch of `mel` (B, 1, T, F)."""
+        made = self.quantise(self.moments(batch["mel"])[0])
+        l1 = (super().restore(made.vectors) - batch["mel"]).abs().mean()
+        return {"loss": l1 + made.loss, "l1": l1.detach(), "vq": made.loss.detach()}
 
 
 @torch.no_grad()
@@ -282,7 +315,7 @@ def standardise(vae: VAE, mean: Tensor, std: Tensor) -> None:
 
 
 VAE.presets = {
-    # its KL term makes latents that forgive the diffusion its errors, for half a
+    # its KL term makes latents that suit a diffusion of few steps, for about half a
     # decibel of the mel; with a final norm, minutes of training leave a quiet sound
     # 2 dB too loud
     "tiny": VAEConfig(
@@ -293,4 +326,15 @@ VAE.presets = {
         block_out_channels=(64, 128, 256), norm_num_groups=16, scaling_factor=1.0
     ),
     "full": VAEConfig(),
+}  # fmt: skip
+VQVAE.presets = {
+    "tiny": VQVAEConfig(
+        latent_channels=4, block_out_channels=(16, 32, 64), layers_per_block=1,
+        norm_num_groups=4, scaling_factor=1.0, final_norm=False,
+    ),
+    # the sizes of VAE's, and of Stable Diffusion's VQ with 4 times fewer values
+    "colab": VQVAEConfig(
+        block_out_channels=(64, 128, 256), norm_num_groups=16, scaling_factor=1.0
+    ),
+    "full": VQVAEConfig(n_codes=8192, decay=0.0, restart=0.0),
 }  # fmt: skip
