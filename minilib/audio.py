@@ -35,6 +35,7 @@ LOG_FLOOR = 1e-5  # magnitudes below this are heard as silence, and log(0) is un
 # decibels in one unit of the natural logarithm of a magnitude: 8.686
 DB_PER_NEPER = 20 / math.log(10)
 UNKNOWN = 2**32  # samples, or more: what a stream says that can't say how many
+RATES = range(1_000, 1_000_001)  # hertz; a header that says anything else is damaged
 # magic: where the first chunk begins, bytes of a chunk's size, and their order
 CHUNKS = {
     b"RIFF": (12, 4, "little"),
@@ -524,6 +525,11 @@ def _opened(source: Path | bytes, name: str) -> Iterator[soundfile.SoundFile]:
     """
     try:
         with _open(source) as file:
+            if file.samplerate not in RATES:
+                raise ValueError(
+                    f"path must name a file of {RATES[0]} to {RATES[-1]} Hz; the "
+                    f"header of {name} says {file.samplerate}"
+                )
             yield file
     except (soundfile.LibsndfileError, TypeError) as error:  # that for headerless ones
         reason = getattr(error, "error_string", str(error)).strip(" .")

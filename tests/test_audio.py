@@ -650,3 +650,12 @@ def test_paths_that_are_none_are_refused(path):
         audio.load(path)
     with pytest.raises(TypeError, match="path must be a path"):
         audio.save(path, torch.zeros(10))
+
+
+@pytest.mark.parametrize("rate", [1, 999, 2_000_000_000])
+def test_a_rate_that_no_recording_has_is_refused_by_name(tmp_path, rate):
+    path = tmp_path / "odd.wav"
+    soundfile.write(path, np.zeros(1000, dtype=np.float32), rate)
+    for read in (audio.load, audio.header):
+        with pytest.raises(ValueError, match=f"1000 to 1000000 Hz; .*odd.wav.* {rate}"):
+            read(path)
