@@ -294,14 +294,14 @@ def test_a_batch_that_processes_cannot_share_equally_is_refused_before_all_else(
     make, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    shares = "batch_size of stage vae must be a multiple of .*, 3 x 1, not 8"
+    shares = r"batch_size of stage vae must be a multiple of .*\(3 x 1\), not 8"
     with pytest.raises(ValueError, match=shares):
         training.train_stages("vae", "small", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_micro_batches_must_be_equal_in_one_process_too(make, tmp_path):
-    shares = "batch_size of stage vae must be a multiple of .*, 1 x 3, not 8"
+    shares = r"batch_size of stage vae must be a multiple of .*\(1 x 3\), not 8"
     with pytest.raises(ValueError, match=shares):
         train(make("vae", accumulate=3), tmp_path)
 

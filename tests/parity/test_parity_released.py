@@ -115,7 +115,7 @@ def test_a_folder_of_a_pipeline_is_replaced_and_another_is_not(both, tmp_path):
     assert (tmp_path / "out" / "vae" / "config.json").is_file()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")
-    said = "is no folder of a pipeline: nothing was written"
+    said = "does not hold a pipeline: nothing was written"
     with pytest.raises(FileExistsError, match=said):
         ours.to_diffusers(tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
