@@ -59,7 +59,7 @@ def page(browser, address):
     """
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
-    tab.set_default_timeout(20_000)
+    tab.set_default_timeout(60_000)
     tab.faults = []
 
     def only_here(route):
