@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilib import audio
 from minilib.conditions import Context
-from minilib.layers import attention
+from minilib.layers import attention, gathered
 from minilib.model import Model
 from minilib.tokenizer import CLS, Reader, check_ids
 
@@ -225,40 +223,6 @@ def contrastive_loss(
         logits = logits.masked_fill(other, float("-inf"))
     target = torch.arange(len(text), device=text.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-class Gather(torch.autograd.Function):
-    """Rows of all processes, each with the gradient that the losses of all of them send
-    to it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """x (B, ...) -> (processes * B, ...), the same in every process."""
-        x = x.contiguous()
-        rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(rows, x)
-        return torch.cat(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """gradient (processes * B, ...) -> (B, ...), of this process's rows."""
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gathered(x: Tensor) -> Tensor:
-    """Put the rows of all processes one below the other, in their order: (B, ...) ->
-    (processes * B, ...).
-
-    Where several processes train one model, each sees a share of the batch; what
-    compares the rows of a batch must have them all. Gradients come back to the row's
-    own process, summed over the losses of all, of which the training takes the mean. A
-    process alone has all the rows already.
-    """
-    together = dist.is_available() and dist.is_initialized()
-    return Gather.apply(x) if together and dist.get_world_size() > 1 else x
 
 
 class CLAP(Reader, Model):

@@ -19,7 +19,7 @@ import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -79,19 +79,20 @@ def seed_number(text: str) -> int:
 
 def whole_number(text: str) -> int:
     """A whole number; the command checks its range."""
-    try:
-        return int(text)
-    except ValueError:
-        wanted = f"must be a whole number, not {text!r:.60}"
-        raise argparse.ArgumentTypeError(wanted) from None
+    return read_as(int, "a whole number", text)
 
 
 def number(text: str) -> float:
     """A number; the command checks its range."""
+    return read_as(float, "a number", text)
+
+
+def read_as(kind: Callable[[str], Any], name: str, text: str) -> Any:
+    """A number of that kind from its text."""
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        wanted = f"must be a number, not {text!r:.60}"
+        wanted = f"must be {name}, not {text!r:.60}"
         raise argparse.ArgumentTypeError(wanted) from None
 
 

@@ -1,5 +1,5 @@
-"""Layers that models share: attention, the residual block and the two ways to change
-resolution.
+"""Layers that models share: attention, the residual block, the two ways to change
+resolution, and how the rows of several processes come together.
 
 Names and layout are those of diffusers, so that weights carry over key by key.
 Chapter 07 builds the blocks, chapter 09 attention.
@@ -7,6 +7,10 @@ Chapter 07 builds the blocks, chapter 09 attention.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,3 +108,37 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         size = size or (2 * x.shape[2], 2 * x.shape[3])
         return self.conv(F.interpolate(x, size, mode="nearest"))  # (B, C, 2T, 2F)
+
+
+class Gather(torch.autograd.Function):
+    """Rows of all processes, each with the gradient that the losses of all of them send
+    to it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """x (B, ...) -> (processes * B, ...), the same in every process."""
+        x = x.contiguous()
+        rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, x)
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """gradient (processes * B, ...) -> (B, ...), of this process's rows."""
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Put the rows of all processes one below the other, in their order: (B, ...) ->
+    (processes * B, ...).
+
+    Where several processes train one model, each sees a share of the batch; what
+    compares the rows of a batch must have them all. Gradients come back to the row's
+    own process, summed over the losses of all, of which the training takes the mean. A
+    process alone has all the rows already.
+    """
+    together = dist.is_available() and dist.is_initialized()
+    return Gather.apply(x) if together and dist.get_world_size() > 1 else x

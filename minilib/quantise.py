@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from minilib.layers import gathered
 
 
 class Quantised(NamedTuple):
@@ -66,7 +68,7 @@ class VectorQuantiser(nn.Module):
     def forward(self, x: Tensor) -> Quantised:
         """Quantise vectors x (..., D); in training the codes follow them first."""
         if self.training and self.decay:
-            self.follow(of_all_processes(x.detach().flatten(0, -2)))
+            self.follow(gathered(x.detach().flatten(0, -2)))
         codes = self.encode(x)
         nearest = self.decode(codes).to(x)
         loss = self.beta * F.mse_loss(x, nearest.detach())
@@ -107,15 +109,3 @@ def perplexity(codes: Tensor, n_codes: int) -> Tensor:
     """
     share = torch.bincount(codes.flatten(), minlength=n_codes) / codes.numel()
     return torch.special.entr(share).sum().exp()
-
-
-def of_all_processes(rows: Tensor) -> Tensor:
-    """Rows (N, D) of all processes that train one model, in their order; a process
-    alone has them all already.
-    """
-    together = distributed.is_available() and distributed.is_initialized()
-    if not together or distributed.get_world_size() == 1:
-        return rows
-    every = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(every, rows.contiguous())
-    return torch.cat(every)

@@ -13,6 +13,8 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from minilib.files import replacing
+
 FOLDER = Path(__file__).parents[1] / "data" / "results"
 
 
@@ -79,7 +81,6 @@ def store(chapter: str, effects: dict[str, Effect]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {name: stored[name] for name in sorted(stored)}  # arms keep their order
     text = json.dumps(stored, ensure_ascii=False, indent=1) + "\n"
-    beside = path.with_suffix(".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
     return path

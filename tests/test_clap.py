@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,11 +13,9 @@ from minilib.clap import (
     AudioTower,
     CLAPConfig,
     ConvBlock,
-    Gather,
     ProjectionHead,
     TextTower,
     contrastive_loss,
-    gathered,
     same_captions,
 )
 from minilib.tokenizer import CLS, MIN_VOCABULARY, Tokenizer
@@ -303,18 +300,6 @@ def test_a_captions_condition_is_one_vector_whatever_the_padding():
     ids, mask = tokenizer.encode(captions, pad_to=tokenizer.pad_to)
     assert torch.equal(context.sequence[:, 0], model.embed_text(ids, mask))
     assert torch.equal(model.empty(3).sequence, model.encode([""] * 3).sequence)
-
-
-def test_a_process_alone_has_all_rows_and_gathering_keeps_values_and_gradients():
-    x = torch.randn(3, 2, requires_grad=True)
-    assert gathered(x) is x
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        assert gathered(x) is x
-        (Gather.apply(x) * torch.arange(6.0).view(3, 2)).sum().backward()
-    finally:
-        dist.destroy_process_group()
-    assert torch.equal(x.grad, torch.arange(6.0).view(3, 2))
 
 
 def test_a_saved_clap_loads_equal_in_half_precision(model, tmp_path):

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
-from minilib.layers import Downsample, ResBlock, Upsample, attention
+from minilib.layers import Downsample, Gather, ResBlock, Upsample, attention, gathered
 
 N_HEAD, D_HEAD = 2, 4
 
@@ -128,3 +129,15 @@ def test_upsampling_repeats_each_value_and_then_convolves():
             window = padded[0, :, t : t + 3, f : f + 3]
             wanted = (layer.conv.weight * window).sum(dim=(1, 2, 3)) + layer.conv.bias
             torch.testing.assert_close(made[0, :, t, f], wanted)
+
+
+def test_a_process_alone_has_all_rows_and_gathering_keeps_values_and_gradients():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert gathered(x) is x
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert gathered(x) is x
+        (Gather.apply(x) * torch.arange(6.0).view(3, 2)).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(x.grad, torch.arange(6.0).view(3, 2))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minilib.quantise import VectorQuantiser, of_all_processes, perplexity
+from minilib.quantise import VectorQuantiser, perplexity
 
 K, D = 5, 3
 CLOUDS = torch.tensor([[4.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [0.0, -4.0]])
@@ -266,11 +266,6 @@ def test_perplexity_counts_the_codes_in_use():
     entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
     mixed = float(perplexity(torch.tensor([0, 0, 0, 7]), 8))
     assert mixed == pytest.approx(math.exp(entropy))
-
-
-def test_a_process_alone_has_all_rows():
-    x = normal(4, D)
-    assert of_all_processes(x) is x
 
 
 # --------------------------------------------------------------------------------------

@@ -33,6 +33,12 @@ from minilib.training import Recipe, fit
 
 N_TRAIN, N_TEST = 3000, 256
 STEPS, BATCH, LR = 80, 256, 4e-3
+# what the search for a caption's sound is measured by
+FOUND = {
+    "unit": f"share of {N_TEST} captions whose own sound comes first",
+    "chance": 1 / N_TEST,
+    "ceiling": 1.0,
+}
 SMALL = CLAPConfig(
     dim=64, dropout=0.0, vocab_size=1000, n_embd=64, n_layer=2, n_head=4,
     n_positions=80, channels=(16, 32, 64), stride=2,
@@ -184,39 +190,31 @@ def order(model: CLAP) -> dict[str, float]:
     Claim(
         "unseen",
         "captions of combinations that training never had find their sounds",
-        f"share of {N_TEST} captions whose own sound comes first",
-        lambda m: (
+        holds=lambda m: (
             m["320 steps"] > m["80 steps"] > 10 / N_TEST
             and m["80 steps on shuffled pairs"] < 3 / N_TEST
         ),
         control="80 steps on shuffled pairs",
-        chance=1 / N_TEST,
-        ceiling=1.0,
+        **FOUND,
     ),
     Claim(
         "negatives",
         "the more sounds a caption is told from in a step, the more of them are found, "
         "at equal pairs and steps",
-        f"share of {N_TEST} captions whose own sound comes first",
-        lambda m: m["8 of the batch"] < m["64 of the batch"] < m["all 256"],
-        chance=1 / N_TEST,
-        ceiling=1.0,
+        holds=lambda m: m["8 of the batch"] < m["64 of the batch"] < m["all 256"],
+        **FOUND,
     ),
     Claim(
         "batch",
         "the larger the batch, the more are found, at equal steps",
-        f"share of {N_TEST} captions whose own sound comes first",
-        lambda m: m["8"] < m["64"] < m["256"],
-        chance=1 / N_TEST,
-        ceiling=1.0,
+        holds=lambda m: m["8"] < m["64"] < m["256"],
+        **FOUND,
     ),
     Claim(
         "pairs",
         "at equal pairs seen, more and smaller batches find more",
-        f"share of {N_TEST} captions whose own sound comes first",
-        lambda m: m["320 steps of 64"] > m["80 steps of 256"],
-        chance=1 / N_TEST,
-        ceiling=1.0,
+        holds=lambda m: m["320 steps of 64"] > m["80 steps of 256"],
+        **FOUND,
     ),
     Claim(
         "order",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import TCPStore
 
-from minilib.clap import gathered
+from minilib.layers import gathered
 from minilib.model import has_gpu
 
 if TYPE_CHECKING:

@@ -423,8 +423,9 @@ def check_released(out: Path, names: list[str]) -> None:
     others = [name for name in names if name not in tunes]
     if folders.holds_released(out) and others:
         raise ValueError(
-            f"{out} holds a released pipeline, which audiomae and joint can tune; "
-            f"{others[0]} would start from random weights: use another --out"
+            f"{out} holds a released pipeline, on which {', '.join(tunes[:-1])} and "
+            f"{tunes[-1]} can train; {others[0]} would start from random weights: use "
+            "another --out"
         )
     if "joint" in names and speaks(out):
         lacks = "the words spoken in the clips, which no folder of recordings provides"

@@ -309,7 +309,7 @@ def test_a_released_pipeline_trains_further_and_sounds_the_same_in_diffusers(
     own = tmp_path / "own"
     cli.main(["convert", str(tmp_path / "peer"), str(own)])
     train = partial(train_stages, out=own, progress=False)
-    said = "holds a released pipeline, which audiomae and joint can tune; clap"
+    said = "on which adversarial, audiomae, joint and judge can train; clap would"
     with pytest.raises(ValueError, match=said):
         train(["audiomae", "clap"], steps=1)
     pipes = [AudioLDM2.from_pretrained(own, device="cpu")]
