@@ -1,24 +1,141 @@
-"""Phonemes to vectors: the encoder from which GPT-2 reads the words to be spoken.
+"""Words to phonemes to vectors, from which GPT-2 reads what is to be spoken.
 
-This is the text encoder of VITS (Kim et al., 2106.06103 §2.5) as AudioLDM 2 uses it
-(2308.05734 §3.2), without the rest of VITS: no durations, no flow. Its attention
-depends on the distance between neighbours (Shaw et al., 1803.02155). Names and layout
-are those of transformers' VitsTextEncoder, which holds the released weights. There is
-no dropout. Chapter 11b builds it.
+espeak-ng turns text into phonemes, and a fixed table of symbols turns those into ids.
+The encoder is the text encoder of VITS (Kim et al., 2106.06103 §2.5) as AudioLDM 2
+uses it (2308.05734 §3.2), without the rest of VITS: no durations, no flow. Its
+attention depends on the distance between neighbours (Shaw et al., 1803.02155). Names
+and layout are those of transformers' VitsTextEncoder, which holds the released weights.
+There is no dropout. Chapter 11b builds it.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minilib.arguments import as_list, check_whole
 from minilib.conditions import Context
+from minilib.files import replacing
 from minilib.model import Model
+from minilib.soundworld.espeak import ipa
 from minilib.tokenizer import PAD, Reader, check_ids
+
+# The symbols of VITS in its own order, so that ids agree: padding, punctuation, letters
+# (IPA shares many), and the letters and signs of IPA alone.
+SIGNS = ';:,.!?¡¿—…"«»“” '
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+IPA = (
+    "ɑɐɒæɓʙβɔɕçɗɖðʤəɘɚɛɜɝɞɟʄɡɠɢʛɦɧħɥʜɨɪʝɭɬɫɮʟɱɯɰŋɳɲɴøɵɸθœɶʘɹɺɾɻʀʁɽʂʃʈʧʉʊʋⱱʌɣɤʍ"
+    "χʎʏʑʐʒʔʡʕʢǀǁǂǃˈˌːˑʼʴʰʱʲʷˠˤ˞↓↑→↗↘'\u0329'ᵻ"
+)
+SYMBOLS = "_" + SIGNS + LETTERS + IPA
+END = 182  # id of the end sign, the last of the released model; 178 to 181 are not used
+# marks at the end of a clause, but not the point in "3.14"
+CLAUSE = re.compile(r"\s*([;:,.!?…—]+)(?=\s|$)\s*")
+
+
+def phonemize(text: str) -> str:
+    """Text to phonemes in IPA, as VITS reads it (2106.06103): "Seven rivers." ->
+    "sˈɛvən ɹˈɪvɚz."
+
+    espeak-ng's rules pronounce words and numbers. Stress is marked before its vowel,
+    and the marks that end a clause are kept; other punctuation is not. Empty text has
+    no phonemes.
+
+    Raises:
+        ModuleNotFoundError: espeak-ng is not installed.
+        ValueError: the text holds a character that can't be read as English.
+
+    Chapter 11b.
+    """
+    words, marks = CLAUSE.split(text)[::2], CLAUSE.split(text)[1::2]
+    clauses = [ipa(some) + mark for some, mark in zip(words, [*marks, ""])]
+    return " ".join(filter(None, clauses))
+
+
+class PhonemeFile:
+    """The symbols of a `PhonemeTokenizer`, its lengths and its file."""
+
+    vocab_size = END + 1
+    ids = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+
+    def __init__(self, max_tokens: int = 310):
+        self.max_tokens = check_whole("max_tokens", max_tokens, 1)
+        # GPT-2 has a learned position for each, and padding counts
+        self.pad_to = self.max_tokens
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer as one JSON file, whole or not at all."""
+        content = {"max_tokens": self.max_tokens, "symbols": SYMBOLS, "end": END}
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PhonemeFile:
+        """Read a tokenizer that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no file at `path`.
+            ValueError: the file is damaged, or its symbols are others.
+        """
+        if not (path := Path(path)).is_file():
+            raise FileNotFoundError(f"tokenizer file {path} does not exist")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = content["symbols"], content["end"]
+            tokenizer = cls(content["max_tokens"])
+        except (ValueError, KeyError, TypeError) as error:
+            said = "no phoneme tokenizer can be read from it"
+            raise ValueError(f"tokenizer file {path} is damaged: {said}") from error
+        if found != (SYMBOLS, END):
+            said = "its symbols are not those of this version"
+            raise ValueError(f"tokenizer file {path} is not minilib's: {said}")
+        return tokenizer
+
+
+class PhonemeTokenizer(PhonemeFile):
+    """Transcriptions to ids: one for each symbol of their phonemes, then an end sign,
+    and padding up to `max_tokens` (2308.05734 §3.2; 310 in the released model).
+
+    Chapter 11b.
+    """
+
+    def encode(self, texts: Iterable[str], pad_to: int = 0) -> tuple[Tensor, Tensor]:
+        """B transcriptions -> ids (B, S) long and mask (B, S), True for phonemes and
+        the end sign, padded to the longest and at least to `pad_to`.
+
+        Raises:
+            ModuleNotFoundError: espeak-ng is not installed.
+            ValueError: a text can't be read as English, or has more than `max_tokens`
+                symbols, the end sign included.
+        """
+        rows = []
+        for text in as_list("transcriptions", texts):
+            row = [self.ids[symbol] for symbol in phonemize(text)] + [END]
+            if len(row) > self.max_tokens:
+                short = text if len(text) <= 40 else text[:37] + "..."
+                said = f"has {len(row)} phonemes and signs, but at most"
+                most = f"{self.max_tokens} can be read"
+                raise ValueError(f"the transcription {short!r} {said} {most}")
+            rows.append(row)
+        if not rows:
+            raise ValueError("transcriptions is empty: at least one is needed")
+        S = max(pad_to, *map(len, rows))
+        ids = torch.tensor([row + [PAD] * (S - len(row)) for row in rows])  # (B, S)
+        return ids, ids != PAD
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Ids (B, S) -> B strings of phonemes, without padding and end sign."""
+        rows = ([i for i in row if i not in (PAD, END)] for row in ids.tolist())
+        return ["".join(SYMBOLS[i] for i in row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -28,7 +145,7 @@ class PhonemeConfig:
     Chapter 11b.
     """
 
-    vocab_size: int = 183  # symbols of espeak, punctuation, and the end token
+    vocab_size: int = END + 1  # symbols of IPA, punctuation, and the end sign
     hidden_size: int = 192
     num_layers: int = 6
     num_heads: int = 2
@@ -43,7 +160,8 @@ class RelativeAttention(nn.Module):
     """Self-attention with a key and a value for each distance up to `window_size`
     (1803.02155 Eqs. 3 and 4).
 
-    Chapter 11b.
+    Beyond the window no distance counts, as in VITS; Shaw et al. let the outermost
+    ones stand for all that lie beyond. Chapter 11b.
     """
 
     def __init__(self, config: PhonemeConfig):
@@ -140,6 +258,8 @@ class PhonemeEncoder(Reader, Model):
             raise ValueError(f"hidden_size must be {said}")
         # id 0, the padding, ends every sequence
         self.embed_tokens = nn.Embedding(config.vocab_size, D, PAD)
+        # as in VITS: about unit variance once `forward` has scaled it
+        nn.init.normal_(self.embed_tokens.weight, std=D**-0.5)
         layers = nn.ModuleList(PhonemeLayer(config) for _ in range(config.num_layers))
         self.encoder = nn.ModuleDict({"layers": layers})
         self.project = nn.Conv1d(D, 2 * config.flow_size, 1)  # kept, never read

@@ -1,5 +1,6 @@
-"""What several test files share: folder and pipeline of `small_pipe`."""
+"""What several test files share: folder and pipeline of `small_pipe`, and a judge."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from small_pipe import SECONDS, VOCABULARY, small_parts
 from minilib import folders
 from minilib.audioldm2 import AudioLDM2
 from minilib.folders import Parts
-from minilib.soundworld import CLASSES, plain
+from minilib.recogniser import Recogniser
+from minilib.soundworld import CLASSES, WORDS, plain
 from minilib.tokenizer import Tokenizer
 
 
@@ -34,3 +36,18 @@ def tiny_pipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_pipe(tiny_pipe_folder: Path) -> AudioLDM2:
     """The pipeline of `tiny_pipe_folder`, loaded anew."""
     return AudioLDM2.from_pretrained(tiny_pipe_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def recogniser() -> Recogniser:
+    """The recogniser of the words of SoundWorld.
+
+    Without pocketsphinx its tests are skipped; with `MINILIB_REQUIRE=judges` that is a
+    failure.
+    """
+    try:
+        return Recogniser(WORDS)
+    except ModuleNotFoundError as error:
+        if "judges" in os.environ.get("MINILIB_REQUIRE", "").split(","):
+            pytest.fail(str(error))
+        pytest.skip(str(error))

@@ -13,6 +13,7 @@ import torch
 from small_pipe import SECONDS, small_parts
 
 from minilib import training, vocoder
+from minilib.bind import BindConfig, ImageBind, SenseConfig, TextConfig
 from minilib.classifier import Classifier, ClassifierConfig
 from minilib.data import Corpus
 from minilib.discriminators import Discriminators, DiscriminatorsConfig
@@ -45,11 +46,24 @@ def add_small(patch: pytest.MonkeyPatch) -> None:
     )
     patch.setitem(Discriminators.presets, "small", small)
     of = lambda name: replace(RECIPE, muon=RUNS["tiny"].recipes[name].muon)
+    patch.setitem(ImageBind.presets, "small", small_senses())
     recipes = {name: of(name) for name in STAGES}
     run = training.Run(16, SECONDS, recipes, OPTIONS)
     patch.setitem(RUNS, "small", run)
     patch.setattr(os, "cpu_count", lambda: 1)
     patch.delenv("MINILIB_REALAUDIO", raising=False)
+
+
+def small_senses() -> BindConfig:
+    """ImageBind at a few thousand parameters, for clips of 0.64 s."""
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2}
+    seen = lambda C, **x: SenseConfig((C, 32, 32), (16, 16), **sizes, **x)
+    return BindConfig(
+        dim=16, text=TextConfig(1000, 16, 1, 2, 80), image=seen(3, frames=2),
+        audio=SenseConfig((1, 64, 64), (16, 16), **sizes, mean=-6.8, std=2.8),
+        depth=seen(1), thermal=seen(1),
+        motion=SenseConfig((6, 1, 32), (1, 8), **sizes, mean=0.0),
+    )  # fmt: skip
 
 
 def small_data() -> TrainingData:
@@ -64,12 +78,12 @@ def made_parts(data: TrainingData) -> dict[str, torch.nn.Module]:
     classes = {
         "vae": stages.VAE, "vocoder": vocoder.Vocos, "audiomae": stages.AudioMAE,
         "clap": stages.CLAP, "gpt": stages.LOARegressor, "unet": stages.UNet,
-        "text": T5,
+        "text": T5, "bind": ImageBind,
     }  # fmt: skip
     made = {k: stages.seeded(kind, "small", 1).eval() for k, kind in classes.items()}
     made["text"] = made["text"].text_encoder()
     made["loudness"] = Loudness(LoudnessConfig(4, 16))
-    for name in ("clap", "text"):
+    for name in ("clap", "text", "bind"):
         made[name].tokenizer = data.tokenizer
     return made
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "minilib"
 FLOORS = {
     "0 ground": [
         "torchaudio_guard", "files", "arguments", "audio", "soundworld", "tables",
-        "data", "detectors", "judges", "frechet",
+        "data", "detectors", "judges", "recogniser", "frechet",
     ],
     "1 process and shared layers": [
         "model", "layers", "conditions", "diffusion", "guidance", "quantise",
@@ -29,7 +29,7 @@ FLOORS = {
     "4 interfaces": ["results", "show", "doctor", "cli", "__main__"],
 }  # fmt: skip
 SHARED = {"0 ground"}
-PEERS_USE = {"audioldm2", "training", "peers"}  # of their own floor
+PEERS_USE = {"folders", "lean", "audioldm2", "training", "peers"}  # of their own floor
 ANY_PEER_USES = "text_ldm"  # of the other peers
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,11 +1,24 @@
-"""The phoneme encoder: padding that is silent, distances that count, and ids that are
-not there.
+"""Phonemes: what text becomes, ids and back; and the encoder: padding that is silent,
+distances that count, and ids that are not there.
 """
+
+import sys
 
 import pytest
 import torch
 
-from minilib.phonemes import PhonemeConfig, PhonemeEncoder, RelativeAttention
+from minilib.phonemes import (
+    END,
+    SYMBOLS,
+    PhonemeConfig,
+    PhonemeEncoder,
+    PhonemeTokenizer,
+    RelativeAttention,
+    phonemize,
+)
+from minilib.soundworld import WORDS
+from minilib.soundworld.espeak import ipa
+from minilib.soundworld.speech import OTHERS
 
 SMALL = PhonemeConfig(20, 16, num_layers=2, ffn_dim=24, window_size=2, flow_size=4)
 
@@ -139,3 +152,148 @@ def test_heads_that_do_not_divide_the_width_are_named():
         ValueError, match="hidden_size must be a multiple of num_heads, not 16 of 3"
     ):
         PhonemeEncoder(PhonemeConfig(20, 16, num_heads=3))
+
+
+# --------------------------------------------------------------------------------------
+# Text to phonemes
+
+
+@pytest.mark.parametrize(
+    ("text", "phonemes"),
+    [
+        ("seven rivers", "sˈɛvən ɹˈɪvɚz"),
+        ("Hello, world!", "həlˈoʊ, wˈɜːld!"),
+        ("hello ,world", "həlˈoʊ wˈɜːld"),  # no mark ends a word here
+        ("42", "fˈɔːɹɾi tˈuː"),
+        ("3.14 or 1,000.", "θɹˈiː pɔɪnt wˈʌn fˈɔːɹ ɔːɹ wˈʌn θˈaʊzənd."),
+        ("(yes)", "jˈɛs"),
+        ("“yes”", "jˈɛs"),
+        ("", ""),
+        ("  \n ", ""),
+        ("...", "..."),
+        ("…", "…"),
+    ],
+)
+def test_text_becomes_phonemes_and_the_marks_that_end_clauses_stay(text, phonemes):
+    assert phonemize(text) == phonemes
+
+
+def test_a_long_text_is_read_to_its_end():
+    spoken = phonemize("seven rivers, " * 5_000)
+    assert spoken.split(" ") == (["sˈɛvən", "ɹˈɪvɚz,"] * 5_000)
+
+
+@pytest.mark.parametrize("text", ["привет", "日本", "seven \u2603", "a\0b", "γ"])
+def test_another_script_and_unknown_symbols_are_named_and_not_guessed(text):
+    with pytest.raises(ValueError, match="text must be English: it holds "):
+        phonemize(text)
+
+
+def test_the_table_is_that_of_vits():
+    assert len(SYMBOLS) == 178 and PhonemeTokenizer.vocab_size == END + 1 == 183
+    # as in the released model: padding 0, the space after 15 signs, letters, IPA
+    assert [SYMBOLS.index(s) for s in "_ Aazɑˈːᵻ"] == [
+        0,
+        16,
+        17,
+        43,
+        68,
+        69,
+        156,
+        158,
+        177,
+    ]
+
+
+def test_every_word_of_soundworld_becomes_ids_and_comes_back():
+    tokenizer, words = PhonemeTokenizer(32), [*WORDS, *OTHERS]
+    ids, mask = tokenizer.encode(words)
+    assert ids.dtype == torch.long and mask.dtype == torch.bool
+    assert tokenizer.decode(ids) == [ipa(word) for word in words]
+    assert len({tuple(row) for row in ids.tolist()}) > 0.98 * len(words)  # homophones
+
+
+def test_a_sequence_ends_with_the_end_sign_and_padding_is_masked():
+    tokenizer = PhonemeTokenizer()
+    assert tokenizer.max_tokens == tokenizer.pad_to == 310
+    ids, mask = tokenizer.encode(["seven", ""], pad_to=9)
+    assert ids.tolist() == [[61, 156, 86, 64, 83, 56, END, 0, 0], [END] + 8 * [0]]
+    assert torch.equal(mask, ids != 0)
+    assert tokenizer.encode(["seven"])[0].shape == (1, 7)
+
+
+def test_a_transcription_alone_is_as_in_a_batch():
+    tokenizer = PhonemeTokenizer(32)
+    together, _ = tokenizer.encode(["happy", "wagon", ""], pad_to=32)
+    for row, text in zip(together, ["happy", "wagon", ""]):
+        assert torch.equal(tokenizer.encode([text], pad_to=32)[0][0], row)
+
+
+def test_what_cannot_be_tokenised_is_named():
+    tokenizer = PhonemeTokenizer(8)
+    assert tokenizer.encode(["wagon"])[0].shape == (1, 7)
+    long = (
+        "the transcription 'happy wagon' has 13 phonemes and signs, but at most 8 can"
+    )
+    for texts, said in (
+        (["wagon", "happy wagon"], long),
+        (["river " * 10_000], "the transcription 'river river .*' has 60000 phonemes"),
+        ([], "transcriptions is empty: at least one is needed"),
+        (["a\ud800"], "transcriptions must be text in UTF-8"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tokenizer.encode(texts)
+    with pytest.raises(TypeError, match="transcriptions must hold strings, not int"):
+        tokenizer.encode([3])
+    with pytest.raises(
+        ValueError, match="max_tokens must be a whole number, 1 or more"
+    ):
+        PhonemeTokenizer(0)
+
+
+def test_a_tokenizer_is_saved_and_comes_back(tmp_path):
+    path = tmp_path / "phonemes.json"
+    PhonemeTokenizer(32).save(path)
+    loaded = PhonemeTokenizer.load(path)
+    assert isinstance(loaded, PhonemeTokenizer) and loaded.max_tokens == 32
+    text = path.read_text()
+    for damage, said in (
+        (text[:-5], "is damaged: no phoneme tokenizer can be read from it"),
+        ("[]", "is damaged"),
+        (text.replace("32", "0"), "is damaged"),
+        (text.replace("_;", "_,"), "is not minilib's: its symbols are not those of"),
+        (text.replace("182", "181"), "is not minilib's"),
+    ):
+        path.write_text(damage)
+        with pytest.raises(ValueError, match=said):
+            PhonemeTokenizer.load(path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        PhonemeTokenizer.load(tmp_path / "none.json")
+
+
+@torch.no_grad()
+def test_the_encoder_reads_with_it_and_words_differ():
+    torch.manual_seed(0)
+    encoder = PhonemeEncoder(PhonemeEncoder.presets["tiny"]).eval()
+    encoder.tokenizer = PhonemeTokenizer(24)
+    context = encoder.encode(["happy wagon", "wagon", ""])
+    assert context.sequence.shape == (3, 24, 96)
+    assert context.mask.sum(dim=1).tolist() == [13, 7, 1]
+    assert not torch.allclose(context.sequence[0, :7], context.sequence[1, :7])
+
+
+def test_without_espeak_a_sentence_says_what_to_install_and_the_encoder_works(
+    encoder, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    ipa.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'minilib\[speech\]'"):
+        PhonemeTokenizer().encode(["seven"])
+    assert encoder(phonemes(3)).shape == (2, 3, 16)
+
+
+def test_symbols_begin_at_unit_scale():
+    torch.manual_seed(0)
+    encoder = PhonemeEncoder(PhonemeConfig())
+    started = encoder.embed_tokens(torch.arange(1, 183)) * encoder.dim**0.5
+    assert started.std().item() == pytest.approx(1.0, rel=0.05)

@@ -4,7 +4,9 @@
 An event is described by a clause ("a small dog barks loudly twice") or by a noun phrase
 ("two loud high dog barks"). Every statement is true, and ordinary attributes (medium
 pitch, normal speed and loudness) are not mentioned. A tune is described by its
-instrument and how it is played ("a fast rising piano melody in a minor key").
+instrument and how it is played ("a fast rising piano melody in a minor key"), and an
+utterance by its voice ("a man speaks slowly in a low voice"); its words are the
+transcription.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 
 from .music import INSTRUMENTS
 from .scene import Event, Scene
+from .speech import SPEAKERS, VOICES, Utterance
 from .tunes import Tune
 
 
@@ -143,6 +146,13 @@ MUSIC = (
 # For a tune that rises or falls, and for one that does neither and stays in the middle.
 MOVING = ("{moving} {moves}",) * 2
 PLAYING = ("{player} plays {manner}", "someone plays the {instrument} {manner}")
+SPEECH = (
+    "a {name} speaks {speedily} in a {pitch} voice",
+    "a {name} with a {pitch} voice speaks {speedily}",
+    "a {name} talks {speedily} in a {pitch} voice",
+    "the {pitch} {speedy} voice of a {name}",
+    "{speedy} speech in the {pitch} voice of a {name}",
+)
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -233,8 +243,20 @@ def _describe_tune(tune: Tune, rng: np.random.Generator) -> str:
     return _join(*told.split(), scale)
 
 
+def _describe_voice(utterance: Utterance, rng: np.random.Generator) -> str:
+    """Caption an utterance: "a man speaks slowly in a low voice"."""
+    return _pick(SPEECH, rng).format(
+        name=utterance.name,
+        pitch=utterance.pitch,
+        speedy=_pick(SPEEDY[utterance.speed], rng),
+        speedily=_pick(SPEEDILY[utterance.speed], rng),
+    )
+
+
 def describe(scene: Scene, rng: np.random.Generator) -> str:
     """Caption a scene in one of many phrasings."""
+    if isinstance(scene.events[0], Utterance):
+        return _describe_voice(scene.events[0], rng)
     if isinstance(scene.events[0], Tune):
         return _describe_tune(scene.events[0], rng)
     if len(scene.events) == 1:
@@ -246,7 +268,11 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def plain(name: str) -> str:
-    """The shortest caption of a class or instrument: "a dog barks", "a piano plays"."""
+    """The shortest caption of a class, instrument or speaker: "a dog barks", "a piano
+    plays", "a man speaks".
+    """
+    if name in SPEAKERS:
+        return f"{_with_article(name)} speaks"
     if name in INSTRUMENTS:
         return f"{_with_article(name)} plays"
     words = WORDS[name]
@@ -275,6 +301,13 @@ def _music_strings() -> Iterator[str]:
     yield from map(_frame, MUSIC + MOVING + PLAYING)
 
 
+def _speech_strings() -> Iterator[str]:
+    for voice in VOICES.values():
+        yield from (voice.name, voice.pitch)
+        yield from (*SPEEDY[voice.speed], *SPEEDILY[voice.speed])
+    yield from map(_frame, SPEECH)
+
+
 def _frame(template: str) -> str:
     """The words of the template itself."""
     return " ".join(
@@ -282,7 +315,11 @@ def _frame(template: str) -> str:
     )
 
 
-def vocabulary(music: bool = False) -> list[str]:
-    """All words that captions can contain, sorted; those of tunes only with `music`."""
-    texts = [*_strings(), *_music_strings()] if music else _strings()
+def vocabulary(music: bool = False, speech: bool = False) -> list[str]:
+    """All words that captions can contain, sorted; those of tunes only with `music`,
+    those of voices only with `speech`.
+    """
+    texts = [*_strings()]
+    texts += _music_strings() if music else []
+    texts += _speech_strings() if speech else []
     return sorted({word for text in texts for word in text.split()})

@@ -7,16 +7,19 @@ from __future__ import annotations
 import numbers
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..files import replacing
+from . import espeak
 from .captions import describe
 from .effects import CLASSES
 from .music import play
 from .scene import DEFAULT_SECONDS, SPLITS, Clip, Event, Scene, draw_scene
+from .speech import Utterance, draw_speech, utter
 from .tunes import Tune, draw_music
 
 SAMPLE_RATE = 16000  # Hz
@@ -85,15 +88,12 @@ class SoundWorld:
         )
 
     def __iter__(self):
-        raise TypeError("a SoundWorld is endless: use world[i] for i in range(n)")
+        name = type(self).__name__
+        raise TypeError(f"a {name} is endless: use world[i] for i in range(n)")
 
     def scene(self, index: int) -> Scene:
         """The scene of clip `index`, without rendering it."""
-        if not isinstance(index, numbers.Integral) or index < 0:
-            raise IndexError(
-                f"the index of a clip must be a whole number >= 0, not {index!r}"
-            )
-        entropy = [zlib.crc32(self.split.encode()), self.seed, int(index)]
+        entropy = self._entropy(index)
         # a generator of its own, so that music leaves the effects unchanged
         lot = np.random.default_rng([*entropy, 1])
         if lot.random() < self.music:
@@ -126,11 +126,75 @@ class SoundWorld:
     def _describe(scene: Scene) -> str:
         return describe(scene, np.random.default_rng([scene.seed, 1]))
 
+    def _entropy(self, index: int) -> list[int]:
+        """The seeds of clip `index`."""
+        if not isinstance(index, numbers.Integral) or index < 0:
+            raise IndexError(
+                f"the index of a clip must be a whole number >= 0, not {index!r}"
+            )
+        return [zlib.crc32(self.split.encode()), self.seed, int(index)]
+
     def _cache_path(self, index: int) -> Path:
         world = f"v{VERSION}-{self.split}-seed{self.seed}-{self.seconds!r}s"
-        world += f"-pairs{self.pairs!r}"
-        world += f"-music{self.music!r}" if self.music else ""
+        world += self._kind()
         return self.cache / world / f"{index // 1000:06d}" / f"{index % 1000:03d}.i16"
+
+    def _kind(self) -> str:
+        """What else distinguishes this world's clips, as a part of a folder's name."""
+        music = f"-music{self.music!r}" if self.music else ""
+        return f"-pairs{self.pairs!r}{music}"
+
+
+class SpeechWorld(SoundWorld):
+    """An endless corpus of spoken words, with captions that describe the voice and
+    transcriptions that hold the words.
+
+    The same arguments and index give the same clip in every process, as in SoundWorld.
+
+    Args:
+        split: "train", "valid" (words and voices as in train, other draws) or "test"
+            (only HELD_OUT_WORDS, which train never has, in all voices, of which train
+            lacks HELD_OUT_VOICE).
+        seed, seconds, cache: as in SoundWorld.
+        words: the numbers of words that a clip may have, each equally likely; from 1
+            to 4.
+        others: the share of clips of train and valid, 0 to 1, whose words are OTHERS,
+            further common words, instead of WORDS.
+
+    Raises:
+        ModuleNotFoundError: espeak-ng is not installed.
+        ValueError, TypeError: an argument is not as described.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        seconds: float = DEFAULT_SECONDS,
+        words: Sequence[int] = (1, 2),
+        others: float = 0.0,
+        cache: str | os.PathLike | None = None,
+    ) -> None:
+        super().__init__(split, seed, seconds, pairs=0.0, cache=cache)
+        self.words = tuple(words) if isinstance(words, Sequence) else (words,)
+        if not self.words or not set(self.words) <= {1, 2, 3, 4}:
+            raise ValueError(f"words must be numbers from 1 to 4, not {words!r}")
+        if not isinstance(others, numbers.Real) or not 0 <= others <= 1:
+            raise ValueError(f"others must be a number from 0 to 1, not {others!r}")
+        self.others = float(others)
+        espeak.loader()  # if it is missing, that is said at once
+
+    def scene(self, index: int) -> Scene:
+        """The scene of clip `index`, an Utterance."""
+        rng = np.random.default_rng([*self._entropy(index), 2])
+        return draw_speech(self.split, self.seconds, self.words, self.others, rng)
+
+    def transcription(self, index: int) -> str:
+        """The words of clip `index`: "seven rivers"."""
+        return self.scene(index).transcription
+
+    def _kind(self) -> str:
+        return f"-speech{''.join(map(str, self.words))}-others{self.others!r}"
 
 
 def render(scene: Scene, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -150,6 +214,8 @@ def _level_and_fade(event: Event, sample_rate: int) -> np.ndarray:
     rng = np.random.default_rng(event.seed)
     if isinstance(event, Tune):
         wave, fades = play(event, rng, sample_rate), (0.001, 0.06)
+    elif isinstance(event, Utterance):
+        wave, fades = utter(event, sample_rate), (0.001, 0.005)
     else:
         wave, fades = (
             CLASSES[event.name].synthesise(event, rng, sample_rate),

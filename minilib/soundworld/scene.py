@@ -102,14 +102,24 @@ class Event:
         """The time in seconds at which the event ends."""
         return self.onset + self.duration
 
+    @property
+    def transcription(self) -> str:
+        """The words that the event says; "" unless it is speech."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Scene:
-    """The contents of a clip: one event, two in order, or a tune."""
+    """The contents of a clip: one event, two in order, a tune, or an utterance."""
 
     events: tuple[Event, ...]
     seconds: float
     seed: int  # of the noise floor and of the caption's wording
+
+    @property
+    def transcription(self) -> str:
+        """The words that are spoken: "seven rivers"; "" if there are none."""
+        return " ".join(event.transcription for event in self.events).strip()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The small pipeline that ships: how soon it sounds, what each stage takes, how fast it
-trains, in what memory.
+trains, in what memory, and how fast its clips are rendered.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from measure import heading, in_a_fresh_process, resident, row
 
 from minilib.audioldm2 import AudioLDM2
 from minilib.data import Corpus
-from minilib.soundworld import SoundWorld
+from minilib.soundworld import SoundWorld, SpeechWorld
 from minilib.training import loop
 from minilib.training.runs import RUNS
 from minilib.training.stages import STAGES, TrainingData
@@ -23,6 +23,7 @@ from minilib.training.stages import STAGES, TrainingData
 WEIGHTS = Path(__file__).parents[2] / "data" / "weights" / "tiny"
 CAPTIONS = ["a dog barks", "rain falls", "a bell rings", "the sound of a siren"]
 WARM_UP, TIMED = 3, 12  # training steps
+RENDERED = 500  # clips of each world
 
 
 def report(folder: Path, seconds: float) -> Iterator[str]:
@@ -48,9 +49,25 @@ def report(folder: Path, seconds: float) -> Iterator[str]:
         taken, memory = in_a_fresh_process(generating, n)
         yield row(str(n), 60 * n / taken, memory)
     yield ""
+    yield from heading("clips of 2.56 s, one process", "clips a second")
+    for name, world in worlds().items():
+        began = time.perf_counter()
+        Corpus.from_soundworld(world, RENDERED, progress=False)
+        yield row(name, RENDERED / (time.perf_counter() - began))
+    yield ""
     yield from heading("training", "steps a second", "MiB of the process")
     for stage in STAGES:
         yield row(stage, *in_a_fresh_process(training, stage))
+
+
+def worlds() -> dict[str, SoundWorld]:
+    """A corpus of each kind."""
+    return {
+        "effects": SoundWorld("train"),
+        "music": SoundWorld("train", music=1.0),
+        "one spoken word": SpeechWorld("train", words=(1,)),
+        "two spoken words": SpeechWorld("train", words=(2,)),
+    }
 
 
 def fresh(code: str) -> float:
