@@ -55,7 +55,7 @@ def res_blocks(n_in: int, n_out: int, n: int, groups: int) -> nn.ModuleList:
 
 class SpatialAttention(nn.Module):
     """Single-head self-attention over all positions of a feature map, beside a skip
-    connection. Chapter 07.
+    connection.
     """
 
     def __init__(self, channels: int, groups: int):
@@ -73,7 +73,7 @@ class SpatialAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block, at the last level. Chapter 07."""
+    """Residual block, attention, residual block, at the last level."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()

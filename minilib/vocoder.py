@@ -253,7 +253,7 @@ def soft_limit(wave: Tensor, knee: float = 0.8) -> Tensor:
 
     The phases that a vocoder finds are not the recording's, so the peaks of a loud
     sound may come out above 1, where a hard cut would add frequencies that were not
-    there. (HiFi-GAN ends in a tanh.) wave: any shape. Chapter 08.
+    there. (HiFi-GAN ends in a tanh.) wave: any shape.
     """
     size = wave.abs()
     bent = knee + (1.0 - knee) * torch.tanh((size - knee) / (1.0 - knee))
