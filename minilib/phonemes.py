@@ -40,15 +40,18 @@ SYMBOLS = "_" + SIGNS + LETTERS + IPA
 END = 182  # id of the end sign, the last of the released model; 178 to 181 are not used
 # marks at the end of a clause, but not the point in "3.14"
 CLAUSE = re.compile(r"\s*([;:,.!?…—]+)(?=\s|$)\s*")
+# the point of a title or an initial before another word, where espeak-ng makes no pause
+ABBREVIATION = re.compile(r"(?<![.\w])((?i:Dr|Mrs?|Prof|Rev|St)|[A-HJ-Z])\.(?=\s+\w)")
 
 
 def phonemize(text: str) -> str:
     """Text to phonemes in IPA, as VITS reads it (2106.06103): "Seven rivers." ->
     "sˈɛvən ɹˈɪvɚz."
 
-    espeak-ng's rules pronounce words and numbers. Stress is marked before its vowel,
-    and the marks that end a clause are kept; other punctuation is not. Empty text has
-    no phonemes.
+    espeak-ng's rules pronounce words and numbers. Stress is marked before its vowel.
+    The marks that end a clause are kept; other punctuation is not, nor the point of a
+    title or an initial ("Dr. Smith"). Other abbreviations are taken for the end of a
+    clause, so "e.g. this" is spelled out. Empty text has no phonemes.
 
     Raises:
         ModuleNotFoundError: espeak-ng is not installed.
@@ -56,7 +59,8 @@ def phonemize(text: str) -> str:
 
     Chapter 11b.
     """
-    words, marks = CLAUSE.split(text)[::2], CLAUSE.split(text)[1::2]
+    pieces = CLAUSE.split(ABBREVIATION.sub(r"\1", text))
+    words, marks = pieces[::2], pieces[1::2]
     clauses = [ipa(some) + mark for some, mark in zip(words, [*marks, ""])]
     return " ".join(filter(None, clauses))
 
@@ -256,7 +260,7 @@ class PhonemeEncoder(Reader, Model):
         if D % config.num_heads:
             said = f"a multiple of num_heads, not {D} of {config.num_heads}"
             raise ValueError(f"hidden_size must be {said}")
-        # id 0, the padding, ends every sequence
+        # id 0 is padding: it stands behind the end sign, and gets no gradient
         self.embed_tokens = nn.Embedding(config.vocab_size, D, PAD)
         # as in VITS: about unit variance once `forward` has scaled it
         nn.init.normal_(self.embed_tokens.weight, std=D**-0.5)

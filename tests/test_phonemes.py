@@ -3,6 +3,7 @@ distances that count, and ids that are not there.
 """
 
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from minilib.phonemes import (
     phonemize,
 )
 from minilib.soundworld import WORDS
-from minilib.soundworld.espeak import ipa
+from minilib.soundworld.espeak import ipa, say
 from minilib.soundworld.speech import OTHERS
 
 SMALL = PhonemeConfig(20, 16, num_layers=2, ffn_dim=24, window_size=2, flow_size=4)
@@ -172,10 +173,38 @@ def test_heads_that_do_not_divide_the_width_are_named():
         ("  \n ", ""),
         ("...", "..."),
         ("…", "…"),
+        ("Dr. Smith", "dˈɑːktɚ smˈɪθ"),
+        ("I saw Mr. and Mrs. Jones.", "aɪ sˈɔː mˈɪstɚ ænd mˈɪsɪz dʒˈoʊnz."),
+        ("e.g. this", "ˌiːdʒˈiː. ðˈɪs"),  # the limit that the docstring names
     ],
 )
 def test_text_becomes_phonemes_and_the_marks_that_end_clauses_stay(text, phonemes):
     assert phonemize(text) == phonemes
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("Dr. Smith", False),
+        ("Mr. Smith", False),
+        ("Mrs. Smith", False),
+        ("Prof. Smith", False),
+        ("Rev. Smith", False),
+        ("St. James", False),
+        ("J. R. R. Tolkien", False),
+        ("It was I. Then we left", True),
+        ("The cart. Then we left", True),
+        ("U.S. Army", True),
+    ],
+)
+def test_a_point_is_a_mark_where_espeak_pauses(text, ends):
+    sounds = say(text).phonemes
+    pause = max(after.start - before.end for before, after in pairwise(sounds))
+    assert (pause > 0.2) == ends == ("." in phonemize(text))
+
+
+def test_a_title_at_the_end_keeps_the_point_of_the_sentence():
+    assert phonemize("He is a Dr.") == phonemize("He is a doctor.")
 
 
 def test_a_long_text_is_read_to_its_end():
