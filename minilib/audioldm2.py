@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minilib import audio, lean
-from minilib.arguments import check_asked, check_latents, check_seconds, seeded
+from minilib.arguments import check_asked, check_latents, check_seconds, seeded, shown
 from minilib.conditions import Conditions, Context
 from minilib.diffusion import ddim_sample, dpm_solver_sample, randn_like
 from minilib.folders import Parts, Stored
@@ -29,6 +29,7 @@ from minilib.guidance import Sampling, check_sampling, guided
 from minilib.tokenizer import split_words
 from minilib.vocoder import vocode
 
+LEAST_VOICE = 4000  # samples, a quarter of a second, from which a voice is heard
 LOUDER = 20.0  # the most decibels by which a sound is made louder or softer
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -133,6 +134,16 @@ class Pipeline(Stored):
             return [S] * B
         return [min(S, max(least, n)) for n in context.mask.sum(dim=1).tolist()]
 
+    def heard(self, voice: Tensor, n: int, candidates: int = 1) -> Context:
+        """What CLAP hears in the recordings of a voice, one for all of n sounds or one
+        for each of n / candidates: its condition, (n, 1, dim).
+        """
+        if not self.speaks:
+            raise ValueError("these weights do not speak: voice must be None")
+        waves, each = check_voice(voice, n // candidates), candidates
+        alike = self.clap.embed_waves(waves.to(self.device))[:, None]
+        return Context(alike).repeat(n if len(alike) == 1 else each)
+
     def best(self, waves: Tensor, conditions: Conditions, candidates: int) -> Tensor:
         """The candidate (of B * candidates, N) that CLAP finds most like its caption,
         for each caption.
@@ -181,6 +192,7 @@ class AudioLDM2(Pipeline):
         candidates: int = 1,
         progress: bool = True,
         transcription: str | Sequence[str] | None = None,
+        voice: Tensor | None = None,
         **changes: Any,
     ) -> Tensor:
         """Generate one sound for each caption.
@@ -201,6 +213,8 @@ class AudioLDM2(Pipeline):
             progress: show a bar over the steps.
             transcription: words to be spoken, one for all or one each; only for
                 weights that speak.
+            voice: a recording of the voice that shall speak, (N,) at 16 kHz, or one
+                for each caption, (B, N). CLAP hears it in place of the captions.
 
         Returns:
             waveforms (B, N), float32 in [-1, 1], N = 16000 * seconds, on the CPU.
@@ -214,9 +228,12 @@ class AudioLDM2(Pipeline):
         captions, negatives, words, k = asked  # each caption k times
         generators = seeded(seed, len(captions) // k)
         latents = self.noise(len(captions), n_samples, latents, generators)
+        heard = None if voice is None else self.heard(voice, len(captions), k)
         self.profile = Profile()
         with self.profile.measure("encode"):
             conditions = self.encode(captions, words)
+            if heard is not None:
+                conditions["clap"] = heard
             empty = (
                 self.encode(negatives, like=conditions) if how.guidance != 1 else None
             )
@@ -326,3 +343,22 @@ class AudioLDM2(Pipeline):
         """
         mel = lean.decode(self.vae, z0.to(self.vae.dtype))
         return vocode(self.vocoder, mel)[:, :n_samples]
+
+
+def check_voice(given: Any, n: int) -> Tensor:
+    """Recordings of a voice as a tensor (1, N) or (n, N); another shape, too few
+    samples, or numbers that are not finite raise a sentence.
+    """
+    try:
+        waves = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        said = f"voice must be a waveform, a tensor (N,), not {shown(given)}"
+        raise TypeError(said) from None
+    shape = tuple(waves.shape)
+    waves = waves[None] if waves.ndim == 1 else waves
+    if waves.ndim != 2 or len(waves) not in (1, n) or waves.shape[1] < LEAST_VOICE:
+        wanted = f"(N,) or ({n}, N), N at least {LEAST_VOICE}"
+        raise ValueError(f"voice must have shape {wanted}, not {shape}")
+    if waves.is_complex() or not waves.isfinite().all():
+        raise ValueError("voice must hold finite real numbers")
+    return waves.float()

@@ -41,7 +41,7 @@ class SenseConfig:
     n_embd: int
     n_layer: int
     n_head: int
-    frames: int = 1  # of a video; its patches are as long
+    frames: int = 1  # of a video; a patch spans all of them
     stride: tuple[int, int] | None = None  # from patch to patch; None: side by side
     size: tuple[int, int] | None = None  # rows and columns that the tower sees
     temperature: float = 0.05  # of ImageBind's loss with pictures
@@ -75,7 +75,7 @@ class BindConfig:
     alpha: float = 16.0  # of LanguageBind's LoRA
 
 
-SENSES = ("image", "audio", "depth", "thermal", "motion")  # with a tower of patches
+TOWERS = ("image", "audio", "depth", "thermal", "motion")  # with a tower of patches
 
 
 class Tower(nn.Module):
@@ -153,7 +153,7 @@ class Binding(Reader, Model):
         self.text = TextTower(config.text)
         self.text_projection = nn.Linear(config.text.n_embd, config.dim, bias=False)
         self.towers = nn.ModuleDict(
-            {name: Tower(getattr(config, name), config.dim) for name in SENSES}
+            {name: Tower(getattr(config, name), config.dim) for name in TOWERS}
         )
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
 
@@ -339,7 +339,7 @@ class LanguageBind(Binding):
         self.freeze("text", "image")
         self.logit_scale.requires_grad_(True)
 
-    def start_from(self, bound: ImageBind) -> LanguageBind:
+    def start_from(self, bound: ImageBind) -> Binding:
         """Take over text and pictures that have learned together, the tower of pictures
         for every sense.
         """

@@ -1,5 +1,5 @@
-"""The command line: generate, train, reconstruct, evaluate, chain, vocabulary, convert,
-info, data, doctor.
+"""The command line: generate, train, train-peer, reconstruct, evaluate, chain,
+vocabulary, convert, info, data, doctor.
 
 Each command is a function that takes the parsed arguments. Wrong arguments end it with
 one sentence and exit code 2 before anything is written. Libraries that take a second to
@@ -35,6 +35,7 @@ STAGES = (  # the stages of training, as --help names them
     *("vae", "vocoder", "audiomae", "clap", "text", "gpt", "ldm", "joint"),
     "adversarial",
 )
+TASKS = ("sounds", "speech", "prompted")  # of `evaluate`
 # fields of `Sampling` that commands have flags for
 SAMPLING = ("steps", "guidance", "sampler", "temperature", "guidance_interval")
 # the data folder of the checkout that contains this module
@@ -58,7 +59,7 @@ def command(commands: Any, function: Any, about: str, examples: str) -> Any:
     """
     examples = textwrap.indent(textwrap.dedent(examples).strip(), "  ")
     parser = commands.add_parser(
-        function.__name__,
+        function.__name__.replace("_", "-"),
         help=about,
         description=about[0].upper() + about[1:] + ".",
         epilog=f"examples:\n{examples}",
@@ -120,8 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add_command in (
-        *(add_generate, add_train, add_reconstruct, add_evaluate, add_chain),
-        *(add_vocabulary, add_convert, add_info, add_doctor, add_data),
+        *(add_generate, add_train, add_train_peer, add_reconstruct, add_evaluate),
+        *(add_chain, add_vocabulary, add_convert, add_info, add_doctor, add_data),
     ):
         add_command(commands)
     return parser
@@ -181,9 +182,13 @@ def add_generate(commands: Any) -> None:
         minilib generate "a loud drum beat" --candidates 4 --profile
 
         minilib generate "an owl hoots" "a siren"    (sound-1.wav and sound-2.wav)
+
+        minilib generate "a man speaks slowly in a low voice" --transcription window
+        minilib generate --voice me.wav --transcription window    (in another's voice)
     """
     add = command(commands, generate, "make a sound from each caption", examples)
-    add("captions", nargs="+", metavar="CAPTION", help="a description, in quotes")
+    about = "a description, in quotes; --voice needs none"
+    add("captions", nargs="*", metavar="CAPTION", help=about)
     more = "; with several captions, -1, -2, ... is added before the suffix"
     add_output(add, "sound.wav", more)
     add_sampler(add)
@@ -195,8 +200,10 @@ def add_generate(commands: Any) -> None:
     add("--guidance-interval", type=whole_number, **ends, help=f"{about} {WANTED}")
     about = "length of the sound (default: that of the training clips)"
     add("--seconds", type=number, help=about)
-    about = "the words to be spoken; speech models need it, others refuse it"
-    add("--transcription", metavar="WORDS", help=about)
+    about = "the words to be spoken, by the weights of speech; captions then describe"
+    add("--transcription", metavar="WORDS", help=f"{about} the voice")
+    about = "a recording of a voice that shall speak, instead of its caption"
+    add("--voice", type=path_name, metavar="FILE", help=about)
     about = "the same seed makes the same sound; each further caption takes the next"
     add_seed(add, f"{about} seed (default: a random one)", None)
     add_candidates(add)
@@ -272,15 +279,19 @@ def add_train(commands: Any) -> None:
         minilib train all --resume              (continue where it stopped)
         minilib train vae --data recordings     (metadata.csv: file_name, caption)
         minilib train judge --out data/weights/judges
+        minilib train sight bind --out data/weights/picture
+        minilib train all --preset speech --out data/weights/speech
 
         minilib generate "a bell rings" --weights runs/tiny
     """
     about = "train the pipeline, or single stages"
     add = command(commands, train, about, examples)
     about = f"all, or any of {', '.join(STAGES)} (the last four build on the others); "
-    about += "or judge, the classifier that scores sounds"
+    about += "or judge, the classifier that scores sounds; or sight and then bind, "
+    about += "ImageBind; preset speech has the stages clap, speak and utter"
     add("stages", nargs="+", metavar="STAGE", help=about)
-    about = "tiny, for two CPU cores, or colab, for one GPU (default: tiny)"
+    about = "tiny, for two CPU cores, colab, for one GPU, or speech, which speaks and "
+    about += "borrows parts of tiny (default: tiny)"
     add("--preset", default="tiny", help=about)
     about = "captioned recordings to train on (default: SoundWorld, the built-in "
     add("--data", type=path_name, metavar="FOLDER", help=f"{about}corpus)")
@@ -295,6 +306,25 @@ def add_train(commands: Any) -> None:
     about = "skip finished stages and continue from the last checkpoint, with the same "
     about += "data, preset and seed; without this flag, stages start from the beginning"
     add("--resume", action="store_true", help=about)
+    add_seed(add, "seed of weights and batches (default: 0)")
+
+
+def add_train_peer(commands: Any) -> None:
+    """Add the command `train-peer`."""
+    from minilib.peers import PEERS
+
+    examples = """
+        minilib train-peer instructed_t5
+        minilib train-peer text_ldm --out data/weights/peers/text_ldm
+    """
+    about = "train a system that the book compares with AudioLDM 2"
+    add = command(commands, train_peer, about, examples)
+    known = "; ".join(f"{name}, {what}" for name, what in PEERS.items())
+    add("name", type=named, metavar="NAME", help=f"one of: {known}")
+    about = "training steps of each part of the training (default: the peer's own)"
+    add("--steps", type=whole_number, metavar="N", help=about)
+    about = "folder for the weights (default: runs/peers/NAME)"
+    add("--out", type=path_name, metavar="DIR", help=about)
     add_seed(add, "seed of weights and batches (default: 0)")
 
 
@@ -319,6 +349,8 @@ def add_evaluate(commands: Any) -> None:
         minilib evaluate
         minilib evaluate --n 50 --weights runs/tiny --json results.json
         minilib evaluate --candidates 3    (as the paper does)
+        minilib evaluate --task speech      (are words understood, voices right?)
+        minilib evaluate --task prompted    (voices told by a recording)
 
         minilib train judge --data recordings --out runs/own    (learns column class)
         minilib evaluate --data recordings --weights runs/own
@@ -327,6 +359,8 @@ def add_evaluate(commands: Any) -> None:
     add = command(commands, evaluate, about, examples)
     about = "number of sounds that each question is asked about (default: 200)"
     add("--n", type=whole_number, default=200, help=about)
+    about = "sounds, speech, or prompted: speech in the voice of a recording (default: "
+    add("--task", choices=TASKS, default="sounds", help=f"{about}sounds)")
     add_seed(add, "seed of scenes and noise (default: 0)")
     about = "captioned recordings to compare with; only rows whose part is test are"
     about += " used (default: SoundWorld)"
@@ -382,7 +416,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         print_no_more()
         return 0
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    # ModuleNotFoundError: of an extra, such as speech
+    except (
+        *(ValueError, TypeError, OSError, FloatingPointError),
+        ModuleNotFoundError,
+    ) as error:
         kept = is_full(error) and hasattr(args, "stopped")
         go_on = f"; {stopped()}" if kept else ""
         print(f"minilib: {sentence(error)}{go_on}", file=sys.stderr)
@@ -428,6 +466,7 @@ def is_full(error: Exception) -> bool:
 
 def generate(args: argparse.Namespace) -> None:
     """Make a sound from each caption, write it, and print its seed."""
+    args.captions = args.captions or prompted_caption(args)
     n = len(args.captions)
     sounds = output_files("--output", args.output, n, SOUND_FILES)
     plots = output_files("--plot", args.plot, n, (".png",)) if args.plot else []
@@ -435,15 +474,22 @@ def generate(args: argparse.Namespace) -> None:
     from minilib import audio
     from minilib.arguments import check_asked, check_seeds
     from minilib.audioldm2 import AudioLDM2, Profile
+    from minilib.peers import pipeline
 
     profile = Profile({"imports": time.perf_counter() - began})
     options = {x: getattr(args, x) for x in ("transcription", "candidates")}
     check_asked(args.captions, None, speaks=args.transcription is not None, **options)
     options["seconds"] = checked_seconds(args)
+    if args.voice is not None:
+        if args.transcription is None:
+            raise ValueError("--voice needs --transcription: the words to be spoken")
+        options["voice"] = audio.load(args.voice)
     seeds, changes = check_seeds(args.seed, n), sampling_changes(args)
     with profile.measure("load weights"):
-        pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
-    for caption in args.captions:
+        of_task = shipped_weights if args.transcription is None else shipped_speech
+        folder = args.weights or of_task()
+        pipe = pipeline(folder) or AudioLDM2.from_pretrained(folder)
+    for caption in args.captions if args.voice is None else ():
         warn_of_unknown_words(pipe, caption)
     how = pipe.sampling.changed(**changes)
     say(f"seed {seeds[0]}" + f" to {seeds[-1]}" * (n > 1))  # before anything fails
@@ -459,6 +505,14 @@ def generate(args: argparse.Namespace) -> None:
         print(f"{path}  {length}  seed {seed}  {' '.join(caption.split())}")
     if args.profile:
         print(f"\n{table(profile)}")
+
+
+def prompted_caption(args: argparse.Namespace) -> list[str]:
+    """A caption, which is not read, for a sound whose voice is told by a recording."""
+    if args.voice is None:
+        said = "describe a sound, or name a recording of a voice with --voice"
+        raise ValueError(f"there is no CAPTION: {said}")
+    return [f"the voice of {args.voice.name}"]
 
 
 def sounds_of(
@@ -514,13 +568,28 @@ def train(args: argparse.Namespace) -> None:
     for key, value in options.items():
         line += [] if value is None else [f"--{key}", str(value)]
     args.stopped = f"stopped; to continue, run: {shlex.join(line)} --resume"
-    from minilib.training import train_stages
+    from minilib.training import RUNS, train_stages
     from minilib.training.processes import is_main
 
     stages = "all" if args.stages == ["all"] else args.stages
+    if args.preset in RUNS and RUNS[args.preset].borrows:
+        options["shipped"] = shipped_weights()
     train_stages(stages, out=out, resume=args.resume, **options)
     if is_main():
         print(f"trained: {out}")
+
+
+def train_peer(args: argparse.Namespace) -> None:
+    """Train a peer and write its weights into a folder, whole or not at all."""
+    from minilib.peers import peer
+
+    module = peer(args.name)
+    out = args.out or Path("runs", "peers", args.name)
+    try_name(out)
+    borrows = hasattr(module, "BORROWED")
+    parts = {"weights": shipped_weights()} if borrows else {}
+    module.train(out, seed=args.seed, steps=args.steps, **parts)
+    print(f"trained: {out}")
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -571,6 +640,11 @@ def evaluate(args: argparse.Namespace) -> None:
     changes = sampling_changes(args)
     options = {key: getattr(args, key) for key in ("n", "seed", "candidates")}
     metrics.check_asked(args.n, args.candidates, args.seed)
+    if args.task != "sounds":
+        results = speech_results(args, changes)
+        write_numbers(output, results)
+        print(metrics.speech_report(results))
+        return
     if args.data:
         folder = AudioFolder(args.data, part="test")
         pipe, judge, _ = pipeline_and_judge(args, own_judge(args))
@@ -583,6 +657,26 @@ def evaluate(args: argparse.Namespace) -> None:
     results = ask(*given, pipe.sampling.changed(**changes), **options)
     write_numbers(output, results)
     print(metrics.report(results, recorded=bool(args.data)))
+
+
+def speech_results(
+    args: argparse.Namespace, changes: dict[str, Any]
+) -> dict[str, float]:
+    """What `metrics.evaluate_speech` finds for these arguments."""
+    from minilib import metrics
+    from minilib.audioldm2 import AudioLDM2
+    from minilib.recogniser import Recogniser
+    from minilib.soundworld import WORDS
+
+    for name, given in (("data", args.data), ("candidates", args.candidates != 1)):
+        if given:
+            raise ValueError(f"--task {args.task} takes no --{name}")
+    recogniser = Recogniser(WORDS)
+    pipe = AudioLDM2.from_pretrained(args.weights or shipped_speech())
+    how = pipe.sampling.changed(**changes)
+    prompted = args.task == "prompted"
+    options = {"n": args.n, "seed": args.seed, "prompted": prompted}
+    return metrics.evaluate_speech(pipe, recogniser, how, **options)
 
 
 def chain(args: argparse.Namespace) -> None:
@@ -759,6 +853,12 @@ def shipped_weights() -> Path:
     return shipped("tiny", f"{how} --out data/weights/tiny")
 
 
+def shipped_speech() -> Path:
+    """The folder of the weights that speak."""
+    how = "name a folder with --weights, or train weights with: minilib train all"
+    return shipped("speech", f"{how} --preset speech --out data/weights/speech")
+
+
 def shipped_listener() -> Path:
     """The folder of the separately trained CLAP and its tokenizer."""
     how = "train one with: minilib train clap --seed 1 --out data/weights/judges"
@@ -861,13 +961,20 @@ def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:
     they do know.
     """
     unknown = pipe.unknown_words(caption)
-    if unknown:
+    if not unknown:
+        return
+    said = f"these weights don't know {', '.join(map(quoted, unknown))}"
+    if hasattr(pipe, "clap"):  # which compares captions
         from minilib.metrics import nearest_captions  # this import takes a second
 
-        near = " or ".join(f'"{other}"' for other in nearest_captions(pipe, caption))
-        words = ", ".join(f'"{word}"' for word in unknown)
-        said = f"these weights don't know {words}; the nearest they know: {near}"
-        print(f"minilib: {said}", file=sys.stderr)
+        near = " or ".join(map(quoted, nearest_captions(pipe, caption)))
+        said = f"{said}; the nearest they know: {near}"
+    print(f"minilib: {said}", file=sys.stderr)
+
+
+def quoted(text: str) -> str:
+    """A text in quotation marks."""
+    return f'"{text}"'
 
 
 def plot(path: Path, wave: Tensor, caption: str) -> None:

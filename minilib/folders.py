@@ -23,7 +23,8 @@ from minilib.arguments import (
     check_path,
     check_whole,
 )
-from minilib.audiomae import AudioMAE
+from minilib.audiomae import AudioMAE, Columns
+from minilib.bind import ImageBind
 from minilib.clap import CLAP
 from minilib.convert import older, released
 from minilib.files import replacing, replacing_entries
@@ -38,7 +39,7 @@ from minilib.model import (
     read_json,
     read_weights,
 )
-from minilib.phonemes import PhonemeEncoder
+from minilib.phonemes import PhonemeEncoder, PhonemeTokenizer
 from minilib.text import T5Encoder
 from minilib.tokenizer import Tokenizer
 from minilib.unet import UNet
@@ -53,12 +54,16 @@ CLASSES: dict[str, tuple[type[Model], ...]] = {  # possible classes of each part
     "vae": (VAE,),
     "vocoder": (Vocos, HiFiGAN),
     "audiomae": (AudioMAE,),
+    "columns": (Columns,),
     "loudness": (Loudness,),
+    "bind": (ImageBind,),
 }
-OPTIONAL = ("audiomae", "loudness")  # for training, and for setting the loudness
+# for training, for setting the loudness, and for senses other than text
+OPTIONAL = ("audiomae", "columns", "loudness", "bind")
 # A folder also keeps the earlier state of the parts that joint fine-tuning changed.
 SEPARATE, TUNED = "separate", ("gpt", "unet", "loudness")
-TOKENIZERS = ("tokenizer.json", "tokenizer", "clap_tokenizer")
+PHONEMES = "phonemes.json"  # the tokenizer of a phoneme encoder trained here
+TOKENIZERS = ("tokenizer.json", PHONEMES, "tokenizer", "clap_tokenizer")
 
 Device = str | torch.device | None
 
@@ -74,7 +79,9 @@ class Parts:
     vae: VAE
     vocoder: nn.Module
     audiomae: AudioMAE | None = None
+    columns: Columns | None = None
     loudness: Loudness | None = None
+    bind: ImageBind | None = None
     seconds: float = 10.24  # the length that the weights were trained on
     vocabulary: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = Sampling()  # the weights' own settings for sampling
@@ -308,7 +315,12 @@ def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> nn.M
         state = older.state(name, read_weights(path / WEIGHTS_FILE))
         part = model_class.filled(sizes, state, path, dtype)
     if hasattr(part, "tokenizer"):
-        part.tokenizer = load_tokenizer(path.parent, name)
+        own = isinstance(part, PhonemeEncoder) and not holds_released(path.parent)
+        part.tokenizer = (
+            PhonemeTokenizer.load(path.parent / PHONEMES)
+            if own
+            else load_tokenizer(path.parent, name)
+        )
     return part
 
 
@@ -363,9 +375,12 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> 
 
 
 def save_tokenizers(folder: Path, tokenizer: Any, clap_tokenizer: Any) -> None:
-    """Write the tokenizers that `load_tokenizer` reads."""
+    """Write the tokenizers that `load_part` reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(tokenizer, Tokenizer):
+    if isinstance(tokenizer, PhonemeTokenizer):
+        tokenizer.save(folder / PHONEMES)
+        clap_tokenizer.save(folder / "tokenizer.json")
+    elif isinstance(tokenizer, Tokenizer):
         tokenizer.save(folder / "tokenizer.json")
     else:
         tokenizer.save(folder / "tokenizer")
@@ -373,13 +388,18 @@ def save_tokenizers(folder: Path, tokenizer: Any, clap_tokenizer: Any) -> None:
 
 
 def save_description(
-    folder: Path, seconds: float, vocabulary: dict[str, Any], sampling: Sampling
+    folder: Path,
+    seconds: float,
+    vocabulary: dict[str, Any],
+    sampling: Sampling,
+    borrowed: dict[str, str] | None = None,
 ) -> None:
-    """Write the rest of a pipeline: `pipeline.json`, with the length of its sounds and
-    its settings for sampling, and the vocabulary.
+    """Write the rest of a pipeline: `pipeline.json`, with the length of its sounds, its
+    settings for sampling and the folders of parts that lie elsewhere, by name; and the
+    vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    description = {"seconds": seconds, **asdict(sampling)}
+    description = {"seconds": seconds, **asdict(sampling), **(borrowed or {})}
     for name, values in (("pipeline", description), ("vocabulary", vocabulary)):
         with replacing(folder / f"{name}.json") as path:
             path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -110,8 +110,8 @@ class LOARegressor(Model):
     (2308.05734 §3.2).
 
     Padding inside a condition is never read, but its positions count, as in the
-    released model: if the same caption is padded to another length, its LOA changes
-    a little. Chapter 13.
+    released model: if the same caption is padded to another length, its LOA changes.
+    Chapter 13.
     """
 
     config_class = GPTConfig
@@ -124,7 +124,7 @@ class LOARegressor(Model):
         self.projection.initialise()
         # beside vectors of unit variance, GPT-2's 0.02 would vanish
         nn.init.normal_(self.gpt2.wpe.weight, std=0.5)
-        for block in self.gpt2.h:  # the sum of all branches starts at unit scale
+        for block in self.gpt2.h:  # as in GPT-2: deeper stacks start with smaller steps
             for branch in (block.attn, block.mlp):
                 std = 0.02 / (2 * config.n_layer) ** 0.5
                 nn.init.normal_(branch.c_proj.weight, std=std)

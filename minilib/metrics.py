@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from statistics import fmean
 from typing import Any
@@ -32,8 +32,22 @@ from minilib.convert.released import ReleasedCLAP
 from minilib.data import AudioFolder
 from minilib.frechet import frechet_distance
 from minilib.guidance import MAX_STEPS, Sampling, check_sampling
-from minilib.soundworld import INSTRUMENTS, Event, SoundWorld
+from minilib.phonemes import PhonemeTokenizer
+from minilib.recogniser import QUIET, Recogniser
+from minilib.soundworld import (
+    HELD_OUT_WORDS,
+    INSTRUMENTS,
+    VOICES,
+    WORDS,
+    Event,
+    SoundWorld,
+    describe,
+    render,
+)
+from minilib.soundworld.corpus import to_float
+from minilib.soundworld.speech import voices
 from minilib.tokenizer import split_words
+from minilib.training.clips import uttered
 
 BATCH = 16  # sounds that are made or scored together
 # frames (30.72 s): longer recordings are reconstructed in pieces of this length ...
@@ -43,6 +57,8 @@ CONTEXT = 128
 SHORTEST = 8  # frames: shorter recordings are padded, as the STFT needs 513 samples
 # questions about one event that are answered in closed form
 QUESTIONS = ("pitch", "count", "speed", "loudness")
+FAINT = 8.0  # nepers below the loudest band: there no difference counts
+SAID = 2.56  # seconds in which every voice can say every word of SoundWorld
 Listener = CLAP | ReleasedCLAP  # compares sounds with captions
 
 # --------------------------------------------------------------------------------------
@@ -586,11 +602,31 @@ def report(results: dict[str, float], recorded: bool = False) -> str:
     ceiling.
     """
     held_out = "times each question of held-out scenes"
-    about = "{n} " + ("recordings held out" if recorded else held_out)
+    about = told_settings(results, "recordings held out" if recorded else held_out)
+    wanted = "recordings" if recorded else "renders"
+    legend = f"""\
+chance: guessing. control: the same sounds, captions shuffled. value: the sounds, \
+± standard error.
+round trip: clean {wanted} through VAE and vocoder. ceiling: clean {wanted}. \
+clap: cosine of sound and caption."""
+    if not recorded:
+        legend += "\nfrechet: distance from other renders, lower is better; "
+        legend += "its ceiling is that of clean renders."
+    return "\n".join([about, "", *rows_of(results), "", legend])
+
+
+def told_settings(results: dict[str, float], what: str) -> str:
+    """The settings of an evaluation, of so many times what, as a line."""
+    about = "{n} " + what
     about += "; {steps} steps, guidance {guidance:g}" + guided_where(results)
     about += ", temperature {temperature:g}, seed {seed}"
     if results["candidates"] > 1:
         about += ", the best of {candidates} candidates each"
+    return about.format(**results)
+
+
+def rows_of(results: dict[str, float]) -> list[str]:
+    """The table of an evaluation: a row for each question."""
     shown = lambda key: f"{results[key]:.3f}" if key in results else "-"
     row = "{:17}{:>9}{:>10}{:>17}{:>13}{:>10}".format
     beside = "chance", "control", "value", "round trip", "ceiling"
@@ -604,16 +640,180 @@ def report(results: dict[str, float], recorded: bool = False) -> str:
         value, error = shown(question), shown(f"se.{question}")
         value += f" ± {error}" if error != "-" else ""
         rows.append(row(question, chance, control, value, back, ceiling))
-    wanted = "recordings" if recorded else "renders"
-    legend = f"""\
-chance: guessing. control: the same sounds, captions shuffled. value: the sounds, \
-± standard error.
-round trip: clean {wanted} through VAE and vocoder. ceiling: clean {wanted}. \
-clap: cosine of sound and caption."""
-    if not recorded:
-        legend += "\nfrechet: distance from other renders, lower is better; "
-        legend += "its ceiling is that of clean renders."
-    return "\n".join([about.format(**results), "", *rows, "", legend])
+    return rows
+
+
+def speech_report(results: dict[str, float]) -> str:
+    """The results of `evaluate_speech` as a table: chance < value < ceiling."""
+    about = told_settings(results, "words that training knows, and held-out ones")
+    legend = """\
+word: heard by a recogniser that was not trained here; its control: phonemes shuffled.
+voice: nearest to the clean ones in spectrum and duration; its control: voices shuffled.
+round trip: clean speech through VAE and vocoder. ceiling: clean speech."""
+    return "\n".join([about, "", *rows_of(results), "", legend])
+
+
+# --------------------------------------------------------------------------------------
+# Speech
+
+
+class ShuffledPhonemes(PhonemeTokenizer):
+    """A tokenizer whose phonemes stand in a random order, another one than theirs: the
+    control of speech.
+    """
+
+    def encode(self, texts: list[str], pad_to: int = 0) -> tuple[Tensor, Tensor]:
+        ids, mask = super().encode(texts, pad_to)
+        generator = torch.Generator().manual_seed(len(texts))
+        for row, n in zip(ids, mask.sum(dim=1).tolist()):
+            said = row[: n - 1].clone()  # without the end sign
+            while len(said.unique()) > 1 and torch.equal(row[: n - 1], said):
+                row[: n - 1] = said[torch.randperm(n - 1, generator=generator)]
+        return ids, mask
+
+
+def voice_features(wave: Tensor) -> tuple[Tensor, float]:
+    """What tells apart voices that say the same word (N,): the mean of the audible
+    frames of the log-mel (F,), whatever the level, and the logarithm of the duration.
+    """
+    mel = audio.log_mel(wave[None])[0, 0]  # (T, F)
+    power = mel.exp().square().sum(dim=1)
+    loud = (power > power.max() * 10 ** (-QUIET / 10)).nonzero()[:, 0]
+    faint = mel.max() - FAINT
+    colour = mel[loud].clamp_min(faint).mean(dim=0)
+    return colour - colour.mean(), math.log(int(loud[-1] - loud[0]) + 1)
+
+
+def heard_voice(wave: Tensor, word: str) -> str:
+    """The voice of SoundWorld whose clean rendering of a word is most like a wave (N,)
+    in spectrum and duration.
+    """
+    colour, duration = voice_features(wave)
+
+    def unlike(voice: str) -> float:
+        other, lasts = said_features(word, voice)
+        return float((colour - other).abs().mean()) + abs(duration - lasts)
+
+    return min(VOICES, key=unlike)
+
+
+@cache
+def said_features(word: str, voice: str) -> tuple[Tensor, float]:
+    """The `voice_features` of a word in a voice, clean."""
+    return voice_features(clean(word, voice, SAID))
+
+
+def clean(word: str, voice: str, seconds: float) -> Tensor:
+    """A word in a voice, rendered: (N,)."""
+    scene = uttered(word, voice, seconds)
+    return torch.from_numpy(to_float(render(scene)))
+
+
+def evaluate_speech(
+    pipe: AudioLDM2,
+    recogniser: Recogniser,
+    sampling: Sampling | None = None,
+    n: int = 200,
+    seed: int = 0,
+    prompted: bool = False,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Let voices say words of SoundWorld, n that training knows and n held-out ones,
+    and judge whether the words are understood and the voices right.
+
+    Args:
+        pipe: a pipeline that speaks; recogniser: of all words of SoundWorld.
+        sampling: the pipeline's settings for sampling; None for its weights' own.
+        n: how often each question is asked, 2 or more; seed: of words, voices, noise.
+        prompted: tell the voice by a recording of another word, not by a caption.
+        progress: show a bar over the sounds.
+    Returns:
+        a flat dictionary, named as in `evaluate`, for the questions `seen.word`,
+            `seen.voice`, `held_out.word` and `held_out.voice`; the control of the words
+            is speech from shuffled phonemes, that of the voices the same sounds, asked
+            for other voices.
+    Raises:
+        ValueError, TypeError: an argument is not as described, or the pipeline does not
+            speak.
+    """
+    n, _, seed = check_asked(n, seed=seed)
+    how = check_sampling(sampling, pipe.sampling)
+    if not pipe.speaks:
+        raise ValueError("pipe must speak: its weights read no transcription")
+    results = settings(n, seed, how)
+    known = tuple(word for word in WORDS if word not in HELD_OUT_WORDS)
+    tasks = {"seen": known, "held_out": HELD_OUT_WORDS}
+    with tqdm(total=4 * n, desc="evaluate", unit="sound", disable=not progress) as bar:
+        for number, (kind, words) in enumerate(tasks.items()):
+            rng = np.random.default_rng([seed, number])
+            every = [(w, v) for w in words for v in voices("train")]
+            order = [int(i) for i in rng.permutation(len(every))]
+            said = [every[order[i % len(order)]] for i in range(n)]
+            speak = partial(spoken_by, pipe, said, how, prompted, rng, bar)
+            sounds = {"": speak(), "control.": speak(shuffled=True)}
+            real = torch.stack([clean(*pair, pipe.seconds) for pair in said])
+            sounds |= {"roundtrip.": round_trip(pipe, real), "ceiling.": real}
+            results |= judged_speech(kind, recogniser, said, sounds)
+    return results
+
+
+def judged_speech(
+    kind: str,
+    recogniser: Recogniser,
+    said: list[tuple[str, str]],
+    sounds: dict[str, Tensor],
+) -> dict[str, float]:
+    """The answers about sounds (n, N), by prefix, that should say these words in these
+    voices.
+    """
+    found = {f"chance.{kind}.word": 1 / len(recogniser.words)}
+    found[f"chance.{kind}.voice"] = 1 / len(VOICES)
+    for prefix, waves in sounds.items():
+        pairs = list(zip(waves, said, strict=True))
+        word = torch.tensor([float(recogniser(x) == w) for x, (w, _) in pairs])
+        found[f"{prefix}{kind}.word"] = float(word.mean())
+        turned = said[1:] + said[:1] if prefix == "control." else said
+        own = sounds[""] if prefix == "control." else waves
+        asked = zip(own, said, turned, strict=True)
+        voice = [float(heard_voice(x, w) == v) for x, (w, _), (_, v) in asked]
+        found[f"{prefix}{kind}.voice"] = sum(voice) / len(voice)
+        if not prefix:
+            found[f"se.{kind}.word"] = standard_error(word)
+            found[f"se.{kind}.voice"] = standard_error(torch.tensor(voice))
+    return found
+
+
+def spoken_by(
+    pipe: AudioLDM2,
+    said: list[tuple[str, str]],
+    how: Sampling,
+    prompted: bool,
+    rng: np.random.Generator,
+    bar: Any,
+    shuffled: bool = False,
+) -> Tensor:
+    """The sounds (n, N) of words in voices, as `evaluate_speech` says."""
+    scenes = [uttered(*pair, pipe.seconds) for pair in said]
+    captions = [describe(x, np.random.default_rng([x.seed, 2])) for x in scenes]
+    known = [word for word in WORDS if word not in HELD_OUT_WORDS]
+    own, waves = pipe.text.tokenizer, []
+    if shuffled:
+        pipe.text.tokenizer = ShuffledPhonemes(own.max_tokens)
+    try:
+        for start in range(0, len(said), BATCH):
+            some = slice(start, start + BATCH)
+            words, voiced = zip(*said[some])
+            other = [known[rng.integers(len(known))] for _ in words]
+            pairs = zip(other, voiced)
+            prompts = torch.stack([clean(*pair, pipe.seconds) for pair in pairs])
+            options = {"voice": prompts} if prompted else {}
+            seeds = [int(x) for x in rng.integers(MAX_SEED, size=len(words))]
+            options |= {"transcription": list(words), "seed": seeds, "progress": False}
+            waves.append(pipe(captions[some], how, **options))
+            bar.update(len(words))
+    finally:
+        pipe.text.tokenizer = own
+    return torch.cat(waves)
 
 
 # --------------------------------------------------------------------------------------

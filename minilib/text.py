@@ -3,8 +3,9 @@
 This is T5 (Raffel et al., 1910.10683) in version 1.1, which FLAN-T5 and so AudioLDM 2
 (2308.05734) use: RMS norm before each layer, no biases, relative positions, gated GELU.
 Names and layout are those of transformers, so that weights carry over key by key. The
-decoder serves to train the encoder by span corruption; only the encoder ships. There is
-no dropout, as in the pre-training of version 1.1. Chapter 11 builds it.
+decoder serves to train the encoder, by span corruption and then with instructions; only
+the encoder ships. There is no dropout, as in the pre-training of version 1.1.
+Chapter 11 builds it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from minilib.layers import attention
 from minilib.model import Model
-from minilib.tokenizer import N_SENTINELS, PAD, SENTINEL, Reader, check_ids
+from minilib.tokenizer import EOS, N_SENTINELS, PAD, SENTINEL, Reader, check_ids
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ def relative_bucket(
     return first + torch.where(distance < n_exact, distance, far)
 
 
+def linear(n_in: int, n_out: int, std: float | None = None) -> nn.Linear:
+    """A layer without biases whose weights have deviation `std`; None for n_in^-1/2."""
+    layer = nn.Linear(n_in, n_out, bias=False)
+    nn.init.normal_(layer.weight, std=n_in**-0.5 if std is None else std)
+    return layer
+
+
 class T5Attention(nn.Module):
     """Multi-head attention without biases or the factor 1/sqrt(d) (1910.10683 §2.1).
 
@@ -82,11 +90,13 @@ class T5Attention(nn.Module):
         super().__init__()
         D, inner = config.d_model, config.num_heads * config.d_kv
         self.n_head = config.num_heads
-        self.q, self.k, self.v = (nn.Linear(D, inner, bias=False) for _ in range(3))
-        self.o = nn.Linear(inner, D, bias=False)
+        # smaller queries in place of 1/sqrt(d)
+        self.q = linear(D, inner, std=(D * config.d_kv) ** -0.5)
+        self.k, self.v, self.o = linear(D, inner), linear(D, inner), linear(inner, D)
         if has_positions:
             n_buckets = config.relative_attention_num_buckets
             self.relative_attention_bias = nn.Embedding(n_buckets, self.n_head)
+            nn.init.normal_(self.relative_attention_bias.weight, std=D**-0.5)
 
     def forward(self, x: Tensor, bias: Tensor, context: Tensor | None = None) -> Tensor:
         # x (B, S, d_model), context (B, K, d_model) or x itself, bias (B, heads, S, K)
@@ -100,9 +110,9 @@ class T5GatedFeedForward(nn.Module):
 
     def __init__(self, config: T5Config):
         super().__init__()
-        self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.wi_0 = linear(config.d_model, config.d_ff)
+        self.wi_1 = linear(config.d_model, config.d_ff)
+        self.wo = linear(config.d_ff, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = F.gelu(self.wi_0(x), approximate="tanh")  # (B, S, d_ff)
@@ -188,7 +198,6 @@ class T5Encoder(Reader, Model):
         self.dim = config.d_model
         self.shared = nn.Embedding(config.vocab_size, self.dim)
         self.encoder = T5Stack(config)
-        self.apply(initialise)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """ids (B, S), mask (B, S), True for tokens (None: all) -> (B, S, d_model)."""
@@ -206,31 +215,46 @@ class T5(Model):
 
     def __init__(self, config: T5Config):
         super().__init__(config)
-        # shared by both halves and the output
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)  # output, too
         self.encoder, self.decoder = T5Stack(config), T5Stack(config, is_decoder=True)
-        self.apply(initialise)
 
     def forward(self, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """Predict each target (B, L) from ids and mask (B, S) and the targets before it
         (teacher forcing): logits (B, L, vocab_size).
         """
         mask = check_ids(ids, mask, self.config.vocab_size)
-        context = self.encoder(self.shared(ids), mask)  # (B, S, d_model)
-        # <pad> starts the decoder, as in T5
-        previous = F.pad(targets[:, :-1], (1, 0), value=PAD)
+        return self.decode(self.encoder(self.shared(ids), mask), mask, targets)
+
+    def decode(self, states: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+        """`forward` from the encoder's states (B, S, d_model) and their mask (B, S)."""
+        previous = F.pad(targets[:, :-1], (1, 0), value=PAD)  # <pad> first, as in T5
         everywhere = torch.ones_like(previous, dtype=torch.bool)
-        x = self.decoder(self.shared(previous), everywhere, mask, context)
+        x = self.decoder(self.shared(previous), everywhere, mask, states)
         return F.linear(x * self.config.d_model**-0.5, self.shared.weight)
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy, in nats per token, of the spans that `noise` hides.
+    @torch.no_grad()
+    def generate(self, ids: Tensor, mask: Tensor, most: int = 24) -> Tensor:
+        """Answer ids and mask (B, S) by the likeliest token, up to </s>: (B, L)."""
+        mask = check_ids(ids, mask, self.config.vocab_size)
+        states, answer = self.encoder(self.shared(ids), mask), ids[:, :0]
+        ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)  # (B, 1)
+        while answer.shape[1] < most and not ended.all():
+            answer = F.pad(answer, (0, 1), value=PAD)  # one more place
+            token = self.decode(states, mask, answer)[:, -1:].argmax(dim=-1)
+            answer[:, -1:] = token.masked_fill(ended, PAD)
+            ended |= token == EOS
+        return answer
 
-        The batch holds `ids`, `mask` and `noise` (from `noise_spans`), each (B, S). A
-        share of a larger batch also holds `n_targets` (B,), the mean number of target
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy, in nats per token, of the answers `targets` (B, L) to `ids`
+        and `mask` (B, S), or of the spans that `noise` (B, S) hides.
+
+        A share of a larger batch also holds `n_targets` (B,), the mean number of target
         tokens per sentence there, so that every token has the same weight.
         """
-        ids, targets = span_corrupt(batch["ids"], batch["mask"], batch["noise"])
+        ids, targets = batch["ids"], batch.get("targets")
+        if targets is None:
+            ids, targets = span_corrupt(ids, batch["mask"], batch["noise"])
         logits = self(ids, ids != PAD, targets).flatten(0, 1)
         targets = targets.flatten()
         nats = F.cross_entropy(logits, targets, ignore_index=PAD, reduction="sum")
@@ -244,22 +268,6 @@ class T5(Model):
 
 
 T5Encoder.presets = T5.presets = PRESETS
-
-
-@torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """Draw weights at T5's own scales, which replace the missing factor 1/sqrt(d)."""
-    if isinstance(module, T5Attention):
-        d_model, inner = module.q.in_features, module.q.out_features
-        module.q.weight.normal_(std=(d_model * inner / module.n_head) ** -0.5)
-        module.k.weight.normal_(std=d_model**-0.5)
-        module.v.weight.normal_(std=d_model**-0.5)
-        module.o.weight.normal_(std=inner**-0.5)
-        if hasattr(module, "relative_attention_bias"):
-            module.relative_attention_bias.weight.normal_(std=d_model**-0.5)
-    elif isinstance(module, T5GatedFeedForward):
-        for linear in (module.wi_0, module.wi_1, module.wo):
-            linear.weight.normal_(std=linear.in_features**-0.5)
 
 
 def random_parts(
@@ -281,8 +289,7 @@ def noise_spans(
     (B, S), in spans of mean length `mean_span` (1910.10683 §3.1.4).
 
     Kept and hidden spans of random lengths alternate. At least one token is hidden, but
-    never </s>, the last. `T5.loss` draws nothing else at random, and this is drawn on
-    the CPU so that the batch can hold it. Chapter 11.
+    never </s>, the last. It is drawn on the CPU: the batch holds it. Chapter 11.
     """
     if not 0 < rate < 1 or not mean_span >= 1:
         said = f"between 0 and 1 and mean_span be 1 or more, not {rate} and {mean_span}"

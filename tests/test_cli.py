@@ -79,7 +79,7 @@ def refused(capsys, *argv) -> str:
 
 
 COMMANDS = ["generate", "train", "reconstruct", "evaluate", "chain", "vocabulary"]
-COMMANDS += ["convert", "info", "data", "doctor"]
+COMMANDS += ["convert", "info", "data", "doctor", "train-peer"]
 
 
 def python(*line: str, **environment: str) -> subprocess.CompletedProcess:
@@ -778,7 +778,7 @@ def test_the_help_of_train_names_the_stages_that_there_are(capsys):
             "there is no folder 'nowhere'",
         ),
         (["a dog barks", "--colour", "red"], "unrecognized arguments: --colour red"),
-        ([], "the following arguments are required: CAPTION"),
+        ([], "there is no CAPTION: describe a sound, or name a recording of a voice"),
     ],
 )
 def test_generate_refuses(capsys, here, weights, line, said):

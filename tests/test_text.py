@@ -1,8 +1,13 @@
-"""Span corruption and T5 (chapter 11)."""
+"""Span corruption, instructions and T5 (chapter 11)."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from minilib.data import Corpus
+from minilib.soundworld.instructions import instructions
 from minilib.text import (
     T5,
     T5Config,
@@ -12,6 +17,8 @@ from minilib.text import (
     span_corrupt,
 )
 from minilib.tokenizer import EOS, N_SENTINELS, PAD, SENTINEL, SPECIAL_TOKENS, Tokenizer
+from minilib.training import Recipe, TrainingData
+from minilib.training.stages import InstructStage
 
 CONFIG = T5Config(
     vocab_size=400,
@@ -216,9 +223,93 @@ def test_the_mean_loss_of_shares_is_that_of_the_whole():
     torch.testing.assert_close(model.loss(batch), whole)
 
 
+# --- instructions and answers
+
+
+def questions(B: int = 6) -> dict[str, torch.Tensor]:
+    """Ids of questions, and answers of one to four tokens that they determine."""
+    ids, mask = batch_of_tokens(B, S=9)
+    targets = torch.full((B, 5), PAD)
+    for i in range(B):
+        targets[i, : 1 + i % 4] = ids[i, 0] if i % 2 else ids[i, 0] // 2 + 19
+        targets[i, 1 + i % 4] = EOS
+    return {"ids": ids, "mask": mask, "targets": targets}
+
+
+def test_the_loss_of_answers_is_that_of_their_tokens_and_of_no_padding():
+    torch.manual_seed(0)
+    model, batch = T5(CONFIG).eval(), questions()
+    logits = model(batch["ids"], batch["mask"], batch["targets"]).log_softmax(dim=2)
+    nats = -logits.gather(2, batch["targets"][:, :, None])[:, :, 0]
+    expected = nats[batch["targets"] != PAD].mean()
+    torch.testing.assert_close(model.loss(batch), expected)
+    longer = batch | {"targets": torch.nn.functional.pad(batch["targets"], (0, 3))}
+    torch.testing.assert_close(model.loss(longer), expected)
+    n_targets = ((batch["targets"] != PAD).sum() / 6).expand(6)
+    shares = [{k: x[i : i + 3] for k, x in batch.items()} for i in (0, 3)]
+    halves = [model.loss({**x, "n_targets": n_targets[:3]}) for x in shares]
+    torch.testing.assert_close(sum(halves) / 2, expected)
+
+
+def test_answers_that_were_learned_are_generated_and_end_where_they_should():
+    torch.manual_seed(0)
+    model, batch = T5(CONFIG), questions()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(80):
+        optimiser.zero_grad()
+        model.loss(batch).backward()
+        optimiser.step()
+    answers = model.generate(batch["ids"], batch["mask"])
+    assert torch.equal(answers, batch["targets"])  # no longer than the longest
+    assert not answers.requires_grad
+    for i in range(3):  # alone as in a batch, whatever stands under the padding
+        one = batch["ids"][i : i + 1, : int(batch["mask"][i].sum())]
+        alone = model.generate(one, torch.ones_like(one))
+        assert alone[0].tolist() == batch["targets"][i, : 2 + i % 4].tolist()
+
+
+def test_each_token_is_the_likeliest_after_those_before_it():
+    torch.manual_seed(1)
+    model, (ids, mask) = T5(CONFIG).eval(), batch_of_tokens(4, 9)
+    answers = model.generate(ids, mask, most=7)
+    assert answers.shape == (4, 7)  # random weights hardly say </s>
+    logits = model(ids, mask, answers)
+    assert torch.equal(logits.argmax(dim=2), answers)
+    assert model.generate(ids, mask, most=1).shape == (4, 1)
+
+
+def test_bad_ids_of_a_question_get_one_sentence():
+    with pytest.raises(ValueError, match="ids must lie between 0 and 399"):
+        T5(CONFIG).generate(torch.tensor([[400]]), torch.ones(1, 1))
+
+
+def test_the_instructed_stage_asks_and_answers_and_goes_on_with_the_t5_it_is_given():
+    captions, told = ["a dog barks"] * 40, instructions(40, seed=3)
+    words = [text for x in told for text in (x.text, x.answer)]
+    tokenizer = Tokenizer.train(words, 600)
+    data = TrainingData(Corpus(np.zeros((40, 0), np.int16), captions), tokenizer)
+    torch.manual_seed(0)
+    model = T5(replace(CONFIG, vocab_size=600))
+    recipe = Recipe(steps=1, batch_size=8, lr=1e-3)
+    stage = InstructStage("tiny", recipe, data, {"text": model}, seed=3)
+    batch = stage.batch(torch.Generator().manual_seed(0))
+    assert stage.model is model and all(len(x) == 8 for x in batch.values())
+    asked, answers = (tokenizer.decode(batch[x]) for x in ("ids", "targets"))
+    every = {(tidy(x.text), x.answer) for x in told}
+    assert {(tidy(x), y) for x, y in zip(asked, answers, strict=True)} <= every
+    assert torch.equal(batch["mask"], batch["ids"] != PAD)
+    assert batch["n_targets"].sum() == (batch["targets"] != PAD).sum()
+    assert next(model.parameters()).requires_grad
+    assert stage.finish()["text"].shared.weight is model.shared.weight
+
+
+def tidy(text: str) -> str:
+    return text.rstrip("?.! ")
+
+
 def test_weights_are_drawn_at_t5s_own_scales():
     torch.manual_seed(0)
-    size = T5Config(200, 64, 16, 96, num_layers=2, num_decoder_layers=1, num_heads=2)
+    size = T5Config(200, 64, 16, 96, num_layers=2, num_decoder_layers=1, num_heads=8)
     block = T5Encoder(size).encoder.block[0]
     attention, network = (block.layer[i]._modules[n] for i, n in
                           ((0, "SelfAttention"), (1, "DenseReluDense")))  # fmt: skip
@@ -226,7 +317,7 @@ def test_weights_are_drawn_at_t5s_own_scales():
         (attention.q, 1 / (64 * 16)),  # makes up for the missing 1/sqrt(d)
         (attention.k, 1 / 64),
         (attention.v, 1 / 64),
-        (attention.o, 1 / 32),
+        (attention.o, 1 / 128),
         (attention.relative_attention_bias, 1 / 64),
         (network.wi_0, 1 / 64),
         (network.wi_1, 1 / 64),

@@ -33,7 +33,7 @@ if "google.colab" in sys.modules:
         clone = ["git", "clone", "--quiet", "--depth", "1", ADDRESS, COURSE]
         subprocess.run(clone, check=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--editable", COURSE + "[peers]"], check=True)
+    subprocess.run([*pip, "--editable", COURSE + "[peers,speech]"], check=True)
     # what was installed as editable is otherwise found by the next kernel only
     sys.path.insert(0, COURSE)
     os.chdir(COURSE + "/chapters")"""

@@ -4,22 +4,29 @@ known class.
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from minilib import audio
-from minilib.audiomae import AudioMAE
+from minilib.audiomae import AudioMAE, Columns
 from minilib.conditions import Context, drop, to_batch
 from minilib.data import AudioFolder, Corpus
-from minilib.soundworld import SoundWorld
+from minilib.files import replacing
+from minilib.soundworld import Scene, SoundWorld, describe, draw_utterance, espeak
+from minilib.soundworld.corpus import render
+from minilib.soundworld.speech import lexicon, spoken, voices
 from minilib.tokenizer import Tokenizer
 from minilib.training.processes import is_main, n_processes
 from minilib.vae import VAE
@@ -27,6 +34,8 @@ from minilib.vae import VAE
 RENDERS = 4000  # the most clips of SoundWorld
 FEWEST = 20  # the fewest recordings from which a class can be learned
 BATCH = 64  # captions that are encoded together
+BEGIN = 0.04  # seconds of silence before speech
+SPOKEN = "spoken.json"  # beside a corpus of speech: word and voice of each clip
 
 
 @dataclass
@@ -41,6 +50,7 @@ class TrainingData:
     # by kind; only VAE, vocoder and AudioMAE train on them
     recordings: list[Corpus] = field(default_factory=list)
     transcriptions: list[str] | None = None  # the words spoken in each clip
+    voices: list[str] | None = None  # and the voice that speaks them
     folder: AudioFolder | None = None  # the clips' source; None for SoundWorld
     # outputs of frozen parts for all clips, kept between stages: by part and setting
     features: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -114,6 +124,13 @@ class TrainingData:
         pool = audiomae.config.pool_for(n_tokens)
         return self.over_clips(("audiomae", pool), lambda mel: audiomae.loa(mel, pool))
 
+    def columns(self, audiomae: AudioMAE, columns: Columns) -> Tensor:
+        """The LOA (N, L, D) of all clips, a vector for each column of patches, computed
+        once.
+        """
+        loa = lambda mel: columns.loa(audiomae, mel)
+        return self.over_clips(("columns", 0), loa)
+
     def latents(self, vae: VAE) -> Tensor:
         """The latents z0 (N, C, T/r, F/r) of all clips, computed once."""
         vae.to(memory_format=torch.channels_last)
@@ -165,6 +182,48 @@ class Encoded:
         S = max(self.empty.sequence.shape[1], int(lengths.max()))
         padded = [F.pad(row, (0, 0, 0, S - len(row))) for row in rows]
         return Context(torch.stack(padded), torch.arange(S) < lengths[:, None])
+
+
+def spoken_data(seconds: float, cache: Path, progress: bool = True) -> TrainingData:
+    """Speech to train on: every word of the split `train` in each of its voices, once,
+    unless it lasts too long; rendered once and kept in the folder `cache`.
+
+    All words begin at the same moment. A caption does not say when a sound begins, and
+    GPT-2 would write the mean of all beginnings.
+    """
+    if not (cache / SPOKEN).is_file():
+        render_speech(seconds, cache, progress)
+    said, voice = zip(*json.loads((cache / SPOKEN).read_text()))
+    corpus, of = Corpus.load(cache), {"progress": progress}
+    return TrainingData(corpus, transcriptions=list(said), voices=list(voice), **of)
+
+
+def render_speech(seconds: float, cache: Path, progress: bool) -> None:
+    """Render the clips of `spoken_data` into the folder `cache`."""
+    words = (*lexicon("train"), *lexicon("train", others=True))
+    pairs = [(word, voice) for word in words for voice in voices("train")]
+    said, waves, captions = [], [], []
+    for pair in tqdm(pairs, desc="speech", unit="clip", disable=not progress):
+        if lasts(*pair) <= seconds - BEGIN:
+            scene = uttered(*pair, seconds)
+            said.append(pair)
+            waves.append(render(scene))
+            captions.append(describe(scene, np.random.default_rng([scene.seed, 1])))
+    Corpus(np.stack(waves), captions).save(cache)
+    with replacing(cache / SPOKEN) as path:
+        path.write_text(json.dumps(said))
+
+
+def lasts(word: str, voice: str) -> float:
+    """The seconds that a word takes in a voice."""
+    return len(spoken((word,), voice).wave) / espeak.SAMPLE_RATE
+
+
+def uttered(word: str, voice: str, seconds: float) -> Scene:
+    """A scene in which a voice says a word, from BEGIN on; its seed depends on both."""
+    seed = zlib.crc32(f"{voice}/{word}".encode())
+    rng, room = np.random.default_rng(seed), seconds - BEGIN
+    return Scene((draw_utterance((word,), voice, BEGIN, room, rng),), seconds, seed)
 
 
 def bar(batches: Sequence[Tensor], part: str, progress: bool) -> Iterable[Tensor]:

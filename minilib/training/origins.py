@@ -28,7 +28,7 @@ Origin = dict[str, Any]
 OPTIONS = ("crop", "recorded", "levels")  # of stages
 # fields of a recipe that may differ when a run is resumed
 FREE = ("steps", "checkpoint_every")
-ENCODERS = {"clap", "text"}  # these read with the tokenizer
+ENCODERS = {"clap", "text", "bind"}  # these read with the tokenizer
 READ_WHOLE = 256  # clips of a corpus that are read whole; of the others, the middle
 MIDDLE = 64  # samples in the middle
 

@@ -22,7 +22,9 @@ from minilib.data import OPEN_LICENCES, SILENT, AudioFolder, Corpus, of_part
 from minilib.files import FULL, replacing
 from minilib.guidance import Sampling
 from minilib.model import read_json, to_dtype
+from minilib.phonemes import PhonemeTokenizer
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabulary
+from minilib.soundworld.speech import SPEAKERS
 from minilib.tokenizer import Tokenizer, split_words
 from minilib.training import origins
 from minilib.training.checkpoints import (
@@ -33,7 +35,7 @@ from minilib.training.checkpoints import (
     read_checkpoint,
     train,
 )
-from minilib.training.clips import TrainingData, learnable
+from minilib.training.clips import TrainingData, learnable, spoken_data
 from minilib.training.loop import Recipe
 from minilib.training.processes import (
     check_shares,
@@ -42,7 +44,9 @@ from minilib.training.processes import (
     n_processes,
     one_voice,
 )
-from minilib.training.stages import ALL_STAGES, STAGES
+from minilib.training.stages import ALL_STAGES, SPEECH, STAGES
+
+KINDS = {**STAGES, **SPEECH}  # the class of every stage
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ class Run:
     pairs: float = 0.5  # share of clips with two events among those of effects
     music: float = 0.0  # share of clips that are tunes
     sampling: Sampling = Sampling()  # the pipeline's settings for sampling
+    stages: tuple[str, ...] = ALL_STAGES  # all stages, in order
+    sizes: str = ""  # the models' preset; "" for one that is named like the run
+    # parts of a trained pipeline that this one uses as they are
+    borrows: tuple[str, ...] = ()
+    speech: bool = False  # whether the clips are spoken words
 
 
 RUNS = {
@@ -87,6 +96,8 @@ RUNS = {
                 steps=3200, batch_size=16, lr=1.5e-3, ema=0.998, muon=("conv",),
                 precision="bf16",
             ),
+            "sight": Recipe(steps=800, batch_size=64, lr=3e-3, ema=0.99),
+            "bind": Recipe(steps=1000, batch_size=64, lr=3e-3, ema=0.99),
             "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
         },
         options={
@@ -125,6 +136,8 @@ RUNS = {
             "joint": Recipe(
                 steps=10000, batch_size=32, lr=1e-4, ema=0.9995, precision="bf16"
             ),
+            "sight": Recipe(steps=10000, batch_size=128, lr=5e-4, ema=0.999),
+            "bind": Recipe(steps=10000, batch_size=128, lr=5e-4, ema=0.999),
             "judge": Recipe(steps=2000, batch_size=64, lr=1e-3),
         },
         options={
@@ -133,6 +146,26 @@ RUNS = {
             "adversarial": {"crop": 64, "recorded": 0.5},
             "audiomae": {"recorded": 0.5},
         },
+    ),
+    "speech": Run(
+        n_clips=0,  # as many as there are words and voices
+        seconds=1.28,
+        sampling=Sampling(steps=20, guidance=1.5, temperature=0.7),
+        stages=("clap", "speak", "utter"),
+        sizes="tiny",
+        borrows=("vae", "vocoder", "audiomae"),
+        speech=True,
+        recipes={
+            "clap": Recipe(steps=320, batch_size=64, lr=1e-3, ema=0.99),
+            "speak": Recipe(
+                steps=3000, batch_size=32, lr=2e-3, ema=0.998, muon=("linear",)
+            ),
+            "utter": Recipe(
+                steps=6000, batch_size=16, lr=2e-3, ema=0.998, muon=("conv",),
+                precision="bf16",
+            ),
+        },
+        options={"utter": {"widths": (48, 80, 120)}},
     ),
 }  # fmt: skip
 
@@ -147,6 +180,7 @@ def train_stages(
     resume: bool = False,
     seed: int = 0,
     progress: bool = True,
+    shipped: str | Path | None = None,
 ) -> Path:
     """Train stages in turn and write each finished part to `out`, which becomes a
     pipeline.
@@ -157,7 +191,7 @@ def train_stages(
     Args:
         stages: "all", or names of stages; the parts that a stage needs are read from
             `out`.
-        preset: "tiny" or "colab".
+        preset: "tiny" or "colab", or "speech", which borrows parts of a pipeline.
         out: folder of the parts, the log and the checkpoints.
         data: folder of captioned recordings; None for SoundWorld.
         steps: steps of each stage, instead of the recipe's.
@@ -165,6 +199,8 @@ def train_stages(
             Otherwise they start from the beginning, and their checkpoints are deleted.
         seed: of weights and batches.
         progress: show bars, and say what is skipped; otherwise print nothing.
+        shipped: folder of the pipeline whose parts a preset borrows. `out` refers to
+            it.
 
     Raises:
         ValueError: a stage or preset is unknown, steps are below 1, recordings or
@@ -174,19 +210,23 @@ def train_stages(
             with fewer steps.
         FileNotFoundError: a stage needs a part that does not exist yet.
     """
-    asked = ALL_STAGES if stages == "all" else stages
+    every = RUNS[preset].stages if preset in RUNS else ALL_STAGES
+    asked = every if stages == "all" else stages
     names = [asked] if isinstance(asked, str) else list(asked)
     steps, seed = check_run(names, preset, steps, seed)
     out, run, todo = Path(out), RUNS[preset], names
+    borrowed = check_borrowed(preset, out, shipped, data)
     changed = {} if steps is None else {"steps": steps}
     recipes = {name: replace(run.recipes[name], **changed) for name in names}
+    sizes = run.sizes or preset
     if resume:
-        check_settings(out, run, recipes, preset, seed, data)
+        check_settings(out, run, recipes, sizes, seed, data)
         todo = [name for name in names if not finished(out, name)]
     check_startable(out, {name: recipes[name] for name in todo})
     with files.alone(out) if is_main() else nullcontext():
         if todo or data is not None:
-            clips = prepare_data(run, out, data, seed, names, resume, progress)
+            how = resume, progress, borrowed
+            clips = prepare_data(run, out, data, seed, names, *how)
         for name in names:
             if name not in todo:
                 say(f"{name}: {told_finished(out, name)}", progress)
@@ -195,7 +235,7 @@ def train_stages(
         for name in todo:
             check_needs(out, name)
             options = run.options.get(name, {})
-            given = recipes[name], options, clips, preset, out, seed, resume, progress
+            given = recipes[name], options, clips, sizes, out, seed, resume, progress
             run_stage(name, *given)
     return out
 
@@ -212,7 +252,7 @@ def run_stage(
     progress: bool = True,
 ) -> None:
     """Train one stage, save the parts it makes, and record that it is finished."""
-    began, kind = time.monotonic(), STAGES[name]
+    began, kind = time.monotonic(), KINDS[name]
     renewed = [part for part in kind.renews if holds(out, part)]
     parts = {x: folders.load_part(out, x, torch.float32) for x in kind.needs}
     parts |= {x: folders.load_part(out, x, torch.float32) for x in renewed}
@@ -246,8 +286,10 @@ def save_parts(out: Path, name: str, made: dict[str, Any]) -> None:
                 raise FloatingPointError(f"{name}: {where}; lower the learning rate")
     for part, model in made.items():
         model.save_pretrained(out / part, dtype=torch.float16)
+        if isinstance(getattr(model, "tokenizer", None), PhonemeTokenizer):
+            model.tokenizer.save(out / folders.PHONEMES)
         # the parts that joint tunes will be compared with these
-        if part in folders.TUNED and name != "joint":
+        if part in folders.TUNED and name in ("gpt", "ldm"):
             apart = out / folders.SEPARATE / part
             model.save_pretrained(apart, dtype=torch.float16)
 
@@ -329,7 +371,7 @@ def check_settings(
     clips are read.
     """
     for name, recipe in recipes.items():
-        kind, options = STAGES[name], run.options.get(name)
+        kind, options = KINDS[name], run.options.get(name)
         now = origins.of_settings(kind, preset, recipe, seed, options)
         now |= origins.of_tokenizer(kind, out / "tokenizer.json")
         now |= {"source": origins.source(data)}
@@ -344,7 +386,7 @@ def check_settings(
 def check_clips(out: Path, run: Run, names: Sequence[str], clips: TrainingData) -> None:
     """Raise ValueError if a stage can't be resumed with these clips."""
     for name in names:
-        now = origins.of_data(STAGES[name], clips, run.options.get(name))
+        now = origins.of_data(KINDS[name], clips, run.options.get(name))
         for path, known in known_origins(out, name):
             origins.check(path, name, known, now)
 
@@ -357,8 +399,8 @@ def forget(out: Path, names: Sequence[str]) -> None:
 
 
 def holds(out: Path, part: str) -> bool:
-    """Whether a part has been trained into the folder."""
-    return (out / part / "config.json").is_file()
+    """Whether a part has been trained into the folder, or is borrowed."""
+    return (folders.part_folder(out, part) / "config.json").is_file()
 
 
 # --------------------------------------------------------------------------------------
@@ -374,15 +416,44 @@ def check_run(
     if not names:
         raise ValueError("stages is empty: name at least one, or all")
     for name in names:
-        if name not in STAGES:
+        if name not in KINDS:
             known = ", ".join(STAGES)
             raise ValueError(f"stage must be all or one of {known}, not {name!r}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"stage {twice[0]} is named more than once: name it once")
     if preset not in RUNS:
         raise ValueError(f"preset must be one of {', '.join(RUNS)}, not {preset!r}")
+    known = RUNS[preset].recipes
+    for name in names:
+        if name not in known:
+            has = f"whose stages are {', '.join(known)}"
+            raise ValueError(f"stage must be one of preset {preset}, {has}, not {name}")
     steps = None if steps is None else check_whole("steps", steps, 1)
     return steps, check_whole("seed", seed, 0, MAX_SEED)
+
+
+def check_borrowed(
+    preset: str, out: Path, shipped: str | Path | None, data: str | Path | None
+) -> dict[str, str]:
+    """The folders of the parts that a preset borrows, as they are called from `out`.
+
+    Raises:
+        ValueError: no pipeline is named, or recordings for a preset of speech.
+        FileNotFoundError: the pipeline lacks a part.
+    """
+    run = RUNS[preset]
+    if run.speech and data is not None:
+        said = f"preset {preset} learns from speech that is made for it"
+        raise ValueError(f"data must be None, as {said}, not {str(data)!r}")
+    if run.borrows and shipped is None:
+        needed = ", ".join(run.borrows)
+        said = f"preset {preset} uses its {needed}"
+        raise ValueError(f"shipped must be the folder of a trained pipeline: {said}")
+    for part in run.borrows:
+        if not holds(Path(shipped), part):
+            said = f"preset {preset} borrows {part}, which is not in {shipped}"
+            raise FileNotFoundError(said)
+    return {x: os.path.relpath(Path(shipped) / x, out) for x in run.borrows}
 
 
 def check_startable(out: Path, recipes: dict[str, Recipe]) -> None:
@@ -443,9 +514,9 @@ def check_needs(out: Path, name: str) -> None:
     """Raise FileNotFoundError if a part that the stage builds on has not been
     trained.
     """
-    for part in STAGES[name].needs:
+    for part in KINDS[name].needs:
         if not holds(out, part):
-            maker = next(stage for stage in STAGES.values() if part in stage.makes).name
+            maker = next(stage for stage in KINDS.values() if part in stage.makes).name
             raise FileNotFoundError(
                 f"stage {name} needs {part}, which is not in {out}: train stage "
                 f"{maker} there first"
@@ -464,6 +535,7 @@ def prepare_data(
     names: Sequence[str] = ALL_STAGES,
     resume: bool = True,
     progress: bool = True,
+    borrowed: dict[str, str] | None = None,
 ) -> TrainingData:
     """Clips, captions, tokenizer and recordings for these stages of a run, kept in
     `out` for later runs. Everything is checked before anything is written.
@@ -483,13 +555,13 @@ def prepare_data(
     data.tokenizer = (
         Tokenizer.load(path) if stays else Tokenizer.train(data.corpus.captions)
     )
-    if any(origins.reads_captions(STAGES[name]) for name in new):
+    if any(origins.reads_captions(KINDS[name]) for name in new):
         check_captions([data.tokenizer], data.corpus.captions)
     meet().wait_for_everyone()  # all have read the files that the first now changes
     if is_main() and new:
         if not resume:
             forget(out, names)
-        write_words(run, out, data, new, stays)
+        write_words(run, out, data, new, stays, borrowed)
     meet().wait_for_everyone()
     if new:
         data.tokenizer = Tokenizer.load(path)
@@ -507,6 +579,10 @@ def read_clips(
     """The clips of SoundWorld, with recordings if there are any, or those of a folder
     without faults.
     """
+    if run.speech:
+        cache = out / "cache" / f"speech-{run.seconds}"
+        with meet().main_process_first():
+            return spoken_data(run.seconds, cache, progress and is_main())
     if folder is None:
         corpus = cached_soundworld(run, out / "cache", seed, progress)
         heard = recordings(run.seconds, progress)
@@ -543,7 +619,7 @@ def read_with(
     """The tokenizers with which these stages read captions: those in the folder, or one
     that would be trained on the captions.
     """
-    if not any(origins.reads_captions(STAGES[name]) for name in names):
+    if not any(origins.reads_captions(KINDS[name]) for name in names):
         return []
     if folders.holds_released(out):
         readers = ("clap",) if speaks(out) else ("clap", "text")
@@ -595,17 +671,23 @@ def keeps_tokenizer(out: Path, names: Sequence[str], resume: bool) -> bool:
 
 
 def write_words(
-    run: Run, out: Path, data: TrainingData, names: Sequence[str], stays: bool
+    run: Run,
+    out: Path,
+    data: TrainingData,
+    names: Sequence[str],
+    stays: bool,
+    borrowed: dict[str, str] | None = None,
 ) -> None:
     """Write the tokenizer and the description, except for those that stay."""
     if not stays:
         folders.save_tokenizers(out, data.tokenizer, data.tokenizer)
     # these stages learn how the words sound
-    if not stays or {"gpt", "joint"}.intersection(names):
-        recorded = data.folder is not None
-        corpus = data.corpus
-        words = caption_words(corpus) if recorded else soundworld_words(run, corpus)
-        folders.save_description(out, run.seconds, words, run.sampling)
+    if not stays or {"gpt", "joint", "speak"}.intersection(names):
+        recorded, corpus = data.folder is not None, data.corpus
+        own = run.speech or recorded
+        words = caption_words(corpus) if own else soundworld_words(run, corpus)
+        words |= {"classes": list(SPEAKERS)} if run.speech else {}
+        folders.save_description(out, run.seconds, words, run.sampling, borrowed)
 
 
 def cached_soundworld(

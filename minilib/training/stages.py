@@ -3,8 +3,9 @@ trains, on which batches.
 
 vae, vocoder and audiomae hear sound alone; clap and text read captions; gpt learns to
 write the LOA, ldm to turn true LOA into latents; joint tunes these two together;
-adversarial sharpens the vocoder. The judge stands apart. Each is built in the chapter
-of its model.
+adversarial sharpens the vocoder. Apart stand the judge, and sight and bind, which make
+ImageBind. Each is built in the chapter of its model. speak and utter are gpt and ldm
+for speech.
 """
 
 from __future__ import annotations
@@ -12,27 +13,35 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilib import audio
-from minilib.audiomae import AudioMAE
+from minilib.audiomae import AudioMAE, Columns, ColumnsConfig
+from minilib.bind import ImageBind
 from minilib.clap import CLAP
 from minilib.classifier import Classifier
 from minilib.conditions import Context, drop, from_batch, to_batch
 from minilib.discriminators import Adversarial, Discriminators
 from minilib.gpt import LOARegressor, Loudness, LoudnessConfig
 from minilib.model import Model
+from minilib.phonemes import PhonemeEncoder, PhonemeTokenizer
+from minilib.soundworld import SENSES, Scene, SoundWorld, describe
+from minilib.soundworld.corpus import to_float
+from minilib.soundworld.instructions import instructions
 from minilib.text import T5, noise_spans, span_corrupt
 from minilib.tokenizer import PAD
 from minilib.training.clips import (
+    RENDERS,
     Recordings,
     Renders,
     TrainingData,
     bar,
     concatenated,
     crop,
+    draw,
 )
 from minilib.training.loop import Recipe
 from minilib.unet import UNet
@@ -43,6 +52,9 @@ P_EMPTY = 0.1  # share of the conditions that are emptied, for classifier-free g
 # share of the clips of which GPT-2 is shown true vectors, in its own stage
 P_TAUGHT = 0.25
 P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
+MOST_FITTED = 1024  # clips to which the LOA of speech is fitted
+P_PROMPTED = 0.5  # share of speech whose voice is told by a sound, not by a caption
+MOST_PHONEMES = 24  # with the end sign, of what is spoken in a clip
 MEL_MEAN, MEL_STD = -7.0, 3.0  # about, of SoundWorld's log-mels and of recordings
 
 
@@ -226,12 +238,32 @@ class TextStage(Stage):
         return {"text": self.model.text_encoder()}
 
 
-class GPTStage(Stage):
-    """GPT-2 on true LOA; a tenth of the captions emptied.
+class InstructStage(TextStage):
+    """T5, trained by span corruption before, learns to follow instructions about
+    scenes, as FLAN-T5 did (2210.11416). Chapter 11.
+    """
 
-    Teacher-forced is a quarter of the clips, and of these a random share of the
-    vectors: elsewhere it goes on from its own. Encoders that it also makes learn with
-    it. Chapter 13.
+    name, needs = "instruct", ("text",)  # the whole T5, its decoder included
+
+    def build(self) -> nn.Module:
+        self.told = instructions(len(self.data.corpus), seed=self.seed)
+        return self.parts["text"]
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        n, encode = self.recipe.batch_size, self.data.tokenizer.encode
+        some = [self.told[i] for i in draw(len(self.told), n, generator).tolist()]
+        ids, mask = encode([instruction.text for instruction in some])
+        targets, kept = encode([instruction.answer for instruction in some])
+        n_targets = (kept.sum() / n).expand(n)
+        return {"ids": ids, "mask": mask, "targets": targets, "n_targets": n_targets}
+
+
+class GPTStage(Stage):
+    """GPT-2 on true LOA; a tenth of the captions are emptied.
+
+    A quarter of the clips are teacher-forced, at a random share of their vectors;
+    everywhere else GPT-2 goes on from what it wrote itself. Encoders that this stage
+    also makes learn with it. Chapter 13.
     """
 
     name, makes, needs = "gpt", ("gpt", "loudness"), ("audiomae", "clap", "text")
@@ -410,15 +442,147 @@ class JudgeStage(Stage):
         return {"mel": audio.log_mel(waves), "label": labels}
 
 
+class SightStage(Stage):
+    """Pictures and captions of SoundWorld learn together, and captions in other words:
+    the part of ImageBind that the paper takes from CLIP, ready-made. Chapter 12.
+    """
+
+    name, makes = "sight", ("bind",)
+
+    def build(self) -> nn.Module:
+        world, indices = scenes_to_see(self, first=0)
+        self.seen = seen(world, indices, ("image",))
+        self.captions = [twice_told(world.scene(i)) for i in indices]
+        model = seeded(ImageBind, self.preset, self.seed)
+        model.freeze("audio", "depth", "thermal", "motion")  # whose turn comes later
+        return model
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        some = draw(len(self.captions), self.recipe.batch_size, generator)
+        told, others = zip(*(self.captions[i] for i in some.tolist()))
+        ids, mask = self.data.tokenizer.encode(list(told))
+        other_ids, other_mask = self.data.tokenizer.encode(list(others))
+        batch = {"image": self.seen["image"][some], "ids": ids, "mask": mask}
+        return {**batch, "other_ids": other_ids, "other_mask": other_mask}
+
+
+class BindStage(Stage):
+    """Sound, depth, heat and motion come to meet the pictures, which stay as they are.
+
+    The scenes are others than those of the stage `sight`: no sound was ever beside a
+    caption. Chapter 12.
+    """
+
+    name, makes, needs = "bind", ("bind",), ("bind",)
+
+    def build(self) -> nn.Module:
+        world, indices = scenes_to_see(self, first=RENDERS)
+        self.seen = seen(world, indices, ("image", "depth", "thermal", "motion"))
+        self.sounds = np.stack([world.samples(i) for i in indices])
+        self.parts["bind"].freeze("image", "text")
+        return self.parts["bind"]
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        some = draw(len(self.sounds), self.recipe.batch_size, generator)
+        batch = {sense: x[some] for sense, x in self.seen.items()}
+        waves = torch.from_numpy(to_float(self.sounds[some.numpy()]))
+        return {**batch, "audio": audio.log_mel(waves)}
+
+
+class SpeakStage(GPTStage):
+    """GPT-2 and the phoneme encoder learn together to write the LOA of speech, a vector
+    for each column of patches.
+
+    CLAP tells the voice: from a caption or, as often, from a sound. The sound is any
+    clip in the same voice, so that only the phonemes say which word it is.
+    """
+
+    name, needs = "speak", ("audiomae", "clap")
+    makes = ("gpt", "text", "columns")
+
+    def build(self) -> nn.Module:
+        audiomae, clap = self.parts["audiomae"], self.parts["clap"]
+        columns = fitted_columns(audiomae, self.data)
+        text = seeded(PhonemeEncoder, self.preset, self.seed)
+        text.tokenizer = PhonemeTokenizer(MOST_PHONEMES)
+        self.parts |= {"columns": columns, "text": text}
+        sizes = {"n_tokens": columns.config.n_tokens, "n_embd": columns.config.dim}
+        sizes |= {"condition_dims": (clap.dim, text.dim)}
+        sizes |= {"learned_positions": MOST_PHONEMES}
+        self.gpt = seeded(LOARegressor, self.preset, self.seed, **sizes)
+        self.loa, self.learning = self.data.columns(audiomae, columns), {"text": text}
+        self.sounds = self.data.over_clips(("clap", 0), clap.embed_audio)  # (N, D)
+        same: dict[str, list[int]] = {}
+        for i, voice in enumerate(self.data.voices):
+            same.setdefault(voice, []).append(i)
+        self.same = {voice: torch.tensor(some) for voice, some in same.items()}
+        return Reading(self.gpt, self.learning)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        indices, _ = self.data.pairs(self.recipe.batch_size, generator)
+        loa = self.loa[indices]  # (B, L, D)
+        taught = torch.rand(len(loa), 1, generator=generator) < P_TAUGHT
+        share = torch.rand(len(loa), 1, generator=generator)
+        keep = taught & (torch.rand(loa.shape[:2], generator=generator) < share)
+        dropped = torch.rand(len(loa), generator=generator) < P_EMPTY
+        encoders = self.encoders(self.gpt)
+        told = self.data.told(encoders, indices, dropped, learning=self.learning)
+        shown = torch.rand(len(loa), generator=generator) < P_PROMPTED
+        prompts = self.sounds[self.prompts(indices, generator)][:, None]  # (B, 1, D)
+        shown = (shown & ~dropped)[:, None, None]
+        told["clap"] = torch.where(shown, prompts, told["clap"])
+        return {"loa": loa, "keep": keep, **told}
+
+    def prompts(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """For each clip (B,) a clip of the same voice: (B,)."""
+        alike = [self.same[self.data.voices[i]] for i in indices.tolist()]
+        drawn = torch.rand(len(alike), generator=generator).tolist()
+        places = (some[int(u * len(some))] for some, u in zip(alike, drawn))
+        return torch.stack(list(places))
+
+    def finish(self) -> dict[str, Model]:
+        """GPT-2, the phoneme encoder, and the map that defines their LOA."""
+        return {"gpt": self.gpt, **self.learning, "columns": self.parts["columns"]}
+
+
+class UtterStage(LDMStage):
+    """The U-Net on the true LOA of speech; it reads nothing else."""
+
+    name = "utter"
+    needs = ("vae", "audiomae", "columns", "clap", "text", "gpt")
+    widths: tuple[int, ...] = ()  # of the U-Net's blocks; () for the preset's
+
+    @torch.no_grad()
+    def build(self) -> nn.Module:
+        gpt, columns = self.parts["gpt"], self.parts["columns"]
+        self.loa = self.data.columns(self.parts["audiomae"], columns)
+        self.z0 = self.data.latents(self.parts["vae"])
+        empty = {name: x.empty(1) for name, x in self.encoders(gpt).items()}
+        self.empty = {**empty, "loa": Context(gpt.generate(empty))}
+        patch, L = UNet.presets[self.preset].patch, gpt.config.n_tokens
+        sizes: dict[str, Any] = {"in_channels": self.z0.shape[1], "loa_grid": (L, 1)}
+        T, F_ = (n // patch for n in self.z0.shape[2:])
+        sizes["loa_patch"] = (T // L, F_)  # each vector lies under its own frames
+        read = {"cross_attention": (None, "loa")}
+        read["cross_attention_dim"] = (None, gpt.config.n_embd)
+        if self.widths:
+            sizes["block_out_channels"] = tuple(self.widths)
+        unet = seeded(UNet, self.preset, self.seed, **sizes, **read)
+        unet.recompute_activations(self.recipe.recompute)
+        return unet
+
+
 # in the order of the paper; adversarial could follow the vocoder at once
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
     for stage in (
         VAEStage, VocoderStage, AudioMAEStage, CLAPStage, TextStage, GPTStage, LDMStage,
-        JointStage, AdversarialStage, JudgeStage,
+        JointStage, AdversarialStage, SightStage, BindStage, JudgeStage,
     )
 }  # fmt: skip
-APART = ("judge",)  # trained only where it is asked for
+APART = ("sight", "bind", "judge")  # trained only where it is asked for
+# further stages, of presets that speak
+SPEECH: dict[str, type[Stage]] = {x.name: x for x in (SpeakStage, UtterStage)}
 ALL_STAGES = tuple(name for name in STAGES if name not in APART)
 
 
@@ -427,6 +591,35 @@ def seeded(model_class: type[Model], preset: str, seed: int, **changes: Any) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model_class.preset(preset, **changes)
+
+
+def scenes_to_see(stage: Stage, first: int) -> tuple[SoundWorld, range]:
+    """A SoundWorld with tunes, and the scenes of it that a stage may look at: as many
+    as there are clips, RENDERS at most.
+
+    Raises:
+        ValueError: the clips are recordings, which have no pictures.
+    """
+    if stage.data.folder is not None:
+        said = "recordings have none: leave out the folder of recordings"
+        raise ValueError(f"stage {stage.name} needs the pictures of SoundWorld; {said}")
+    seconds = stage.data.corpus.waves.shape[1] / audio.SAMPLE_RATE
+    world = SoundWorld("train", stage.seed + 2, seconds, pairs=0.3, music=0.3)
+    return world, range(first, first + min(len(stage.data.corpus), RENDERS))
+
+
+def seen(
+    world: SoundWorld, indices: range, senses: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """What scenes look like to some senses: of each, (n, ...)."""
+    scenes = [world.scene(i) for i in indices]
+    return {x: torch.stack([SENSES[x](scene) for scene in scenes]) for x in senses}
+
+
+def twice_told(scene: Scene) -> tuple[str, str]:
+    """Two captions of a scene, most often in different words."""
+    first, second = (np.random.default_rng([scene.seed, k]) for k in (1, 3))
+    return describe(scene, first), describe(scene, second)
 
 
 def noised(z0: Tensor, n_steps: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -441,6 +634,18 @@ def noised(z0: Tensor, n_steps: int, generator: torch.Generator) -> dict[str, Te
     u = (torch.rand((), generator=generator) + places) % 1  # (B,), in [0, 1)
     t = 1 + (u * n_steps).long().clamp_max(n_steps - 1)
     return {"z0": z0, "t": t, "eps": torch.randn(z0.shape, generator=generator)}
+
+
+def fitted_columns(audiomae: AudioMAE, data: TrainingData) -> Columns:
+    """The LOA with a vector for each column of patches, as wide as a patch's features,
+    fitted to clips.
+    """
+    T, sizes = data.corpus.waves.shape[1] // audio.HOP, audiomae.config
+    n_features = sizes.hidden_size * sizes.grid[1]
+    given = T, sizes.patch_size, n_features, sizes.hidden_size
+    columns = Columns(ColumnsConfig(*given))
+    columns.fit(audiomae, data.mels(MOST_FITTED))
+    return columns
 
 
 @torch.no_grad()
