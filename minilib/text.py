@@ -80,7 +80,7 @@ def linear(n_in: int, n_out: int, std: float | None = None) -> nn.Linear:
 
 
 class T5Attention(nn.Module):
-    """Multi-head attention without biases or the factor 1/sqrt(d) (1910.10683 §2.1).
+    """Multi-head attention without biases or the factor 1/sqrt(d), as in T5's code.
 
     In the first block it also holds the table of relative positions, one number per
     bucket and head, which all blocks add to their scores. Chapter 11.

@@ -205,7 +205,7 @@ def instructed() -> T5Encoder:
         "order",
         "a probe of the sequence tells which event is first; one of a bag of words or "
         "of CLAP's vector cannot",
-        "share of right answers, unseen pairs of classes",
+        "share of right answers, test captions",
         lambda m: (
             m["T5: the sequence"] >= 0.95
             and abs(m["the bag of its words"] - 0.5) < 0.05
@@ -288,7 +288,7 @@ def answered(model: T5, seed: int, unseen: bool, asks: bool = True) -> float:
         "phrasings",
         "each lesson adds to what a probe can tell of captions in phrasings that "
         "neither training nor the probe ever had",
-        "share of right answers, unseen pairs of classes, unseen phrasings",
+        "share of right answers, test captions, unseen phrasings",
         lambda m: (
             m["random"] < m["span corruption"] < m["and instructions"]
             and m["span corruption, as long"] < m["and instructions"]
@@ -301,7 +301,7 @@ def answered(model: T5, seed: int, unseen: bool, asks: bool = True) -> float:
     Claim(
         "known",
         "the same on phrasings that training and the probe had",
-        "share of right answers, unseen pairs of classes",
+        "share of right answers, test captions",
         lambda m: m["random"] < m["span corruption"] < m["and instructions"],
         chance=0.5,
         ceiling=1.0,
@@ -383,7 +383,7 @@ def start(seed: int) -> dict[str, dict[str, float]]:
         "templates",
         "the instructed encoder reads new phrasings in the order of their words, also "
         "where this is wrong",
-        "share of right answers, unseen pairs of classes, one new phrasing each",
+        "share of right answers, test captions, one new phrasing each",
         lambda m: (
             m["after A, B"] > 0.8
             and m["first A and then B"] > 0.8
