@@ -213,8 +213,8 @@ class Binding(Reader, Model):
         return Context(self.logit_scale.new_zeros(n, 1, self.dim))
 
     def scale(self, sense: str) -> Tensor:
-        """1 / temperature for a sense and the hub, learned or fixed."""
-        raise NotImplementedError
+        """1 / temperature for a sense and the hub: learned, one for all."""
+        return self.logit_scale.exp()
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Contrastive loss of each sense in the batch with the hub, in nats, and
@@ -258,7 +258,7 @@ class ImageBind(Binding):
     def scale(self, sense: str) -> Tensor:
         """Learned for text, fixed for the others."""
         if sense == "text":
-            return self.logit_scale.exp()
+            return super().scale(sense)
         config = getattr(self.config, self.seen_as(sense))
         return self.logit_scale.new_tensor(1 / config.temperature)
 
@@ -359,10 +359,6 @@ class LanguageBind(Binding):
             return x
         n = self.config.image.frames * self.config.image.shape[0]
         return x.expand(-1, n, -1, -1)  # from (B, 1, rows, columns)
-
-    def scale(self, sense: str) -> Tensor:
-        """Learned, one for all."""
-        return self.logit_scale.exp()
 
 
 def vision(n_embd: int, n_layer: int, n_head: int, **others: Any) -> SenseConfig:

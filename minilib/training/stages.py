@@ -277,6 +277,10 @@ class GPTStage(Stage):
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, _ = self.data.pairs(self.recipe.batch_size, generator)
+        return self.batch_of(indices, generator)
+
+    def batch_of(self, indices: Tensor, generator: torch.Generator) -> dict:
+        """The batch of these clips (B,)."""
         loa = self.loa[indices]  # (B, L, D)
         taught = torch.rand(len(loa), 1, generator=generator) < P_TAUGHT
         share = torch.rand(len(loa), 1, generator=generator)
@@ -520,18 +524,11 @@ class SpeakStage(GPTStage):
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         indices, _ = self.data.pairs(self.recipe.batch_size, generator)
-        loa = self.loa[indices]  # (B, L, D)
-        taught = torch.rand(len(loa), 1, generator=generator) < P_TAUGHT
-        share = torch.rand(len(loa), 1, generator=generator)
-        keep = taught & (torch.rand(loa.shape[:2], generator=generator) < share)
-        dropped = torch.rand(len(loa), generator=generator) < P_EMPTY
-        encoders = self.encoders(self.gpt)
-        told = self.data.told(encoders, indices, dropped, learning=self.learning)
-        shown = torch.rand(len(loa), generator=generator) < P_PROMPTED
+        batch = self.batch_of(indices, generator)
+        shown = torch.rand(len(indices), generator=generator) < P_PROMPTED
         prompts = self.sounds[self.prompts(indices, generator)][:, None]  # (B, 1, D)
-        shown = (shown & ~dropped)[:, None, None]
-        told["clap"] = torch.where(shown, prompts, told["clap"])
-        return {"loa": loa, "keep": keep, **told}
+        shown = (shown & ~batch["dropped"])[:, None, None]
+        return {**batch, "clap": torch.where(shown, prompts, batch["clap"])}
 
     def prompts(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """For each clip (B,) a clip of the same voice: (B,)."""
