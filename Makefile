@@ -2,6 +2,7 @@
 # make test   the same set-up, then lint, unit and parity tests, every chapter, a strict build of the book, and its pages in a
 #             browser where there is one
 # make bench  how fast and how lean minilib is, also beside diffusers, into data/benchmarks.md (15 minutes; no test needs it)
+# make graders  tries every right and wrong answer on the tests of the assignments (no test needs it)
 # make clean  removes what the two have made, but for .venv
 
 SHELL := bash
@@ -21,7 +22,7 @@ PARTS := 1
 stop = { echo "$(1)" >&2; exit 1; }
 stop_with = { tail -n 15 $(1) >&2; echo "$(2)" >&2; exit 1; }
 
-.PHONY: all test bench clean setup
+.PHONY: all test bench graders clean setup
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -66,6 +67,9 @@ test: setup
 
 bench: setup
 	@$(PY) tests/bench --out data/benchmarks.md
+
+graders: setup
+	@$(PY) -m minilib.assign.graders
 
 clean:
 	@rm -rf _build first_sound.wav first_sound.png .pytest_cache .ruff_cache

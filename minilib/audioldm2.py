@@ -1,5 +1,5 @@
-"""The whole of AudioLDM 2: from captions to waveforms through the Language of Audio
-(Liu et al., 2308.05734).
+"""The whole of AudioLDM 2: from captions or pictures to waveforms, through the Language
+of Audio (Liu et al., 2308.05734).
 
     captions -> encode -> loa -> sample -> decode -> waveforms
 
@@ -21,18 +21,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minilib import audio, lean
-from minilib.arguments import check_asked, check_latents, check_seconds, seeded, shown
+from minilib.arguments import (
+    MAX_CANDIDATES,
+    MAX_SECONDS,
+    check_asked,
+    check_latents,
+    check_number,
+    check_seconds,
+    check_whole,
+    one_each,
+    seeded,
+    shown,
+)
 from minilib.conditions import Conditions, Context
-from minilib.diffusion import ddim_sample, dpm_solver_sample, randn_like
+from minilib.diffusion import (
+    ddim_sample,
+    dpm_solver_sample,
+    inpaint,
+    randn_like,
+    sdedit,
+)
 from minilib.folders import Parts, Stored
 from minilib.guidance import Sampling, check_sampling, guided
+from minilib.pictures import check_pictures
 from minilib.tokenizer import split_words
 from minilib.vocoder import vocode
 
 LEAST_VOICE = 4000  # samples, a quarter of a second, from which a voice is heard
+FADE = 80  # samples, 5 ms: half of the slopes at the ends of a gap
 LOUDER = 20.0  # the most decibels by which a sound is made louder or softer
 
 Generators = torch.Generator | list[torch.Generator] | None
+Captions = str | Sequence[str]
 
 
 @dataclass
@@ -61,6 +81,11 @@ class Pipeline(Stored):
     def speaks(self) -> bool:
         """Whether an encoder of this pipeline reads a transcription."""
         return any(x.reads == "transcription" for x in self.encoders.values())
+
+    @property
+    def sees(self) -> bool:
+        """Whether an encoder of this pipeline reads pictures."""
+        return any(x.reads == "picture" for x in self.encoders.values())
 
     def n_samples(self, seconds: float | None = None) -> int:
         """Samples in a sound of this length; None for the training clips' length."""
@@ -134,6 +159,36 @@ class Pipeline(Stored):
             return [S] * B
         return [min(S, max(least, n)) for n in context.mask.sum(dim=1).tolist()]
 
+    def checked(
+        self,
+        captions: str | Sequence[str] | None,
+        negative: str | Sequence[str] | None,
+        transcription: str | Sequence[str] | None,
+        picture: Tensor | None,
+        candidates: int,
+    ) -> tuple[list[str], list[str], list[str] | None, Tensor | None, int]:
+        """What was asked for, checked and in equal numbers, as `check_asked` returns
+        it, with the pictures before the candidates. Where pictures are seen, captions
+        are empty.
+        """
+        if not self.sees:
+            if picture is not None:
+                raise ValueError("these weights see no pictures: picture must be None")
+            words = transcription, self.speaks, candidates
+            *texts, k = check_asked(captions, negative, *words)
+            return *texts, None, k
+        told = {"captions": captions, "negative": negative}
+        for name, given in {**told, "transcription": transcription}.items():
+            if given is not None:
+                said = f"{name} must be None, not {shown(given)}"
+                raise ValueError(f"these weights read pictures alone: {said}")
+        if check_whole("candidates", candidates, 1, MAX_CANDIDATES) > 1:
+            said = "CLAP, which picks one, reads captions"
+            raise ValueError(f"candidates must be 1 with a picture: {said}")
+        seen = check_pictures(picture, self.bind.config.image.shape[1:])
+        nothing = [""] * len(seen)
+        return nothing, nothing, None, seen, 1
+
     def heard(self, voice: Tensor, n: int, candidates: int = 1) -> Context:
         """What CLAP hears in the recordings of a voice, one for all of n sounds or one
         for each of n / candidates: its condition, (n, 1, dim).
@@ -168,13 +223,123 @@ class Pipeline(Stored):
         waves = waves * 10 ** (gain / 20)[:, None]
         return waves / waves.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
 
+    def asked(
+        self,
+        wave: Any,
+        caption: Any,
+        sampling: Any = None,
+        seed: Any = None,
+        progress: bool = True,
+        **changes: Any,
+    ) -> tuple[Tensor, Callable, Sampling, list[torch.Generator], bool]:
+        """What an edit starts from: the waveforms (B, N), the U-Net under the caption,
+        the settings, a generator for each waveform, and whether to show a bar. A wrong
+        argument raises a sentence.
+        """
+        if self.sees or self.speaks:
+            read = "pictures" if self.sees else "transcriptions"
+            raise ValueError(f"an edit follows captions: these weights read {read}")
+        how = check_sampling(sampling, self.sampling).changed(**changes)
+        if how.sampler != "ddim":
+            raise ValueError(f'an edit needs the sampler "ddim", not "{how.sampler}"')
+        waves = check_waves(wave)
+        captions = one_each("caption", caption, len(waves))
+        if not all(told.strip() for told in captions):
+            raise ValueError("caption is empty: describe the sound in a few words")
+        generators = seeded(seed, len(waves))
+        conditions = self.encode(captions)
+        predict = self.noise_predictor(self.loa(conditions), conditions, how)
+        return waves, predict, how, generators, progress
+
+    def compressed(self, waves: Tensor) -> Tensor:
+        """The latents z0 (B, C, T/r, F/r) of waveforms (B, N), with silence after them
+        as far as the last one reaches.
+        """
+        T = self.latent_shape(len(waves), waves.shape[1])[2]
+        n_samples = T * self.vae.config.reduction * audio.HOP
+        padded = F.pad(waves, (0, n_samples - waves.shape[1]))
+        return self.vae.encode(audio.log_mel(padded.to(self.device))).float()
+
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption that these weights were not trained on."""
         known = {"", *self.vocabulary.get("words", ())}
         return sorted(set(split_words(caption)) - known) if len(known) > 1 else []
 
 
-class AudioLDM2(Pipeline):
+class Editing(Pipeline):
+    """What the pipeline can make from a recording without training for it, as AudioLDM
+    does (2301.12503). Chapter 17.
+    """
+
+    @torch.no_grad()
+    def edit(
+        self, wave: Tensor, caption: Captions, strength: float = 0.6, **options: Any
+    ) -> Tensor:
+        """Change a recording to what a caption says: noise its latent, then remove the
+        noise under the caption.
+
+        Args:
+            wave: (N,) at 16 kHz in [-1, 1], or several, (B, N); caption: one for all or
+                one for each.
+            strength: the share of the steps that are made, from 0 (the recording, after
+                VAE and vocoder) to 1 (hardly anything is left of it).
+            options: `sampling`, `seed`, `progress` and changes of single settings, as
+                for a call; the sampler is DDIM.
+        Returns:
+            (B, N), float32 in [-1, 1], on the CPU.
+        Raises:
+            ValueError, TypeError: an argument is not as described.
+        """
+        strength = check_number("strength", strength, 0.0, 1.0)
+        waves, predict, how, generators, bar = self.asked(wave, caption, **options)
+        z0, N = self.compressed(waves), waves.shape[1]
+        eps = how.temperature * self.noise(len(waves), N, None, generators).to(z0)
+        given = predict, self.unet.schedule, z0, how.steps, strength, eps
+        z0 = sdedit(*given, how.eta, generators, bar)
+        return self.decode(z0, N).float().cpu()
+
+    @torch.no_grad()
+    def inpaint(
+        self, wave: Tensor, caption: Captions, start: float, end: float,
+        resample: int = 1, **options: Any,
+    ) -> Tensor:  # fmt: skip
+        """Replace what a recording holds from start to end, in seconds, by what fits
+        the caption and the rest, which stays as it is.
+
+        Args:
+            resample: how often each step is made, see `diffusion.inpaint`; all others
+                as for `edit`, but that eta is 1.
+        Returns:
+            (B, N), float32 in [-1, 1], on the CPU.
+        """
+        resample = check_whole("resample", resample, 1)
+        waves, predict, how, generators, bar = self.asked(wave, caption, **options)
+        begin, stop = check_gap(start, end, waves.shape[1])
+        gap = torch.zeros_like(waves[0])
+        gap[begin:stop] = 1.0
+        z0 = self.compressed(waves * (1 - gap))  # nothing of the gap is read
+        step = audio.HOP * self.vae.config.reduction
+        at = step * torch.arange(z0.shape[2])
+        known = ((at + step <= begin) | (at >= stop))[:, None].to(z0.device)
+        zT = how.temperature * self.noise(len(waves), len(gap), None, generators)
+        given = predict, self.unet.schedule, zT.to(z0), how.steps, z0, known
+        z0 = inpaint(*given, resample, 1.0, generators, bar)
+        made = self.decode(z0, len(gap)).float().cpu()
+        return (1 - faded(gap)) * waves + faded(gap) * made
+
+    def extend(
+        self, wave: Tensor, caption: Captions, seconds: float, **options: Any
+    ) -> Tensor:
+        """Continue a recording for some more seconds: `inpaint` beyond its end, with
+        the same options.
+        """
+        waves = check_waves(wave)
+        n, more = waves.shape[1], self.n_samples(seconds)
+        start, end = n / audio.SAMPLE_RATE, (n + more) / audio.SAMPLE_RATE
+        return self.inpaint(F.pad(waves, (0, more)), caption, start, end, **options)
+
+
+class AudioLDM2(Editing):
     """The pipeline: encoders, LOA regressor, latent diffusion, VAE and vocoder
     (2308.05734 Fig. 1). Chapter 16.
     """
@@ -182,7 +347,7 @@ class AudioLDM2(Pipeline):
     @torch.no_grad()
     def __call__(
         self,
-        captions: str | Sequence[str],
+        captions: str | Sequence[str] | None = None,
         sampling: Sampling | None = None,
         *,
         seconds: float | None = None,
@@ -193,12 +358,13 @@ class AudioLDM2(Pipeline):
         progress: bool = True,
         transcription: str | Sequence[str] | None = None,
         voice: Tensor | None = None,
+        picture: Tensor | None = None,
         **changes: Any,
     ) -> Tensor:
-        """Generate one sound for each caption.
+        """Generate one sound for each caption, or for each picture.
 
         Args:
-            captions: B sentences (or one).
+            captions: B sentences (or one); None for weights that see pictures.
             sampling: settings for sampling; None for the weights' own. `changes` set
                 single fields, as in `pipe("a dog barks", steps=50)`.
             seconds: length of the sounds; None for that of the training clips.
@@ -215,6 +381,9 @@ class AudioLDM2(Pipeline):
                 weights that speak.
             voice: a recording of the voice that shall speak, (N,) at 16 kHz, or one
                 for each caption, (B, N). CLAP hears it in place of the captions.
+            picture: what shall sound, (3, H, W) or several, (B, 3, H, W), from 0 to 1,
+                in place of captions; only for weights that see. Pictures of other
+                sizes are scaled to the one that ImageBind sees.
 
         Returns:
             waveforms (B, N), float32 in [-1, 1], N = 16000 * seconds, on the CPU.
@@ -224,14 +393,14 @@ class AudioLDM2(Pipeline):
         """
         how = check_sampling(sampling, self.sampling).changed(**changes)
         n_samples = self.n_samples(seconds)
-        asked = check_asked(captions, negative, transcription, self.speaks, candidates)
-        captions, negatives, words, k = asked  # each caption k times
+        asked = self.checked(captions, negative, transcription, picture, candidates)
+        captions, negatives, words, pictures, k = asked  # each caption k times
         generators = seeded(seed, len(captions) // k)
         latents = self.noise(len(captions), n_samples, latents, generators)
         heard = None if voice is None else self.heard(voice, len(captions), k)
         self.profile = Profile()
         with self.profile.measure("encode"):
-            conditions = self.encode(captions, words)
+            conditions = self.encode(captions, words, pictures=pictures)
             if heard is not None:
                 conditions["clap"] = heard
             empty = (
@@ -256,24 +425,31 @@ class AudioLDM2(Pipeline):
         captions: Sequence[str],
         transcriptions: Sequence[str] | None = None,
         like: Conditions | None = None,
+        pictures: Tensor | None = None,
     ) -> Conditions:
-        """Encode captions and the words to be spoken: conditions by name. An encoder
-        that has nothing to read gives its empty condition.
+        """Encode captions, the words to be spoken, and pictures (B, 3, H, W):
+        conditions by name. An encoder that has nothing to read gives its empty
+        condition.
 
         `like`: conditions to whose lengths these are padded, as GPT-2 counts padding.
         """
-        given, conditions = {"caption": captions, "transcription": transcriptions}, {}
+        given = {"caption": captions, "transcription": transcriptions}
+        given["picture"] = None if pictures is None else {"image": pictures}
+        conditions = {}
         for name, encoder in self.encoders.items():
             S = like[name].sequence.shape[1] if like else 0
             inputs = given[encoder.reads]
             nothing = inputs is None
             read = encoder.empty if nothing else encoder.encode
             conditions[name] = read(len(captions) if nothing else inputs, S)
+        if pictures is not None and self.memory is not None:
+            conditions["bind"] = self.memory(conditions["bind"])
         return conditions
 
     def loa(self, conditions: Conditions) -> Tensor:
         """M: C -> Y', predict the Language of Audio (B, L, D) (2308.05734 §3.2)."""
-        return self.written({name: conditions[name] for name in self.encoders})
+        read = self.gpt.config.conditions
+        return self.written({name: conditions[name] for name in read})
 
     def loa_of_negative(self, empty: Conditions, sampling: Sampling) -> Context:
         """The LOA to guide away from: GPT-2's for the negative caption, or zeros."""
@@ -343,6 +519,46 @@ class AudioLDM2(Pipeline):
         """
         mel = lean.decode(self.vae, z0.to(self.vae.dtype))
         return vocode(self.vocoder, mel)[:, :n_samples]
+
+
+def faded(gap: Tensor) -> Tensor:
+    """A gap (N,) of 0 and 1, with slopes of 10 ms before and after it."""
+    n = 2 * FADE + 1
+    wide = F.max_pool1d(F.pad(gap, (FADE, FADE))[None], n, 1)  # 10 ms more each side
+    return F.avg_pool1d(F.pad(wide, (FADE, FADE), "replicate"), n, 1)[0]
+
+
+def check_waves(given: Any) -> Tensor:
+    """Recordings as a tensor (B, N); another shape or length, or numbers that are not
+    finite or beyond [-1, 1], raise a sentence.
+    """
+    try:
+        waves = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        said = f"wave must be a waveform, a tensor (N,), not {shown(given)}"
+        raise TypeError(said) from None
+    shape = tuple(waves.shape)
+    waves = waves[None] if waves.ndim == 1 else waves
+    low, high = round(0.1 * audio.SAMPLE_RATE), round(MAX_SECONDS * audio.SAMPLE_RATE)
+    if waves.ndim != 2 or not len(waves) or not low <= waves.shape[1] <= high:
+        wanted = f"(N,) or (B, N) with N from {low} to {high}"
+        raise ValueError(f"wave must have shape {wanted}, not {shape}")
+    if waves.is_complex() or not waves.isfinite().all() or waves.abs().max() > 1:
+        raise ValueError("wave must hold finite real numbers from -1 to 1")
+    return waves.float().cpu()
+
+
+def check_gap(start: Any, end: Any, n_samples: int) -> tuple[int, int]:
+    """The first sample of a gap and the one after its last; a gap that is not within
+    the recording, or holds nothing, raises a sentence.
+    """
+    seconds = n_samples / audio.SAMPLE_RATE
+    start = check_number("start", start, 0.0, seconds)
+    end = check_number("end", end, 0.0, seconds)
+    begin, stop = (round(x * audio.SAMPLE_RATE) for x in (start, end))
+    if begin >= stop:
+        raise ValueError(f"end must be after start, {start:g} s, not {end:g} s")
+    return begin, stop
 
 
 def check_voice(given: Any, n: int) -> Tensor:

@@ -1,5 +1,5 @@
 """The command line: generate, train, train-peer, reconstruct, evaluate, chain,
-vocabulary, convert, info, data, doctor.
+vocabulary, convert, info, data, doctor, assign.
 
 Each command is a function that takes the parsed arguments. Wrong arguments end it with
 one sentence and exit code 2 before anything is written. Libraries that take a second to
@@ -35,7 +35,8 @@ STAGES = (  # the stages of training, as --help names them
     *("vae", "vocoder", "audiomae", "clap", "text", "gpt", "ldm", "joint"),
     "adversarial",
 )
-TASKS = ("sounds", "speech", "prompted")  # of `evaluate`
+# of `evaluate`; sounds are text and music
+TASKS = ("sounds", "text", "music", "speech", "prompted", "picture")
 # fields of `Sampling` that commands have flags for
 SAMPLING = ("steps", "guidance", "sampler", "temperature", "guidance_interval")
 # the data folder of the checkout that contains this module
@@ -123,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add_command in (
         *(add_generate, add_train, add_train_peer, add_reconstruct, add_evaluate),
         *(add_chain, add_vocabulary, add_convert, add_info, add_doctor, add_data),
+        add_assign,
     ):
         add_command(commands)
     return parser
@@ -185,9 +187,11 @@ def add_generate(commands: Any) -> None:
 
         minilib generate "a man speaks slowly in a low voice" --transcription window
         minilib generate --voice me.wav --transcription window    (in another's voice)
+
+        minilib generate --picture dog.png    (what a picture shows)
     """
     add = command(commands, generate, "make a sound from each caption", examples)
-    about = "a description, in quotes; --voice needs none"
+    about = "a description, in quotes; --voice and --picture need none"
     add("captions", nargs="*", metavar="CAPTION", help=about)
     more = "; with several captions, -1, -2, ... is added before the suffix"
     add_output(add, "sound.wav", more)
@@ -204,6 +208,8 @@ def add_generate(commands: Any) -> None:
     add("--transcription", metavar="WORDS", help=f"{about} the voice")
     about = "a recording of a voice that shall speak, instead of its caption"
     add("--voice", type=path_name, metavar="FILE", help=about)
+    about = "a PNG or JPEG of what shall sound, instead of a caption; by the weights of"
+    add("--picture", type=path_name, metavar="FILE", help=f"{about} pictures")
     about = "the same seed makes the same sound; each further caption takes the next"
     add_seed(add, f"{about} seed (default: a random one)", None)
     add_candidates(add)
@@ -272,6 +278,24 @@ def add_data(commands: Any) -> None:
     add("folder", type=path_name, metavar="FOLDER", help=about)
 
 
+def add_assign(commands: Any) -> None:
+    """Add the command `assign`."""
+    examples = """
+        minilib assign list
+        minilib assign release forward_process    (without solutions, into release)
+        minilib assign grade submitted            (submitted/ada/forward_process.ipynb)
+        minilib assign feedback forward_process   (a page for each student)
+    """
+    about = "for instructors: hand out assignments, and grade what comes back"
+    add = command(commands, assign, about, examples)
+    choices = ("list", "release", "grade", "feedback")
+    add("action", choices=choices, help="what to do with assignments")
+    about = "the assignment to release or to give feedback on; the folder to grade"
+    add("name", nargs="?", type=named, metavar="NAME_OR_FOLDER", help=about)
+    about = "folder for notebooks (default: release) or for grades and feedback"
+    add("--out", type=path_name, metavar="DIR", help=f"{about} (default: graded)")
+
+
 def add_train(commands: Any) -> None:
     """Add the command `train`."""
     examples = """
@@ -279,7 +303,7 @@ def add_train(commands: Any) -> None:
         minilib train all --resume              (continue where it stopped)
         minilib train vae --data recordings     (metadata.csv: file_name, caption)
         minilib train judge --out data/weights/judges
-        minilib train sight bind --out data/weights/picture
+        minilib train all --preset picture --out data/weights/picture
         minilib train all --preset speech --out data/weights/speech
 
         minilib generate "a bell rings" --weights runs/tiny
@@ -288,10 +312,12 @@ def add_train(commands: Any) -> None:
     add = command(commands, train, about, examples)
     about = f"all, or any of {', '.join(STAGES)} (the last four build on the others); "
     about += "or judge, the classifier that scores sounds; or sight and then bind, "
-    about += "ImageBind; preset speech has the stages clap, speak and utter"
+    about += "ImageBind; preset speech has the stages clap, speak and utter, "
+    about += "and words and voices, the judges of what is said; preset picture has "
+    about += "sight, bind and depict"
     add("stages", nargs="+", metavar="STAGE", help=about)
-    about = "tiny, for two CPU cores, colab, for one GPU, or speech, which speaks and "
-    about += "borrows parts of tiny (default: tiny)"
+    about = "tiny, for two CPU cores, colab, for one GPU, or speech, which speaks, or "
+    about += "picture, which sees; both borrow parts of tiny (default: tiny)"
     add("--preset", default="tiny", help=about)
     about = "captioned recordings to train on (default: SoundWorld, the built-in "
     add("--data", type=path_name, metavar="FOLDER", help=f"{about}corpus)")
@@ -351,6 +377,7 @@ def add_evaluate(commands: Any) -> None:
         minilib evaluate --candidates 3    (as the paper does)
         minilib evaluate --task speech      (are words understood, voices right?)
         minilib evaluate --task prompted    (voices told by a recording)
+        minilib evaluate --task picture     (sounds of what pictures show)
 
         minilib train judge --data recordings --out runs/own    (learns column class)
         minilib evaluate --data recordings --weights runs/own
@@ -359,8 +386,9 @@ def add_evaluate(commands: Any) -> None:
     add = command(commands, evaluate, about, examples)
     about = "number of sounds that each question is asked about (default: 200)"
     add("--n", type=whole_number, default=200, help=about)
-    about = "sounds, speech, or prompted: speech in the voice of a recording (default: "
-    add("--task", choices=TASKS, default="sounds", help=f"{about}sounds)")
+    about = "sounds, which are text (effects) and music, or one of these; or speech, or"
+    about += " prompted, in the voice of a recording; or picture (default: sounds)"
+    add("--task", choices=TASKS, default="sounds", help=about)
     add_seed(add, "seed of scenes and noise (default: 0)")
     about = "captioned recordings to compare with; only rows whose part is test are"
     about += " used (default: SoundWorld)"
@@ -464,14 +492,29 @@ def is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
+def assign(args: argparse.Namespace) -> None:
+    """List assignments, release one, grade submissions, or write feedback."""
+    if (args.action == "list") != (args.name is None):
+        wanted = "no name" if args.action == "list" else "a name or a folder after it"
+        raise ValueError(f"minilib assign {args.action} takes {wanted}")
+    if args.action == "list" and args.out is not None:
+        raise ValueError("minilib assign list takes no --out: it writes nothing")
+    from minilib.assign import commands
+
+    getattr(commands, f"{args.action}_")(args.name, args.out)
+
+
 def generate(args: argparse.Namespace) -> None:
-    """Make a sound from each caption, write it, and print its seed."""
-    args.captions = args.captions or prompted_caption(args)
+    """Make a sound from each caption, or from a picture, write it, and print its
+    seed.
+    """
+    preset = preset_of(args)
+    args.captions = args.captions or shown_as(args)
     n = len(args.captions)
     sounds = output_files("--output", args.output, n, SOUND_FILES)
     plots = output_files("--plot", args.plot, n, (".png",)) if args.plot else []
     began = time.perf_counter()
-    from minilib import audio
+    from minilib import audio, pictures
     from minilib.arguments import check_asked, check_seeds
     from minilib.audioldm2 import AudioLDM2, Profile
     from minilib.peers import pipeline
@@ -484,12 +527,14 @@ def generate(args: argparse.Namespace) -> None:
         if args.transcription is None:
             raise ValueError("--voice needs --transcription: the words to be spoken")
         options["voice"] = audio.load(args.voice)
+    if args.picture is not None:
+        options["picture"] = pictures.load(args.picture)
     seeds, changes = check_seeds(args.seed, n), sampling_changes(args)
     with profile.measure("load weights"):
-        of_task = shipped_weights if args.transcription is None else shipped_speech
-        folder = args.weights or of_task()
+        folder = args.weights or shipped_for(preset)
         pipe = pipeline(folder) or AudioLDM2.from_pretrained(folder)
-    for caption in args.captions if args.voice is None else ():
+    read = args.voice is None and args.picture is None
+    for caption in args.captions if read else ():
         warn_of_unknown_words(pipe, caption)
     how = pipe.sampling.changed(**changes)
     say(f"seed {seeds[0]}" + f" to {seeds[-1]}" * (n > 1))  # before anything fails
@@ -507,11 +552,29 @@ def generate(args: argparse.Namespace) -> None:
         print(f"\n{table(profile)}")
 
 
-def prompted_caption(args: argparse.Namespace) -> list[str]:
-    """A caption, which is not read, for a sound whose voice is told by a recording."""
+def preset_of(args: argparse.Namespace) -> str:
+    """The preset whose weights make the sound; a picture beside what it replaces, or
+    candidates of which no caption picks one, raise a sentence.
+    """
+    if args.picture is None:
+        return "tiny" if args.transcription is None else "speech"
+    beside = {"CAPTION": args.captions, "--transcription": args.transcription}
+    beside |= {"--voice": args.voice, "--candidates": args.candidates != 1}
+    for name, given in beside.items():
+        if given:
+            raise ValueError(f"--picture and {name} do not go together: leave out one")
+    return "picture"
+
+
+def shown_as(args: argparse.Namespace) -> list[str]:
+    """A caption, which is not read, for the sound of a picture, or one whose voice is
+    told by a recording.
+    """
+    if args.picture is not None:
+        return [f"the picture {args.picture.name}"]
     if args.voice is None:
         said = "describe a sound, or name a recording of a voice with --voice"
-        raise ValueError(f"there is no CAPTION: {said}")
+        raise ValueError(f"there is no CAPTION: {said}, or a picture with --picture")
     return [f"the voice of {args.voice.name}"]
 
 
@@ -532,7 +595,8 @@ def sounds_of(
     n, together = len(captions), getattr(pipe.text.tokenizer, "pad_to", 0) > 0
     waves, step = [], n if together else 1
     for i in range(0, n, step):
-        some = captions[i : i + step], how
+        told = None if "picture" in options else captions[i : i + step]
+        some = told, how
         waves.append(pipe(*some, seed=seeds[i : i + step], **options))
         for stage, seconds in pipe.profile.seconds.items():
             so_far = profile.seconds.get(stage, 0.0)
@@ -641,9 +705,9 @@ def evaluate(args: argparse.Namespace) -> None:
     options = {key: getattr(args, key) for key in ("n", "seed", "candidates")}
     metrics.check_asked(args.n, args.candidates, args.seed)
     if args.task != "sounds":
-        results = speech_results(args, changes)
+        results = task_results(args, changes)
         write_numbers(output, results)
-        print(metrics.speech_report(results))
+        print(metrics.TASKS[args.task].report(results))
         return
     if args.data:
         folder = AudioFolder(args.data, part="test")
@@ -659,24 +723,19 @@ def evaluate(args: argparse.Namespace) -> None:
     print(metrics.report(results, recorded=bool(args.data)))
 
 
-def speech_results(
-    args: argparse.Namespace, changes: dict[str, Any]
-) -> dict[str, float]:
-    """What `metrics.evaluate_speech` finds for these arguments."""
+def task_results(args: argparse.Namespace, changes: dict[str, Any]) -> dict[str, float]:
+    """What the task of these arguments, one of `metrics.TASKS`, finds."""
     from minilib import metrics
     from minilib.audioldm2 import AudioLDM2
-    from minilib.recogniser import Recogniser
-    from minilib.soundworld import WORDS
 
     for name, given in (("data", args.data), ("candidates", args.candidates != 1)):
         if given:
             raise ValueError(f"--task {args.task} takes no --{name}")
-    recogniser = Recogniser(WORDS)
-    pipe = AudioLDM2.from_pretrained(args.weights or shipped_speech())
+    task = metrics.TASKS[args.task]
+    judges = task.judges(place_of("judges"))
+    pipe = AudioLDM2.from_pretrained(args.weights or shipped_for(task.weights))
     how = pipe.sampling.changed(**changes)
-    prompted = args.task == "prompted"
-    options = {"n": args.n, "seed": args.seed, "prompted": prompted}
-    return metrics.evaluate_speech(pipe, recogniser, how, **options)
+    return task.evaluate(pipe, judges, how, n=args.n, seed=args.seed)
 
 
 def chain(args: argparse.Namespace) -> None:
@@ -853,10 +912,12 @@ def shipped_weights() -> Path:
     return shipped("tiny", f"{how} --out data/weights/tiny")
 
 
-def shipped_speech() -> Path:
-    """The folder of the weights that speak."""
+def shipped_for(preset: str) -> Path:
+    """The folder of the weights that ship for a preset: tiny, speech."""
+    if preset == "tiny":
+        return shipped_weights()
     how = "name a folder with --weights, or train weights with: minilib train all"
-    return shipped("speech", f"{how} --preset speech --out data/weights/speech")
+    return shipped(preset, f"{how} --preset {preset} --out data/weights/{preset}")
 
 
 def shipped_listener() -> Path:

@@ -122,7 +122,8 @@ def operations(
     little.
     """
     how = sampling or Sampling()
-    needed = {name: part for name, part in parts.items() if name not in OPTIONAL}
+    read = parts["gpt"].config.conditions
+    needed = {k: part for k, part in parts.items() if k not in OPTIONAL or k in read}
     meta = {name: without_memory(part) for name, part in needed.items()}
     pipe = AudioLDM2(Parts(**meta))
     for encoder in pipe.encoders.values():
@@ -130,14 +131,16 @@ def operations(
         n = (spoken and pipe.gpt.config.learned_positions) or WORDS
         encoder.tokenizer = Counted(n)
     conditions: dict[str, Context] = {}
-    encode = lambda: conditions.update(pipe.encode(["a caption"], ["what is said"]))
-    encoded, config = count(encode), pipe.gpt.config
     empty = lambda *shape: torch.zeros(shape, device="meta")
+    seen = empty(1, *pipe.bind.config.image.shape) if pipe.sees else None
+    given = ["a caption"], ["what is said"], None, seen
+    encode = lambda: conditions.update(pipe.encode(*given))
+    encoded, config = count(encode), pipe.gpt.config
     for name, dim in zip(config.conditions, config.condition_dims):
         sequence, mask = conditions[name]  # the presets' CLAP may have another width
         conditions[name] = Context(empty(*sequence.shape[:2], dim), mask)
-    n_loa = config.n_tokens
-    loa = in_all(n_loa, lambda n: count(lambda: pipe.gpt.generate(conditions, n)))
+    n_loa, told = config.n_tokens, {name: conditions[name] for name in read}
+    loa = in_all(n_loa, lambda n: count(lambda: pipe.gpt.generate(told, n)))
     z = empty(*pipe.latent_shape(1, round(seconds * audio.SAMPLE_RATE)))
     given = {**conditions, "loa": Context(empty(1, n_loa, config.n_embd))}
     # an inverse STFT can't run without memory

@@ -5,8 +5,8 @@ Nothing here is trained. On a log-frequency axis a change of pitch is a shift: t
 spectrum of a kind of sound slides until it fits (Brown 1992), which finds the pitch of
 bells, sirens and wind, too. The modulation spectrum gives the speed in the same way.
 Strokes begin where the spectrum rises (Bello et al. 2005). If a sound resembles its
-kind nowhere, it has no pitch; if it is a smear, it has no strokes. Chapter 17 builds
-this module.
+kind nowhere, it has no pitch; if it is a smear, it has no strokes. Chapter 17 judges
+sounds by it.
 """
 
 from __future__ import annotations

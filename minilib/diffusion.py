@@ -7,8 +7,8 @@ et al. (2010.02502), for DPM-Solver++ of Lu et al. (2211.01095). Noise levels co
 `model(xt, t) -> eps_hat` with xt (B, ...) and t (B,), so nothing here knows of sound,
 latents or conditions.
 
-Chapters 03 (forward process), 04 (posterior), 05 (losses) and 06 (samplers) build this
-module.
+Chapters 03 (forward process), 04 (posterior), 05 (losses), 06 (samplers) and 17 (what
+starts from something known) build this module.
 """
 
 from __future__ import annotations
@@ -738,4 +738,90 @@ def dpm_solver_sample(
         straight = i == steps - 1 and steps < 15
         x = dpm_solver_step(schedule, x, t, s, x0, None if straight else before)
         before = (t, x0)
+    return x
+
+
+# --------------------------------------------------------------------------------------
+# Samplers that start from something known
+
+
+@torch.no_grad()
+def sdedit(
+    model: Model,
+    schedule: Schedule,
+    x0: Tensor,
+    steps: int,
+    strength: float,
+    eps: Tensor,
+    eta: float = 0.0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Noise x0 to a level and remove the noise again, here by DDIM (SDEdit, Meng et
+    al., 2108.01073).
+
+    Args:
+        model, schedule, steps, eta, generator, progress: as for `ddim_sample`.
+        x0: (B, ...) clean; eps: (B, ...) standard normal.
+        strength: share of the steps that are made, the last ones, 0 to 1.
+    Returns:
+        another x0, (B, ...); for strength 0 the same.
+    Raises:
+        ValueError: `steps` or `strength` is not allowed.
+
+    Chapter 17.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be from 0 to 1; given {strength}")
+    times = time_steps(schedule.T, steps)[steps - round(strength * steps) :]
+    x = q_sample(schedule, x0, times[0], eps) if times else x0
+    pairs = zip(times, [*times[1:], 1])
+    for t, s in tqdm(pairs, "SDEdit", total=len(times), disable=not progress):
+        x = ddim_step(schedule, x, t, s, model(x, levels(t, x)), eta, generator)
+    return x
+
+
+@torch.no_grad()
+def inpaint(
+    model: Model,
+    schedule: Schedule,
+    xT: Tensor,
+    steps: int,
+    known: Tensor,
+    mask: Tensor,
+    resample: int = 1,
+    eta: float = 1.0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Fill in what is not known (RePaint, Lugmayr et al., 2201.09865, Algorithm 1): at
+    every level the known part is noised to that level, and only the rest comes from the
+    model.
+
+    Args:
+        model, schedule, xT, steps, eta, generator, progress: as for `ddim_sample`; eta
+            1 is RePaint's.
+        known: (B, ...) clean; mask: True where it is known, a shape that broadcasts.
+        resample: how often each step is made; before a repetition its result is noised
+            back to the level that it came from, and the two parts grow together.
+    Returns:
+        x0, (B, ...), equal to `known` under the mask.
+    Raises:
+        ValueError: `steps` or `resample` is not allowed.
+
+    Chapter 17.
+    """
+    if resample < 1:
+        raise ValueError(f"resample must be 1 or more; given {resample}")
+    times = time_steps(schedule.T, steps)
+    rounds = [pair for pair in zip(times, [*times[1:], 0]) for _ in range(resample)]
+    x, level = xT, times[0]
+    for t, s in tqdm(rounds, "RePaint", disable=not progress):
+        if level < t:  # a repetition: back to where the step came from
+            share = schedule.alpha_bar[t] / schedule.alpha_bar[level]
+            noise = randn_like(x, generator)
+            x = share.sqrt() * x + (1 - share).sqrt() * noise
+        x = ddim_step(schedule, x, t, s, model(x, levels(t, x)), eta, generator)
+        noised = q_sample(schedule, known, s, randn_like(x, generator))
+        x, level = torch.where(mask, noised, x), s
     return x

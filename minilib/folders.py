@@ -30,6 +30,7 @@ from minilib.convert import older, released
 from minilib.files import replacing, replacing_entries
 from minilib.gpt import LOARegressor, Loudness
 from minilib.guidance import Sampling
+from minilib.memory import Memory
 from minilib.model import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -57,9 +58,10 @@ CLASSES: dict[str, tuple[type[Model], ...]] = {  # possible classes of each part
     "columns": (Columns,),
     "loudness": (Loudness,),
     "bind": (ImageBind,),
+    "memory": (Memory,),
 }
 # for training, for setting the loudness, and for senses other than text
-OPTIONAL = ("audiomae", "columns", "loudness", "bind")
+OPTIONAL = ("audiomae", "columns", "loudness", "bind", "memory")
 # A folder also keeps the earlier state of the parts that joint fine-tuning changed.
 SEPARATE, TUNED = "separate", ("gpt", "unet", "loudness")
 PHONEMES = "phonemes.json"  # the tokenizer of a phoneme encoder trained here
@@ -82,14 +84,18 @@ class Parts:
     columns: Columns | None = None
     loudness: Loudness | None = None
     bind: ImageBind | None = None
+    memory: Memory | None = None
     seconds: float = 10.24  # the length that the weights were trained on
     vocabulary: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = Sampling()  # the weights' own settings for sampling
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
-        """The encoders of the conditions by name, in the order in which GPT-2 reads."""
-        return {name: getattr(self, name) for name in self.gpt.config.conditions}
+        """The encoders of the conditions by name, in the order in which GPT-2 reads;
+        last those that only the U-Net reads.
+        """
+        read = (*self.gpt.config.conditions, *self.unet.config.cross_attention)
+        return {name: getattr(self, name) for name in read if name not in (None, "loa")}
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -314,6 +320,8 @@ def load_part(folder: Path, name: str, dtype: torch.dtype | None = None) -> nn.M
         sizes = config_from(model_class.config_class, config, path / CONFIG_FILE)
         state = older.state(name, read_weights(path / WEIGHTS_FILE))
         part = model_class.filled(sizes, state, path, dtype)
+    if name == "bind":
+        part.reads = "picture"  # at inference; in training it hears the sounds
     if hasattr(part, "tokenizer"):
         own = isinstance(part, PhonemeEncoder) and not holds_released(path.parent)
         part.tokenizer = (

@@ -17,12 +17,10 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Squared Fréchet distance between two sets of features, as Gaussians (Heusel et
     al. 2017, eq. 6).
 
-    d² = |m_a - m_b|² + Tr(C_a + C_b - 2 (C_a C_b)^½). The trace of the root is the sum
-    of the square roots of the eigenvalues of C_a C_b. With X the centred features over
-    sqrt(n - 1), C = XᵀX, and these roots are the singular values of X_a X_bᵀ. So no
-    matrix root is computed, and sets smaller than D, whose covariances are singular,
-    cause no trouble. For small sets the distance is too large, and the smaller the set
-    the larger the excess: compare only sets of equal sizes.
+    d² = |m_a - m_b|² + Tr(C_a + C_b - 2 (C_a C_b)^½). With X the centred features over
+    sqrt(n - 1), C = XᵀX, and the trace of the root is the sum of the singular values of
+    X_a X_bᵀ: no root is computed, and singular covariances (n < D) cause no trouble.
+    The smaller the sets, the larger the distance: compare only sets of equal sizes.
 
     Args:
         features_a: (n_a, D); features_b: (n_b, D), each with two rows or more; computed
@@ -31,7 +29,23 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
         the squared distance, 0 or more.
     Raises:
         ValueError: the shapes differ from these, or a feature is not a finite number.
+
+    Chapter 17.
     """
+    check_features(features_a, features_b)
+    a, b = features_a.double(), features_b.double()
+    X_a, X_b = ((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (a, b))  # (n, D)
+    means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
+    spread = (
+        X_a.square().sum()
+        + X_b.square().sum()
+        - 2 * torch.linalg.svdvals(X_a @ X_b.T).sum()
+    )
+    return max(0.0, float(means + spread))  # rounding may give -1e-15
+
+
+def check_features(features_a: Tensor, features_b: Tensor) -> None:
+    """Raise a sentence unless both sets are (n, D) with equal D, n >= 2, and finite."""
     for name, features in (("features_a", features_a), ("features_b", features_b)):
         if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
             raise ValueError(
@@ -47,12 +61,3 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"{features_a.shape[1]} and "
             f"{features_b.shape[1]}"
         )
-    a, b = features_a.double(), features_b.double()
-    X_a, X_b = ((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (a, b))  # (n, D)
-    means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
-    spread = (
-        X_a.square().sum()
-        + X_b.square().sum()
-        - 2 * torch.linalg.svdvals(X_a @ X_b.T).sum()
-    )
-    return max(0.0, float(means + spread))  # rounding may give -1e-15

@@ -124,8 +124,8 @@ def guided(
     """A guided model: one call makes both predictions, and `guide` combines them.
 
     Outside the guidance interval only the conditional prediction is made, at half the
-    cost: at low noise levels guidance exaggerates details, and at the highest ones it
-    reduces variety (Kynkäänniemi et al., 2404.07724).
+    cost: for pictures, guidance is hardly needed at low noise levels, and harmful at
+    high ones (Kynkäänniemi et al., 2404.07724).
 
     Args:
         model: called as `model(xt, t, conditions)`.

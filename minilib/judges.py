@@ -3,7 +3,7 @@ match its caption?
 
 The detectors first measure a few clean renders of a class (`reference`) and then the
 sound to be judged. Each answer is right or wrong. Clean renders are nearly always
-right: a judge is scored on them before anything else. Chapter 17 builds this module.
+right: a judge is scored on them before anything else. Chapter 17 uses this module.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 folders (chapters 16 and 17).
 """
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from minilib.conditions import Context
 from minilib.diffusion import eps_from_velocity
 from minilib.gpt import Loudness, LoudnessConfig
 from minilib.guidance import Sampling, guide
+from minilib.vocoder import vocode
 
 CAPTIONS = ["a dog barks", "rain falls, then a bell rings"]
 FAST = {"steps": 3, "progress": False}
@@ -551,3 +553,123 @@ def test_bad_arguments_are_named_in_one_sentence(tiny_pipe, arguments, error, sa
     with pytest.raises(error, match=said) as caught:
         tiny_pipe(**{"captions": "a dog barks", **FAST, **arguments})
     assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------
+# Recordings that are edited
+
+
+def recording(n=1, n_samples=10240, seed=0):
+    """Noise (n, N) at a tenth of full scale."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(n, n_samples, generator=generator).clamp(-3, 3)
+
+
+def test_an_edit_without_strength_is_a_round_trip_through_vae_and_vocoder(tiny_pipe):
+    wave = recording()
+    kept = tiny_pipe.edit(wave[0], "a dog barks", 0.0, seed=0, **FAST)
+    with torch.no_grad():
+        mel = tiny_pipe.reconstruct(audio.log_mel(wave))
+        wanted = vocode(tiny_pipe.vocoder, mel)[:, : wave.shape[1]]
+    torch.testing.assert_close(kept, wanted, atol=1e-4, rtol=0)
+
+
+def test_an_edit_starts_from_the_recording_and_follows_the_caption(tiny_pipe):
+    edited = lambda wave, caption, strength: tiny_pipe.edit(
+        wave, caption, strength, seed=3, guidance=3.0, **FAST
+    )
+    first = edited(recording(), "a dog barks", 0.7)
+    assert first.shape == (1, 10240) and first.isfinite().all()
+    assert torch.equal(first, edited(recording()[0], "a dog barks", 0.7))
+    assert not torch.equal(first, edited(recording(seed=1), "a dog barks", 0.7))
+    assert not torch.equal(first, edited(recording(), "rain falls", 0.7))
+    assert not torch.equal(first, edited(recording(), "a dog barks", 1.0))
+
+
+@pytest.mark.parametrize("name", ["edit", "inpaint", "extend"])
+def test_each_recording_of_a_batch_can_be_edited_alone_with_its_own_seed(
+    tiny_pipe, name
+):
+    wave, captions = recording(2), ["a dog barks", "a bell rings"]
+    where = {"edit": (0.7,), "inpaint": (0.2, 0.4), "extend": (0.32,)}[name]
+    edit = lambda *given, seed: getattr(tiny_pipe, name)(
+        *given, *where, seed=seed, **FAST
+    )
+    both = edit(wave, captions, seed=7)
+    alone = [edit(wave[i], captions[i], seed=7 + i) for i in range(2)]
+    torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=0)
+
+
+def test_inpainting_changes_the_gap_alone_and_reads_nothing_in_it(tiny_pipe):
+    wave, other = recording(), recording()
+    begin, end, slope = 3200, 6400, 160
+    other[:, begin:end] = 0.3
+    fill = lambda wave: tiny_pipe.inpaint(wave, "rain", 0.2, 0.4, seed=1, **FAST)
+    made = fill(wave)
+    outside = torch.ones(10240, dtype=torch.bool)
+    outside[begin - slope : end + slope] = False
+    assert torch.equal(made[:, outside], wave[:, outside])
+    gap = slice(begin, end)
+    assert (made[:, gap] - wave[:, gap]).abs().mean() > 1e-3
+    assert torch.equal(made[:, gap], fill(other)[:, gap])
+    elsewhere = wave.clone()
+    elsewhere[:, :begin] *= 0.1
+    assert not torch.equal(made[:, gap], fill(elsewhere)[:, gap])
+
+
+def test_a_recording_is_extended_by_the_seconds_asked_for(tiny_pipe):
+    wave = recording()
+    longer = tiny_pipe.extend(wave, "a dog barks", 0.5, seed=0, **FAST)
+    assert longer.shape == (1, 10240 + 8000)
+    assert torch.equal(longer[:, : 10240 - 160], wave[:, : 10240 - 160])
+    assert longer[:, 10240:].std() > 0
+
+
+WAVE = recording()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "said"),
+    [
+        ("edit", {"wave": WAVE[:100]}, ValueError, r"wave must have shape \(N,\) or"),
+        ("edit", {"wave": WAVE[None, None]}, ValueError, "not \\(1, 1, 10240\\)"),
+        ("edit", {"wave": 20 * WAVE}, ValueError, "wave must hold finite real numbers"),
+        ("edit", {"wave": WAVE * math.nan}, ValueError, "wave must hold finite real"),
+        ("edit", {"wave": "dog.wav"}, TypeError, "wave must be a waveform, a tensor"),
+        ("edit", {"caption": " "}, ValueError, "caption is empty"),
+        ("edit", {"caption": ["a", "b"]}, ValueError, "caption must be one for all or"),
+        ("edit", {"strength": 2}, ValueError, "strength must be a finite number and"),
+        ("edit", {"sampler": "dpm"}, ValueError, 'needs the sampler "ddim", not "dpm"'),
+        ("edit", {"stepps": 3}, TypeError, "stepps is not a field of sampling"),
+        ("inpaint", {"start": 0.5}, ValueError, "end must be after start, 0.5 s, not"),
+        ("inpaint", {"end": 9.0}, ValueError, "end must be a finite number and lie be"),
+        ("inpaint", {"resample": 0}, ValueError, "resample must be a whole number, 1"),
+        ("extend", {"seconds": 0}, ValueError, "seconds must be a finite number"),
+        ("extend", {"seconds": 60}, ValueError, "wave must have shape"),
+    ],
+)
+def test_bad_arguments_of_edits_are_named_in_one_sentence(
+    tiny_pipe, name, changes, error, said
+):
+    given = {
+        "edit": {},
+        "inpaint": {"start": 0.2, "end": 0.4},
+        "extend": {"seconds": 0.3},
+    }[name]
+    options = {"wave": WAVE, "caption": "a dog barks", **given, **FAST, **changes}
+    with pytest.raises(error, match=said) as caught:
+        getattr(tiny_pipe, name)(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("of_pipe", "read"), [("speaks", "transcriptions"), ("sees", "pictures")]
+)
+def test_weights_that_read_no_captions_refuse_to_edit(
+    tiny_pipe, monkeypatch, of_pipe, read
+):
+    monkeypatch.setattr(type(tiny_pipe), of_pipe, True)
+    with pytest.raises(
+        ValueError, match=f"follows captions: these weights read {read}"
+    ):
+        tiny_pipe.edit(WAVE, "a dog barks", **FAST)

@@ -198,7 +198,9 @@ def test_each_way_is_scored_by_the_pipeline_that_goes_it(
         return scenes.waves
 
     monkeypatch.setattr(chain, "sounds", sounds)
-    monkeypatch.setattr(metrics, "attributes", lambda *_: {"tempo": torch.ones(2)})
+    monkeypatch.setattr(
+        metrics.questions, "attributes", lambda *_: {"tempo": torch.ones(2)}
+    )
     tiny_pipe.vocabulary = {"classes": ["piano"]}
     before = copy.copy(tiny_pipe)
     given = tiny_pipe, judge, before, QUICK
@@ -222,7 +224,7 @@ def test_links_are_asked_as_the_pipeline_samples(
     tiny_pipe, judge, few_ways, monkeypatch
 ):
     monkeypatch.setattr(chain, "sounds", lambda pipe, scenes, *_: scenes.waves)
-    monkeypatch.setattr(metrics, "attributes", lambda *_: {})
+    monkeypatch.setattr(metrics.questions, "attributes", lambda *_: {})
     own = Sampling(
         guidance=2.0, steps=3, guidance_interval=(300, 1000), temperature=0.5
     )
@@ -249,7 +251,7 @@ def test_the_command_prints_the_table_and_writes_the_numbers(
 ):
     judge.save_pretrained(tmp_path / "judge")
     monkeypatch.setattr(cli, "shipped_judge", lambda: tmp_path / "judge")
-    monkeypatch.setattr(metrics, "attributes", lambda *_: {})
+    monkeypatch.setattr(metrics.questions, "attributes", lambda *_: {})
     weights = shutil.copytree(tiny_pipe_folder, tmp_path / "weights")
     for name in ("gpt", "unet"):
         shutil.copytree(weights / name, weights / folders.SEPARATE / name)

@@ -23,7 +23,7 @@ USE_ONLY = {"02", "16b", "18"}  # chapters that build nothing of the library
 TEACH = {
     "audio", "diffusion", "guidance", "layers", "conditions", "quantise", "vae",
     "vocoder", "discriminators", "audiomae", "clap", "tokenizer", "text", "phonemes",
-    "bind",
+    "bind", "frechet",
     "transformer", "gpt", "codec", "codec_lm", "unet", "classifier", "audioldm2",
     "training", "metrics", "chain", "peers",
 }  # fmt: skip

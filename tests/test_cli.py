@@ -438,8 +438,8 @@ def heard(monkeypatch) -> None:
     from minilib import metrics
 
     answers = dict.fromkeys(metrics.QUESTIONS, torch.ones(1))
-    monkeypatch.setattr(metrics, "attributes", lambda waves, events: answers)
-    monkeypatch.setattr(metrics, "enough_scenes", lambda n, seed, seconds: n)
+    monkeypatch.setattr(metrics.questions, "attributes", lambda waves, events: answers)
+    monkeypatch.setattr(metrics.text, "enough_scenes", lambda n, seed, seconds: n)
 
 
 def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights, heard):
@@ -455,6 +455,12 @@ def test_evaluate_prints_the_table_and_writes_the_numbers(capsys, here, weights,
     assert f"{numbers['single.class']:.3f}" in out
     keys = {"n", "pair.both", "pitch", "control.loudness", "frechet"}
     assert {*keys, "ceiling.single.class"} <= set(numbers)
+
+
+def test_the_tasks_that_evaluate_offers_are_those_that_metrics_knows():
+    from minilib import metrics
+
+    assert set(cli.TASKS) == {"sounds", *metrics.TASKS}
 
 
 def test_evaluate_hands_on_what_the_line_and_the_weights_say(

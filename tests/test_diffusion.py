@@ -24,6 +24,7 @@ from minilib.diffusion import (
     eps_from_x0,
     eps_loss,
     gaussian_kl,
+    inpaint,
     linear_schedule,
     mean_loss,
     min_snr_weight,
@@ -31,6 +32,7 @@ from minilib.diffusion import (
     predict_x0,
     q_sample,
     q_step,
+    sdedit,
     sqrt_linear_schedule,
     time_steps,
     v_loss,
@@ -421,3 +423,123 @@ def test_samplers_end_well_in_float32_for_any_number_of_steps(steps, spacing, la
         assert (
             dpm_solver_sample(*arguments, spacing=spacing, last=last).isfinite().all()
         )
+
+
+# --------------------------------------------------------------------------------------
+# Samplers that start from something known
+
+
+def pair_model(schedule, rho):
+    """The exact noise of pairs (B, 2), standard normal with correlation rho."""
+    covariance = torch.tensor([[1.0, rho], [rho, 1.0]]).double()
+
+    def model(xt, t):
+        kept = schedule.alpha_bar[t[0]]
+        noisy = kept * covariance + (1 - kept) * torch.eye(2)
+        return (1 - kept).sqrt() * xt @ torch.linalg.inv(noisy)
+
+    return model
+
+
+def filled(schedule, known=1.5, rho=0.9, seed=0, **settings):
+    """Pairs (4000, 2) of which the first half is known."""
+    generator = torch.Generator().manual_seed(seed)
+    given = torch.full((4000, 2), known).double()
+    given[:, 1] = 99.0  # is not known, and must not be read
+    mask = torch.tensor([True, False])
+    arguments = pair_model(schedule, rho), schedule, randn(4000, 2, seed=seed), 50
+    return inpaint(*arguments, given, mask, generator=generator, **settings)
+
+
+def test_what_is_known_stays_and_the_rest_follows_from_it_the_more_it_is_resampled():
+    """The truth: given 1.5, the other half has mean 0.9 * 1.5 and deviation 0.436."""
+    schedule = exact(sqrt_linear_schedule())
+    once, often = filled(schedule), filled(schedule, resample=10)
+    assert (once[:, 0] == 1.5).all() and (often[:, 0] == 1.5).all()
+    wrong = [abs(float(x[:, 1].mean()) - 0.9 * 1.5) for x in (once, often)]
+    assert wrong[0] > 0.3 and wrong[1] < 0.1
+    assert abs(float(often[:, 1].std()) - (1 - 0.9**2) ** 0.5) < 0.12
+    apart = filled(schedule, rho=0.0)  # of what tells nothing, nothing follows
+    assert abs(float(apart[:, 1].mean())) < 0.06 and 0.9 < apart[:, 1].std() < 1.05
+
+
+def test_inpainting_is_the_same_for_the_same_seed_and_touches_no_global_one():
+    schedule, before = exact(sqrt_linear_schedule()), torch.get_rng_state()
+    assert torch.equal(filled(schedule), filled(schedule))
+    assert not torch.equal(filled(schedule), filled(schedule, seed=1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_inpainting_goes_back_up_before_each_repetition_of_a_step():
+    seen = []
+
+    def model(xt, t):
+        seen.append(int(t[0]))
+        return 0.1 * xt
+
+    schedule, x = exact(linear_schedule(T=100)), randn(1, 2)
+    mask = torch.tensor([True, False])
+    inpaint(model, schedule, x, 4, x, mask, resample=2)
+    assert seen == [77, 77, 52, 52, 27, 27, 2, 2]
+
+
+def test_repetitions_of_a_step_keep_the_variance_of_its_level():
+    """A model that sees all as noise leaves values of variance 1 at each level."""
+    schedule, variances = exact(linear_schedule(T=100, beta_T=0.05)), []
+
+    def model(xt, t):
+        variances.append(float(xt.var()))
+        return (1 - schedule.alpha_bar[t[0]]).sqrt() * xt
+
+    x, mask = randn(4000, 2), torch.tensor([False, False])
+    generator = torch.Generator().manual_seed(0)
+    inpaint(model, schedule, x, 100, x, mask, resample=3, generator=generator)
+    assert len(variances) == 300 and all(0.94 < v < 1.06 for v in variances)
+
+
+def test_an_edit_visits_the_last_levels_and_none_without_strength():
+    seen, schedule, x0 = [], exact(linear_schedule(T=100)), randn(2, 3)
+
+    def model(xt, t):
+        seen.append(int(t[0]))
+        return randn(2, 3, seed=1)
+
+    def edited(strength):
+        seen.clear()
+        return sdedit(model, schedule, x0, 4, strength, randn(2, 3, seed=1))
+
+    assert torch.equal(edited(0.0), x0) and seen == []
+    edited(0.5)
+    assert seen == [27, 2]
+    edited(1.0)
+    assert seen == [77, 52, 27, 2]
+
+
+def test_an_edit_with_the_noise_that_was_added_gives_back_what_it_started_from():
+    schedule, x0, eps = exact(linear_schedule()), randn(2, 3), randn(2, 3, seed=1)
+    x = sdedit(lambda xt, t: eps, schedule, x0, 20, 0.7, eps)
+    torch.testing.assert_close(x, q_sample(schedule, x0, 1, eps))
+
+
+def test_the_stronger_an_edit_the_less_is_left_of_what_it_started_from():
+    """Pairs far from all that the model knows come back to it."""
+    schedule, x0 = exact(sqrt_linear_schedule()), torch.full((4000, 2), 3.0).double()
+    model, eps = pair_model(schedule, 0.9), randn(4000, 2)
+    means = [
+        float(sdedit(model, schedule, x0, 20, strength, eps).mean())
+        for strength in (0.0, 0.3, 0.6, 1.0)
+    ]
+    assert means[0] == 3.0 and means == sorted(means, reverse=True) and means[-1] < 0.3
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])
+def test_an_edit_names_a_strength_that_is_none(strength):
+    x = randn(1, 1)
+    with pytest.raises(ValueError, match=f"from 0 to 1; given {strength}"):
+        sdedit(lambda xt, t: xt, exact(linear_schedule()), x, 5, strength, x)
+
+
+def test_inpainting_names_repetitions_that_are_none():
+    x, mask = randn(1, 2), torch.tensor([True, False])
+    with pytest.raises(ValueError, match="resample must be 1 or more; given 0"):
+        inpaint(lambda xt, t: xt, exact(linear_schedule()), x, 5, x, mask, resample=0)

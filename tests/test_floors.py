@@ -11,22 +11,22 @@ PACKAGE = Path(__file__).parents[1] / "minilib"
 # on its own floor, what is named before it; on the ground any neighbour.
 FLOORS = {
     "0 ground": [
-        "torchaudio_guard", "files", "arguments", "audio", "soundworld", "tables",
-        "data", "detectors", "judges", "recogniser", "frechet",
+        "torchaudio_guard", "files", "arguments", "audio", "pictures", "soundworld",
+        "tables", "data", "detectors", "judges", "recogniser", "speakers", "frechet",
     ],
     "1 process and shared layers": [
         "model", "layers", "conditions", "diffusion", "guidance", "quantise",
     ],
     "2 models": [
         "vae", "vocoder", "discriminators", "audiomae", "tokenizer", "clap", "text",
-        "phonemes", "bind", "transformer", "gpt", "codec", "codec_lm", "unet",
+        "phonemes", "bind", "memory", "transformer", "gpt", "codec", "codec_lm", "unet",
         "classifier",
     ],
     "3 assembly": [
         "convert", "folders", "lean", "audioldm2", "training", "metrics", "chain",
         "costs", "peers",
     ],
-    "4 interfaces": ["results", "show", "doctor", "cli", "__main__"],
+    "4 interfaces": ["results", "show", "doctor", "assign", "cli", "__main__"],
 }  # fmt: skip
 SHARED = {"0 ground"}
 PEERS_USE = {"folders", "lean", "audioldm2", "training", "peers"}  # of their own floor

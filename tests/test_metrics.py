@@ -139,8 +139,8 @@ def test_a_pipeline_reconstructs_recordings_of_any_length(tiny_pipe):
 
 
 def test_pieces_of_a_long_recording_join_without_a_seam(monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 64)
-    monkeypatch.setattr(metrics, "CONTEXT", 16)
+    monkeypatch.setattr(metrics.spectral, "CHUNK", 64)
+    monkeypatch.setattr(metrics.spectral, "CONTEXT", 16)
     seen = []
 
     def smooth(x):  # (1, T, C) -> (1, T, C): sees 4 frames to either side
@@ -158,8 +158,8 @@ def test_pieces_of_a_long_recording_join_without_a_seam(monkeypatch):
 
 
 def test_a_long_recording_is_reconstructed_in_pieces(tiny_pipe, monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 32)
-    monkeypatch.setattr(metrics, "CONTEXT", 8)
+    monkeypatch.setattr(metrics.spectral, "CHUNK", 32)
+    monkeypatch.setattr(metrics.spectral, "CONTEXT", 8)
     lengths = []
     once = tiny_pipe.vae.forward
     monkeypatch.setattr(
@@ -297,8 +297,8 @@ def perfect_pipe(tiny_pipe, monkeypatch):
 @pytest.fixture
 def classes_only(monkeypatch):
     """Nothing is asked in closed form, which takes a second for each class of sound."""
-    monkeypatch.setattr(metrics, "attributes", lambda waves, events: {})
-    monkeypatch.setattr(metrics, "enough_scenes", lambda n, seed, seconds: n)
+    monkeypatch.setattr(metrics.questions, "attributes", lambda waves, events: {})
+    monkeypatch.setattr(metrics.text, "enough_scenes", lambda n, seed, seconds: n)
 
 
 def test_a_perfect_pipeline_reaches_the_ceiling_and_its_control_does_not(
@@ -334,9 +334,11 @@ def test_chance_is_the_mean_over_the_events_that_are_asked(
     scenes = metrics.held_out_scenes(oracle, 3, 0, 0.64, n_events=1)
     guesses = [{"pitch": 0.5}, {"pitch": 0.25, "speed": 0.2}, {}]
     by_event = {id(e): guess for e, guess in zip(scenes.events, guesses, strict=True)}
-    monkeypatch.setattr(metrics.judges, "chance", lambda event: by_event[id(event)])
+    monkeypatch.setattr(
+        metrics.questions.judges, "chance", lambda event: by_event[id(event)]
+    )
     answers = {"pitch": torch.tensor([1.0, math.nan, 0.0])}
-    monkeypatch.setattr(metrics, "attributes", lambda *_: answers)
+    monkeypatch.setattr(metrics.questions, "attributes", lambda *_: answers)
     sounds = {"": scenes.waves, "ceiling.": scenes.waves}
     found = metrics.compared(oracle, tiny_pipe.clap, 3, scenes, sounds)
     assert found["chance.pitch"] == pytest.approx(0.375)
@@ -349,7 +351,9 @@ def test_class_and_clap_are_asked_of_the_first_and_the_rest_of_all(
     tiny_pipe, oracle, monkeypatch
 ):
     scenes = metrics.held_out_scenes(oracle, 4, 0, 0.64, n_events=1)
-    monkeypatch.setattr(metrics, "attributes", lambda x, _: {"pitch": x[:, 0]})
+    monkeypatch.setattr(
+        metrics.questions, "attributes", lambda x, _: {"pitch": x[:, 0]}
+    )
     found = metrics.scores(oracle, tiny_pipe.clap, 2, scenes.waves, scenes)
     sizes = {name: len(answer) for name, answer in found.items()}
     assert sizes == {"class": 2, "clap": 2, "pitch": 4}
@@ -373,8 +377,8 @@ QUICK = {"n": 2, "progress": False}
 def usual(tiny_pipe_folder, oracle) -> dict[str, float]:
     """What an evaluation finds whose class and CLAP alone are asked, in one step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "attributes", lambda waves, events: {})
-        patch.setattr(metrics, "enough_scenes", lambda n, seed, seconds: n)
+        patch.setattr(metrics.questions, "attributes", lambda waves, events: {})
+        patch.setattr(metrics.text, "enough_scenes", lambda n, seed, seconds: n)
         pipe = AudioLDM2.from_pretrained(tiny_pipe_folder, device="cpu")
         return metrics.evaluate(pipe, oracle, Sampling(steps=1), **QUICK)
 
@@ -392,8 +396,8 @@ def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle, classes_only,
 
 def test_bad_numbers_are_refused_before_anything_is_drawn(tiny_pipe, monkeypatch):
     drawn = lambda *args, **kwargs: pytest.fail("scenes were drawn")
-    monkeypatch.setattr(metrics, "enough_scenes", drawn)
-    monkeypatch.setattr(metrics, "recorded_scenes", drawn)
+    monkeypatch.setattr(metrics.text, "enough_scenes", drawn)
+    monkeypatch.setattr(metrics.text, "recorded_scenes", drawn)
     for ask in (
         lambda **given: metrics.evaluate(tiny_pipe, None, **given),
         lambda **given: metrics.evaluate_recordings(tiny_pipe, None, None, **given),
@@ -448,7 +452,7 @@ def test_evaluation_samples_as_the_pipeline_wants_where_it_is_not_told(
 def test_sounds_are_generated_in_batches_from_one_stream_of_noise(
     tiny_pipe, monkeypatch
 ):
-    monkeypatch.setattr(metrics, "BATCH", 2)
+    monkeypatch.setattr(metrics.evaluation, "BATCH", 2)
     captions, how = ["a dog barks", "rain falls", "a bell rings"], Sampling(steps=1)
     shown = []
     bar = SimpleNamespace(update=shown.append)
@@ -467,7 +471,7 @@ def test_sounds_are_generated_in_batches_from_one_stream_of_noise(
 
 
 def test_the_round_trip_goes_through_vae_and_vocoder(tiny_pipe, monkeypatch):
-    monkeypatch.setattr(metrics, "BATCH", 2)
+    monkeypatch.setattr(metrics.evaluation, "BATCH", 2)
     waves = noise(3, 10240)
     mels = (audio.log_mel(some) for some in waves.split(2))
     back = (tiny_pipe.vocoder(tiny_pipe.reconstruct(mel)) for mel in mels)
@@ -658,3 +662,24 @@ def test_near_captions_share_words_and_then_meaning(tiny_pipe):
     ]
     tiny_pipe.vocabulary = {}
     assert metrics.nearest_captions(tiny_pipe, "glorp") == []
+
+
+# --------------------------------------------------------------------------------------
+# The divergence of classes
+
+
+def test_the_divergence_of_classes_is_from_the_reference_and_zero_for_itself():
+    torch.manual_seed(0)
+    judge = Classifier(ClassifierConfig(classes=("a", "b", "c"), channels=(4, 8)))
+    judge.head.weight.data *= 10
+    judge.eval()
+    waves, references = noise(5, 4000), noise(5, 4000, seed=1)
+    with torch.no_grad():
+        logits = [judge(audio.log_mel(x)).double() for x in (waves, references)]
+    q, p = (x.softmax(dim=1) for x in logits)
+    wanted = (p * (p / q).log()).sum(dim=1)
+    found = metrics.class_kl(judge, waves, references)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-3)
+    assert (found > 0).all() and found.shape == (5,)
+    assert not torch.allclose(found, metrics.class_kl(judge, references, waves))
+    assert metrics.class_kl(judge, waves, waves).abs().max() < 1e-6

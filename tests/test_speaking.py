@@ -5,7 +5,9 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import small_world
 import torch
@@ -13,9 +15,18 @@ import torch
 from minilib import audio, cli, metrics
 from minilib.audioldm2 import AudioLDM2
 from minilib.audiomae import Columns, ColumnsConfig
+from minilib.classifier import Classifier, ClassifierConfig
 from minilib.folders import load_part
+from minilib.metrics.hearing import answers
 from minilib.phonemes import PhonemeConfig, PhonemeEncoder, PhonemeTokenizer
-from minilib.soundworld import HELD_OUT_VOICE, HELD_OUT_WORDS, VOICES, WORDS, speech
+from minilib.soundworld import (
+    HELD_OUT_VOICE,
+    HELD_OUT_WORDS,
+    VOICES,
+    WORDS,
+    describe,
+    speech,
+)
 from minilib.training import RUNS, clips, step_generator, train_stages
 from minilib.training.stages import MOST_PHONEMES, SPEECH
 
@@ -198,11 +209,13 @@ def test_a_run_makes_a_pipeline_that_borrows_its_vae_and_vocoder(folder, pipe):
 
 def test_the_command_has_a_recipe_for_each_stage_and_its_help_names_them(capsys):
     run = RUNS["speech"]
-    assert run.stages == tuple(run.recipes) and set(SPEECH) <= set(run.stages)
+    assert (*run.stages, "words", "voices") == tuple(run.recipes)
+    assert set(SPEECH) <= set(run.recipes)
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "preset speech has the stages clap, speak and utter" in said
+    assert "preset speech has the stages clap, speak and utter, and " in said
+    assert "words and voices, the judges of what is said" in said
 
 
 def test_a_finished_run_is_resumed_without_training(small_speech, folder, capsys):
@@ -303,14 +316,6 @@ def test_a_pipeline_that_speaks_is_saved_whole(pipe, tmp_path):
 # Its judges
 
 
-def test_voices_are_told_apart_in_clean_speech_whatever_its_level():
-    for word in ("zero", "ocean"):
-        for voice in VOICES:
-            wave = metrics.clean(word, voice, 1.28)
-            assert metrics.heard_voice(0.3 * wave, word) == voice
-    assert metrics.heard_voice(torch.zeros(16000), "zero") in VOICES
-
-
 def test_shuffled_phonemes_are_the_same_in_another_order():
     own, shuffled = PhonemeTokenizer(16), metrics.ShuffledPhonemes(16)
     ids, mask = own.encode(["window", "zero"])
@@ -322,31 +327,96 @@ def test_shuffled_phonemes_are_the_same_in_another_order():
         assert not torch.equal(row, other) and other[k - 1] == row[k - 1]  # the end
 
 
+@pytest.fixture(scope="module")
+def judges(recogniser) -> metrics.SpeechJudges:
+    """A recogniser, and untrained judges beside it."""
+    torch.manual_seed(0)
+    apart = (ClassifierConfig(x, channels=(4,)) for x in (WORDS, tuple(VOICES)))
+    return metrics.SpeechJudges(recogniser, *(Classifier(x).eval() for x in apart))
+
+
 @pytest.mark.parametrize("prompted", [False, True])
 def test_speech_is_judged_between_chance_and_ceiling(
-    pipe, recogniser, monkeypatch, prompted
+    pipe, judges, monkeypatch, prompted
 ):
-    monkeypatch.setattr(metrics, "voices", lambda split: HEARD)
-    monkeypatch.setattr(metrics, "WORDS", (*SAID, "ocean"))
-    monkeypatch.setattr(metrics, "HELD_OUT_WORDS", ("ocean",))
+    monkeypatch.setattr(metrics.speech, "voices", lambda split: HEARD)
+    monkeypatch.setattr(metrics.speech, "WORDS", (*SAID, "ocean"))
+    monkeypatch.setattr(metrics.speech, "HELD_OUT_WORDS", ("ocean",))
     how = pipe.sampling.changed(steps=2)
     given = {"n": 4, "prompted": prompted, "progress": False}
-    found = metrics.evaluate_speech(pipe, recogniser, how, **given)
+    found = metrics.evaluate_speech(pipe, judges, how, **given)
     assert isinstance(pipe.text.tokenizer, PhonemeTokenizer)
     assert not isinstance(pipe.text.tokenizer, metrics.ShuffledPhonemes)
     for kind in ("seen", "held_out"):
-        assert found[f"ceiling.{kind}.voice"] == 1
         assert found[f"ceiling.{kind}.word"] > 0.5
         assert found[f"{kind}.word"] < 0.5  # after two steps of training
+        for prefix in ("control.", "true_loa.", "roundtrip.", "se."):
+            assert 0 <= found[f"{prefix}{kind}.word.class"] <= 1
     assert found["chance.seen.voice"] == 1 / 8
-    assert found == metrics.evaluate_speech(pipe, recogniser, how, **given)
+    assert found == metrics.evaluate_speech(pipe, judges, how, **given)
     table = metrics.speech_report(found)
-    assert "held_out.word" in table and "4 words" in table
+    assert "held_out.word.class" in table and "4 words" in table
+    assert "true LOA" in table and "pip install --no-deps Resemblyzer" in table
 
 
-def test_a_pipeline_that_does_not_speak_is_not_judged(tiny_pipe, recogniser):
+def test_a_recording_that_tells_the_voice_says_another_word(pipe, monkeypatch):
+    heard, options = [], []
+    clean = lambda word, voice, seconds: heard.append((word, voice)) or torch.zeros(9)
+    monkeypatch.setattr(metrics.speech, "clean", clean)
+    monkeypatch.setattr(metrics.speech, "WORDS", SAID)
+
+    def silent(self, captions, how, **given):
+        options.append(given)
+        return torch.zeros(len(captions), 4)
+
+    monkeypatch.setattr(type(pipe), "__call__", silent)
+    said = [(word, voice) for word in SAID for voice in HEARD] * 5
+    speak = lambda prompted: metrics.speech.spoken_by(
+        pipe, said, pipe.sampling, prompted, np.random.default_rng(0), bar
+    )
+    bar = SimpleNamespace(update=lambda n: None)
+    assert speak(prompted=True).shape == (30, 4) and len(heard) == 30
+    for (word, voice), (wanted, own) in zip(heard, said):
+        assert word in SAID and word != wanted and voice == own
+    assert {len(given["voice"]) for given in options} == {16, 14}
+    options.clear()
+    speak(prompted=False)
+    assert len(heard) == 30 and not any("voice" in given for given in options)
+
+
+def test_the_true_loa_goes_through_diffusion_alone(pipe, monkeypatch):
+    waves = torch.stack([metrics.clean("zero", voice, 0.64) for voice in HEARD])
+    told = []
+    keep = lambda loa, *_: told.append(loa) or torch.zeros(2, 8, 16, 16)
+    monkeypatch.setattr(type(pipe), "sample", staticmethod(keep))
+    monkeypatch.setattr(pipe, "decode", lambda z0, n: torch.zeros(len(z0), n))
+    bar = SimpleNamespace(update=lambda n: None)
+    rng = np.random.default_rng(0)
+    made = metrics.resounded(pipe, waves, pipe.sampling, rng, bar)
+    with torch.no_grad():
+        true = pipe.columns.loa(pipe.audiomae, audio.log_mel(waves))
+    assert made.shape == waves.shape
+    torch.testing.assert_close(told[0], true)
+
+
+def test_a_pipeline_that_cannot_be_judged_is_refused(tiny_pipe, pipe, judges):
+    given = {"n": 2, "progress": False}
     with pytest.raises(ValueError, match="pipe must speak"):
-        metrics.evaluate_speech(tiny_pipe, recogniser, n=2, progress=False)
+        metrics.evaluate_speech(tiny_pipe, judges, **given)
+    pipe.columns = None
+    with pytest.raises(ValueError, match="pipe must have its audiomae and columns"):
+        metrics.evaluate_speech(pipe, judges, **given)
+
+
+def test_the_judges_of_speech_are_trained_apart(small_speech, tmp_path, monkeypatch):
+    for name in ("MANNERS", "SAYINGS"):
+        monkeypatch.setattr(clips, name, 1)
+    words = lambda split, others=False: ("water",) if others else SAID
+    monkeypatch.setattr(clips, "lexicon", words)
+    given = {"shipped": small_speech, "progress": False}
+    out = train_stages(["words", "voices"], "speech", tmp_path / "out", **given)
+    found = [Classifier.from_pretrained(out / x) for x in ("words", "voices")]
+    assert [judge.config.classes for judge in found] == [WORDS, tuple(VOICES)]
 
 
 # --------------------------------------------------------------------------------------
@@ -393,19 +463,57 @@ def test_speech_is_refused_in_a_sentence(shipped, capsys, line, said):
     assert said in capsys.readouterr().err
 
 
-def test_the_command_evaluate_judges_speech(shipped, recogniser, capsys, monkeypatch):
+def test_the_command_evaluate_judges_speech(shipped, capsys, monkeypatch):
     asked = {}
 
-    def evaluated(pipe, heard_by, how, **given):
-        asked.update(given, words=heard_by.words, steps=how.steps)
+    def evaluated(pipe, judges, how, **given):
+        asked.update(given, judges=judges, steps=how.steps)
         kinds = [f"{k}.{q}" for k in ("seen", "held_out") for q in ("word", "voice")]
         values = {f"{p}{k}": 0.5 for p in ("", "ceiling.") for k in kinds}
         return metrics.settings(given["n"], given["seed"], how) | values
 
-    monkeypatch.setattr(metrics, "evaluate_speech", evaluated)
+    task = metrics.TASKS["prompted"]
+    assert task.evaluate.keywords == {"prompted": True}
+    task = replace(task, evaluate=evaluated, judges=lambda folder: folder.name)
+    monkeypatch.setitem(metrics.TASKS, "prompted", task)
     line = "evaluate --task prompted --n 7 --seed 3 --steps 9 --json found.json"
     assert cli.main(line.split()) == 0
-    assert asked.pop("words") == WORDS
-    assert asked == {"n": 7, "seed": 3, "prompted": True, "steps": 9}
+    assert asked == {"n": 7, "seed": 3, "steps": 9, "judges": "judges"}
     assert "held_out.voice" in capsys.readouterr().out
     assert json.loads((shipped / "found.json").read_text())["seen.word"] == 0.5
+
+
+def test_evaluate_says_which_judges_are_missing(shipped, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "origin", lambda: [])
+    assert cli.main(["evaluate", "--task", "speech"]) == 2
+    assert "lacks the judge words; train it with: minilib" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------
+# The weights that ship
+
+
+@pytest.fixture(scope="module")
+def speaking() -> AudioLDM2:
+    """The pipeline that ships for speech."""
+    return AudioLDM2.from_pretrained(cli.shipped_for("speech"), device="cpu")
+
+
+def test_the_weights_that_ship_say_words_in_the_voice_that_is_told(
+    speaking, recogniser
+):
+    shipped = metrics.SpeechJudges.load(cli.place_of("judges"))
+    words = ("window", "ocean", "rocket", "doctor")  # the last two are held out
+    voices = ("low slow man", "high fast woman", "high slow man", "low slow woman")
+    said = list(zip(words, voices))
+    scenes, rng = (clips.uttered(*pair, 1.28) for pair in said), np.random.default_rng
+    captions = [describe(scene, rng(0)) for scene in scenes]
+    given = {"seed": 0, "progress": False}
+    waves = speaking(captions, transcription=list(words), **given)
+    assert waves.shape == (4, 20480)
+    found = answers(shipped.heard(waves), said)
+    assert found["word.class"].sum() >= 3 and found["voice"].sum() >= 3
+    prompts = torch.stack([metrics.clean("party", voice, 1.28) for voice in voices])
+    heard = speaking(voice=prompts, captions=["?"] * 4, transcription=list(words))
+    found = answers(shipped.heard(heard), said)
+    assert found["word.class"].sum() >= 3 and found["voice"].sum() >= 3

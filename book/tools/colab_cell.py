@@ -55,10 +55,10 @@ def text() -> str:
 
 
 def main() -> int:
-    """Bring the cell of every chapter up to date, and put one into a chapter that has
-    none.
+    """Bring the cell of every chapter and assignment up to date; where there is none,
+    put one.
     """
-    for path in notebooks.chapters():
+    for path in [*notebooks.chapters(), *notebooks.assignments()]:
         notebook = notebooks.read(path)
         cells = notebooks.code_cells(notebook)
         there = cells and cells[0].source.startswith(FIRST_LINE)

@@ -22,6 +22,11 @@ def number(path: Path | str) -> str | None:
     return found and found[1]
 
 
+def assignments() -> list[Path]:
+    """The assignments, as instructors have them, with solutions and hidden tests."""
+    return sorted(CHAPTERS.glob("assignments/source/*/*.ipynb"))
+
+
 def chapters(named: list[str] | None = None) -> list[Path]:
     """The chapters in reading order, 11b after 11 and before 12: all, or those that
     `named` gives by number ("11") or by the beginning of the file's name ("11_words").

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,8 +25,17 @@ from minilib.audiomae import AudioMAE, Columns
 from minilib.conditions import Context, drop, to_batch
 from minilib.data import AudioFolder, Corpus
 from minilib.files import replacing
-from minilib.soundworld import Scene, SoundWorld, describe, draw_utterance, espeak
+from minilib.soundworld import (
+    VOICES,
+    WORDS,
+    Scene,
+    SoundWorld,
+    describe,
+    draw_utterance,
+    espeak,
+)
 from minilib.soundworld.corpus import render
+from minilib.soundworld.espeak import Spoken
 from minilib.soundworld.speech import lexicon, spoken, voices
 from minilib.tokenizer import Tokenizer
 from minilib.training.processes import is_main, n_processes
@@ -35,6 +45,10 @@ RENDERS = 4000  # the most clips of SoundWorld
 FEWEST = 20  # the fewest recordings from which a class can be learned
 BATCH = 64  # captions that are encoded together
 BEGIN = 0.04  # seconds of silence before speech
+# how the judge of words hears them: variants of espeak-ng, and manners of each word
+VARIANTS = tuple(f"en-us+{x}" for x in ("m3", "f2", "m3", "f2", "m1", "m7", "f3", "f5"))
+MANNERS = 24
+SAYINGS = 160  # words from which the judge of voices learns
 SPOKEN = "spoken.json"  # beside a corpus of speech: word and voice of each clip
 
 
@@ -104,6 +118,10 @@ class TrainingData:
         """
         told, empty, batch = {}, {}, {}
         for name, encoder in encoders.items():
+            if encoder.reads == "picture":  # it hears the clips
+                heard = self.heard(name, encoder)[indices]
+                told[name], empty[name] = Context(heard[:, None]), encoder.empty(1)
+                continue
             every = self.texts(encoder)
             texts = [every[i] for i in indices.tolist()]
             if name in learning:
@@ -116,6 +134,12 @@ class TrainingData:
             known = self.encoded[name]
             told[name], empty[name] = known(texts), known.empty
         return batch | to_batch(drop(told, empty, dropped))
+
+    def heard(self, name: str, encoder: Any) -> Tensor:
+        """The embeddings (N, dim) of the sounds of all clips, in the place of pictures,
+        by the encoder of this name; computed once.
+        """
+        return self.over_clips((name, 0), lambda mel: encoder.embed("audio", mel))
 
     def loa(self, audiomae: AudioMAE, n_tokens: int) -> Tensor:
         """The LOA (N, L, D) of all clips, for the lambda that gives `n_tokens` vectors,
@@ -318,9 +342,7 @@ class Recordings(Labelled):
     """Recordings in a folder whose table has a column `class`, of the classes with
     enough of them.
 
-    The judge must not learn from a sound's position in the clip, its level, or digital
-    silence. So each sound is shifted cyclically in time, made louder or softer, and
-    mixed with faint noise.
+    Each is `disturbed`.
     """
 
     def __init__(self, folder: AudioFolder, seconds: float):
@@ -336,13 +358,79 @@ class Recordings(Labelled):
         for label in labels.tolist():
             clips = self.clips[label]
             wave = clips.wave(draw(len(clips), 1, generator))[0]
-            wave = wave.roll(int(torch.randint(len(wave), (), generator=generator)))
-            loud, faint = torch.rand(2, generator=generator).tolist()
-            # gain -12 to +6 dB, noise at -100 to -60 dB
-            gain, floor = 10.0 ** (0.9 * loud - 0.6), 10.0 ** (2.0 * faint - 5.0)
-            noise = torch.randn(wave.shape, generator=generator)
-            waves.append((gain * wave + floor * noise).clamp(-1.0, 1.0))
+            waves.append(disturbed(wave, generator))
         return torch.stack(waves), labels
+
+
+class Said(Labelled):
+    """Single words of clean speech, said as none of the voices in VOICES says a word of
+    WORDS, so that no judge has heard what it will judge.
+
+    Each is `disturbed`; a subclass chooses what is said, and what is to be told apart.
+    """
+
+    def __init__(self, seconds: float, progress: bool = True):
+        pairs = self.sayings(np.random.default_rng(0))
+        waves, self.of = [], []
+        shown = {"unit": "word", "disable": not (progress and is_main())}
+        for label, said in tqdm(pairs, desc="clean speech", **shown):
+            wave = soxr.resample(said.wave, espeak.SAMPLE_RATE, audio.SAMPLE_RATE)
+            n_samples = round(seconds * audio.SAMPLE_RATE)
+            if len(wave) <= n_samples:
+                wave = torch.from_numpy(wave / np.abs(wave).max())
+                waves.append(F.pad(0.5 * wave, (0, n_samples - len(wave))))
+                self.of.append(label)
+        self.waves, self.of = torch.stack(waves), torch.tensor(self.of)
+
+    @abstractmethod
+    def sayings(self, rng: np.random.Generator) -> list[tuple[int, Spoken]]:
+        """What is said, and the index of its class."""
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw words, all equally likely."""
+        some = draw(len(self.waves), n, generator)
+        waves = [disturbed(wave, generator) for wave in self.waves[some]]
+        return torch.stack(waves), self.of[some]
+
+
+class SaidWords(Said):
+    """The words of WORDS in voices that lie between those of VOICES and beside them."""
+
+    classes = WORDS
+
+    def sayings(self, rng: np.random.Generator) -> list[tuple[int, Spoken]]:
+        """Each word in MANNERS manners: variant of espeak-ng, pitch and rate."""
+        found = []
+        for label in np.repeat(np.arange(len(WORDS)), MANNERS).tolist():
+            variant = VARIANTS[rng.integers(len(VARIANTS))]
+            how = int(rng.integers(10, 90)), int(rng.integers(90, 161))
+            found.append((label, espeak.say(WORDS[label], variant, *how)))
+        return found
+
+
+class SaidVoices(Said):
+    """Words of OTHERS in each of VOICES."""
+
+    classes = tuple(VOICES)
+
+    def sayings(self, rng: np.random.Generator) -> list[tuple[int, Spoken]]:
+        """The same words in every voice."""
+        words = rng.permutation(lexicon("train", others=True))[:SAYINGS].tolist()
+        every = enumerate(VOICES)
+        return [(i, spoken((w,), voice)) for i, voice in every for w in words]
+
+
+def disturbed(wave: Tensor, generator: torch.Generator) -> Tensor:
+    """A sound (N,) shifted cyclically in time, made louder or softer, and mixed with
+    faint noise: a judge must not learn from a sound's position in the clip, its level,
+    or digital silence.
+    """
+    wave = wave.roll(int(torch.randint(len(wave), (), generator=generator)))
+    loud, faint = torch.rand(2, generator=generator).tolist()
+    # gain -12 to +6 dB, noise at -100 to -60 dB
+    gain, floor = 10.0 ** (0.9 * loud - 0.6), 10.0 ** (2.0 * faint - 5.0)
+    noise = torch.randn(wave.shape, generator=generator)
+    return (gain * wave + floor * noise).clamp(-1.0, 1.0)
 
 
 def learnable(folder: AudioFolder) -> dict[str, AudioFolder]:

@@ -3,7 +3,7 @@
 It builds on accelerate for devices, mixed precision, several processes and
 micro-batches. Everything random in a batch is drawn on the CPU from a generator seeded
 by (seed, name, step). So a resumed run continues as if it had never stopped, and the
-noise is the same for any device and number of processes. Chapter 16 builds it.
+noise is the same for any device and number of processes. Chapter 16 explains it.
 """
 
 from __future__ import annotations
@@ -106,8 +106,6 @@ def fit(
         ValueError: a batch has too many or too few rows, or can't be shared equally.
         FloatingPointError: the loss or its gradient is not finite; the weights are then
             those after the previous step.
-
-    Chapter 16.
     """
     loop = Loop(model, batches, recipe, seed, name)
     losses = list(all_steps(loop, progress))
@@ -116,7 +114,7 @@ def fit(
 
 
 class Loop:
-    """The state of a training run and its steps, for `fit` and `train`. Chapter 16."""
+    """The state of a training run and its steps, for `fit` and `train`."""
 
     def __init__(
         self, model: nn.Module, batches: Batches, recipe: Recipe, seed: int, name: str

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,9 +44,9 @@ from minilib.training.processes import (
     n_processes,
     one_voice,
 )
-from minilib.training.stages import ALL_STAGES, SPEECH, STAGES
+from minilib.training.stages import ALL_STAGES, SEEING, SPEECH, STAGES
 
-KINDS = {**STAGES, **SPEECH}  # the class of every stage
+KINDS = {**STAGES, **SPEECH, **SEEING}  # the class of every stage
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class Run:
     speech: bool = False  # whether the clips are spoken words
 
 
+BINDING = {  # ImageBind
+    "sight": Recipe(steps=800, batch_size=64, lr=3e-3, ema=0.99),
+    "bind": Recipe(steps=1000, batch_size=64, lr=3e-3, ema=0.99),
+}
 RUNS = {
     "tiny": Run(
         n_clips=12000,
@@ -96,8 +100,7 @@ RUNS = {
                 steps=3200, batch_size=16, lr=1.5e-3, ema=0.998, muon=("conv",),
                 precision="bf16",
             ),
-            "sight": Recipe(steps=800, batch_size=64, lr=3e-3, ema=0.99),
-            "bind": Recipe(steps=1000, batch_size=64, lr=3e-3, ema=0.99),
+            **BINDING,
             "judge": Recipe(steps=400, batch_size=64, lr=2e-3),
         },
         options={
@@ -164,8 +167,28 @@ RUNS = {
                 steps=6000, batch_size=16, lr=2e-3, ema=0.998, muon=("conv",),
                 precision="bf16",
             ),
+            "words": Recipe(steps=600, batch_size=64, lr=2e-3),
+            "voices": Recipe(steps=300, batch_size=64, lr=2e-3),
         },
         options={"utter": {"widths": (48, 80, 120)}},
+    ),
+    "picture": Run(
+        n_clips=4000,
+        seconds=2.56,
+        pairs=0.0,
+        music=0.3,
+        sampling=Sampling(
+            steps=10, guidance=1.5, guidance_interval=(300, 1000), temperature=0.7
+        ),
+        stages=("sight", "bind", "depict"),
+        sizes="tiny",
+        borrows=("text", "clap", "unet", "vae", "vocoder", "audiomae"),
+        recipes={
+            **BINDING,
+            "depict": Recipe(
+                steps=2000, batch_size=32, lr=2e-3, ema=0.998, muon=("linear",)
+            ),
+        },
     ),
 }  # fmt: skip
 
@@ -191,7 +214,8 @@ def train_stages(
     Args:
         stages: "all", or names of stages; the parts that a stage needs are read from
             `out`.
-        preset: "tiny" or "colab", or "speech", which borrows parts of a pipeline.
+        preset: "tiny" or "colab", or "speech" or "picture", which borrow parts of a
+            pipeline.
         out: folder of the parts, the log and the checkpoints.
         data: folder of captioned recordings; None for SoundWorld.
         steps: steps of each stage, instead of the recipe's.
@@ -222,7 +246,7 @@ def train_stages(
     if resume:
         check_settings(out, run, recipes, sizes, seed, data)
         todo = [name for name in names if not finished(out, name)]
-    check_startable(out, {name: recipes[name] for name in todo})
+    check_startable(out, {name: recipes[name] for name in todo}, borrowed)
     with files.alone(out) if is_main() else nullcontext():
         if todo or data is not None:
             how = resume, progress, borrowed
@@ -456,14 +480,16 @@ def check_borrowed(
     return {x: os.path.relpath(Path(shipped) / x, out) for x in run.borrows}
 
 
-def check_startable(out: Path, recipes: dict[str, Recipe]) -> None:
-    """Raise a sentence if these stages can't be trained in this folder or by these
-    processes.
+def check_startable(
+    out: Path, recipes: dict[str, Recipe], borrowed: Collection[str] = ()
+) -> None:
+    """Raise a sentence if these stages can't be trained in this folder, with parts that
+    are borrowed, or by these processes.
     """
     check_out(out)
     check_released(out, list(recipes))
     for name in list(recipes)[:1]:
-        check_needs(out, name)
+        check_needs(out, name, borrowed)
     for name, recipe in recipes.items():
         check_shares(name, recipe.batch_size, recipe.accumulate)
 
@@ -510,12 +536,12 @@ def speaks(out: Path) -> bool:
     return released and bool(read_json(gpt).get("learned_positions", 0))
 
 
-def check_needs(out: Path, name: str) -> None:
+def check_needs(out: Path, name: str, borrowed: Collection[str] = ()) -> None:
     """Raise FileNotFoundError if a part that the stage builds on has not been
-    trained.
+    trained, and is not one of those that will be borrowed.
     """
     for part in KINDS[name].needs:
-        if not holds(out, part):
+        if part not in borrowed and not holds(out, part):
             maker = next(stage for stage in KINDS.values() if part in stage.makes).name
             raise FileNotFoundError(
                 f"stage {name} needs {part}, which is not in {out}: train stage "
@@ -682,7 +708,7 @@ def write_words(
     if not stays:
         folders.save_tokenizers(out, data.tokenizer, data.tokenizer)
     # these stages learn how the words sound
-    if not stays or {"gpt", "joint", "speak"}.intersection(names):
+    if not stays or {"gpt", "joint", "speak", "depict"}.intersection(names):
         recorded, corpus = data.folder is not None, data.corpus
         own = run.speech or recorded
         words = caption_words(corpus) if own else soundworld_words(run, corpus)

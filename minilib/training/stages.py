@@ -5,7 +5,7 @@ vae, vocoder and audiomae hear sound alone; clap and text read captions; gpt lea
 write the LOA, ldm to turn true LOA into latents; joint tunes these two together;
 adversarial sharpens the vocoder. Apart stand the judge, and sight and bind, which make
 ImageBind. Each is built in the chapter of its model. speak and utter are gpt and ldm
-for speech.
+for speech, depict is gpt for pictures.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from minilib.classifier import Classifier
 from minilib.conditions import Context, drop, from_batch, to_batch
 from minilib.discriminators import Adversarial, Discriminators
 from minilib.gpt import LOARegressor, Loudness, LoudnessConfig
+from minilib.memory import Memory, MemoryConfig
 from minilib.model import Model
 from minilib.phonemes import PhonemeEncoder, PhonemeTokenizer
 from minilib.soundworld import SENSES, Scene, SoundWorld, describe
@@ -35,8 +36,11 @@ from minilib.text import T5, noise_spans, span_corrupt
 from minilib.tokenizer import PAD
 from minilib.training.clips import (
     RENDERS,
+    Labelled,
     Recordings,
     Renders,
+    SaidVoices,
+    SaidWords,
     TrainingData,
     bar,
     concatenated,
@@ -54,7 +58,9 @@ P_TAUGHT = 0.25
 P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
 MOST_FITTED = 1024  # clips to which the LOA of speech is fitted
 P_PROMPTED = 0.5  # share of speech whose voice is told by a sound, not by a caption
+MOST_REMEMBERED = 2048  # clips among which a picture finds its place
 MOST_PHONEMES = 24  # with the end sign, of what is spoken in a clip
+SMEARED = 0.3  # the largest share that is smeared, of what the judge of voices hears
 MEL_MEAN, MEL_STD = -7.0, 3.0  # about, of SoundWorld's log-mels and of recordings
 
 
@@ -349,9 +355,7 @@ class LDMStage(Stage):
 
 
 class Joint(nn.Module):
-    """GPT-2 and U-Net as one model: the noise loss flows through the predicted LOA into
-    GPT-2. Chapter 16.
-    """
+    """GPT-2 and U-Net as one: the noise loss also teaches GPT-2. Chapter 16."""
 
     def __init__(self, gpt: LOARegressor, unet: UNet):
         super().__init__()
@@ -359,17 +363,13 @@ class Joint(nn.Module):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Noise loss on true or predicted LOA, as `true_loa` says, plus the
-        regression's own (2308.05734 §3.4).
+        regression's own, on what GPT-2 writes without a teacher (2308.05734 §3.4).
 
-        The regression is scored on what it makes of its own vectors, written without
-        teacher, since these are what the U-Net gets. One pass over all of them says the
-        same as the writing did, vector by vector, and takes half the time to
-        differentiate: the gradient then holds each vector's own error, not what it does
-        to those after it (as in DAgger, Ross et al., 1011.0686).
+        A pass over the written vectors gives them again. Its gradient holds each
+        vector's own error, not what that does to later ones (as in DAgger, 1011.0686).
 
-        Args:
-            batch: of B clips, `loa` (B, L, D) and the conditions; of each at K noise
-                levels, `z0` and `eps` (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
+        The batch holds, of B clips, `loa` (B, L, D) and the conditions; of each at K
+        noise levels, `z0` and `eps` (B, K, C, T/r, F/r), `t` and `true_loa` (B, K).
         """
         conditions = from_batch(batch, self.gpt.config.conditions)
         K = batch["t"].shape[1]
@@ -388,9 +388,7 @@ class Joint(nn.Module):
 
 
 class JointStage(Stage):
-    """Joint fine-tuning: true LOA with probability 0.25, predicted LOA with 0.75
-    (2308.05734 §3.4). Chapter 16.
-    """
+    """Joint fine-tuning on true LOA or, mostly, predicted (§3.4). Chapter 16."""
 
     name, makes, renews = "joint", ("gpt", "unet", "loudness"), ("loudness",)
     needs = ("vae", "audiomae", "clap", "text", "gpt", "unet")
@@ -432,18 +430,45 @@ class JudgeStage(Stage):
     name, makes, reads_classes = "judge", ("judge",), True
 
     def build(self) -> nn.Module:
-        data, known = self.data, Classifier.presets[self.preset].classes
-        seconds = data.corpus.waves.shape[1] / audio.SAMPLE_RATE
-        if data.folder is None:
-            self.sounds = Renders(known, len(data.corpus), self.seed, data.progress)
-        else:
-            self.sounds = Recordings(data.folder, seconds)
+        seconds = self.data.corpus.waves.shape[1] / audio.SAMPLE_RATE
+        self.sounds = self.labelled(seconds)
         classes = self.sounds.classes
         return seeded(Classifier, self.preset, self.seed, classes=classes)
+
+    def labelled(self, seconds: float) -> Labelled:
+        """The sounds of so many seconds from which it learns."""
+        if self.data.folder is not None:
+            return Recordings(self.data.folder, seconds)
+        known, n = Classifier.presets[self.preset].classes, len(self.data.corpus)
+        return Renders(known, n, self.seed, self.data.progress)
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
         waves, labels = self.sounds.draw(self.recipe.batch_size, generator)
         return {"mel": audio.log_mel(waves), "label": labels}
+
+
+class WordsStage(JudgeStage):
+    """The judge of words: it tells which word of SoundWorld is said."""
+
+    name, makes, reads_classes = "words", ("words",), False
+
+    def labelled(self, seconds: float) -> Labelled:
+        """Words in other voices than those of SoundWorld."""
+        return SaidWords(seconds, self.data.progress)
+
+
+class VoicesStage(JudgeStage):
+    """The judge of voices: it tells which voice of SoundWorld speaks."""
+
+    name, makes, reads_classes = "voices", ("voices",), False
+
+    def labelled(self, seconds: float) -> Labelled:
+        """Other words than those of SoundWorld."""
+        return SaidVoices(seconds, self.data.progress)
+
+    def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
+        batch = super().batch(generator)
+        return {**batch, "mel": blurred(batch["mel"], generator)}
 
 
 class SightStage(Stage):
@@ -569,6 +594,48 @@ class UtterStage(LDMStage):
         return unet
 
 
+class DepictStage(GPTStage):
+    """GPT-2 on what ImageBind hears in the clips. At inference a picture takes the
+    sound's place: GPT-2 has seen no picture before, and no pair of picture and sound.
+
+    In the common space a picture lies near its sound, but not where a sound would lie.
+    So noise is added to what is heard, as CapDec does (Nukrai et al., 2211.00575), and
+    some of the sounds are remembered, to find a picture's place among them (`Memory`).
+    """
+
+    name, needs = "depict", ("audiomae", "bind")
+    makes = ("gpt", "loudness", "memory")
+    blur = 0.5  # length of the noise, beside embeddings of length 1
+
+    def build(self) -> nn.Module:
+        bind = self.parts["bind"]
+        D = bind.dim
+        sizes = {"conditions": ("bind",), "condition_dims": (D,)}
+        self.gpt = seeded(LOARegressor, self.preset, self.seed, **sizes)
+        with torch.no_grad():  # as for CLAP, whose vectors have length 1, too
+            self.gpt.projection.projection.weight.mul_(D**0.5)
+        self.loa = self.data.loa(self.parts["audiomae"], self.gpt.config.n_tokens)
+        self.data.heard("bind", bind)
+        self.learning = {}
+        return self.gpt
+
+    def batch_of(self, indices: Tensor, generator: torch.Generator) -> dict:
+        """The batch of these clips (B,), blurred where it is not emptied."""
+        batch = super().batch_of(indices, generator)
+        heard = batch["bind"]  # (B, 1, D)
+        noise = torch.randn(heard.shape, generator=generator)
+        blurred = heard + self.blur * noise / heard.shape[2] ** 0.5
+        told = heard.any(dim=2, keepdim=True)
+        return {**batch, "bind": F.normalize(blurred, dim=2) * told}
+
+    def finish(self) -> dict[str, Model]:
+        """GPT-2, how loud the clips are, and what ImageBind heard in some of them."""
+        heard = self.data.heard("bind", self.parts["bind"])[:MOST_REMEMBERED]
+        memory = Memory(MemoryConfig(*heard.shape))
+        memory.fit(heard)
+        return {**super().finish(), "memory": memory}
+
+
 # in the order of the paper; adversarial could follow the vocoder at once
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
@@ -578,8 +645,11 @@ STAGES: dict[str, type[Stage]] = {
     )
 }  # fmt: skip
 APART = ("sight", "bind", "judge")  # trained only where it is asked for
-# further stages, of presets that speak
-SPEECH: dict[str, type[Stage]] = {x.name: x for x in (SpeakStage, UtterStage)}
+# further stages, of presets that speak; the last two judge what they say
+SPEECH: dict[str, type[Stage]] = {
+    x.name: x for x in (SpeakStage, UtterStage, WordsStage, VoicesStage)
+}
+SEEING: dict[str, type[Stage]] = {DepictStage.name: DepictStage}  # pictures
 ALL_STAGES = tuple(name for name in STAGES if name not in APART)
 
 
@@ -617,6 +687,17 @@ def twice_told(scene: Scene) -> tuple[str, str]:
     """Two captions of a scene, most often in different words."""
     first, second = (np.random.default_rng([scene.seed, k]) for k in (1, 3))
     return describe(scene, first), describe(scene, second)
+
+
+def blurred(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """Log-mels (B, 1, T, F) whose power is smeared over the nearest bands and frames,
+    of each clip another share. A vocoder smears too, and fills the gaps between the
+    harmonics of a low voice: its pitch must be heard in spite of that.
+    """
+    power = mel.exp().square()
+    smeared = F.avg_pool2d(power, 3, stride=1, padding=1, count_include_pad=False)
+    share = SMEARED * torch.rand(len(mel), 1, 1, 1, generator=generator)
+    return torch.lerp(power, smeared, share).sqrt().log()
 
 
 def noised(z0: Tensor, n_steps: int, generator: torch.Generator) -> dict[str, Tensor]:
