@@ -536,6 +536,7 @@ def generate(args: argparse.Namespace) -> None:
     read = args.voice is None and args.picture is None
     for caption in args.captions if read else ():
         warn_of_unknown_words(pipe, caption)
+    warn_of_many_words(pipe, args.transcription)
     how = pipe.sampling.changed(**changes)
     say(f"seed {seeds[0]}" + f" to {seeds[-1]}" * (n > 1))  # before anything fails
     waves = sounds_of(pipe, args.captions, how, seeds, profile, **options)
@@ -1031,6 +1032,16 @@ def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:
         near = " or ".join(map(quoted, nearest_captions(pipe, caption)))
         said = f"{said}; the nearest they know: {near}"
     print(f"minilib: {said}", file=sys.stderr)
+
+
+def warn_of_many_words(pipe: AudioLDM2, transcription: str | None) -> None:
+    """Say so if more words are to be spoken than in any clip of the training."""
+    n, most = len((transcription or "").split()), pipe.vocabulary.get("spoken")
+    if most and n > most:
+        words = f"{most} word{'s' * (most > 1)}"
+        learned = f"these weights learned to say {words} at a time"
+        said = f"of {quoted(transcription)} not all words will be heard"
+        print(f"minilib: {learned}; {said}", file=sys.stderr)
 
 
 def quoted(text: str) -> str:

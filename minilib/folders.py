@@ -291,6 +291,8 @@ def read_vocabulary(path: Path) -> dict[str, Any]:
         values = known.get(key, [])
         if not isinstance(values, list) or not all(isinstance(x, str) for x in values):
             raise ValueError(f"{path} is damaged: `{key}` must be a list of strings")
+    if not isinstance(known.get("spoken", 1), int):
+        raise ValueError(f"{path} is damaged: `spoken` must be a whole number")
     return known
 
 

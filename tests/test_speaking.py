@@ -517,3 +517,12 @@ def test_the_weights_that_ship_say_words_in_the_voice_that_is_told(
     heard = speaking(voice=prompts, captions=["?"] * 4, transcription=list(words))
     found = answers(shipped.heard(heard), said)
     assert found["word.class"].sum() >= 3 and found["voice"].sum() >= 3
+
+
+def test_it_is_said_when_more_words_are_asked_for_than_were_learned(speaking, capsys):
+    assert speaking.vocabulary["spoken"] == 1
+    cli.warn_of_many_words(speaking, "seven rivers")
+    assert 'of "seven rivers" not all' in capsys.readouterr().err
+    for words in ("river", None):
+        cli.warn_of_many_words(speaking, words)
+        assert not capsys.readouterr().err

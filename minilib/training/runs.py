@@ -712,7 +712,9 @@ def write_words(
         recorded, corpus = data.folder is not None, data.corpus
         own = run.speech or recorded
         words = caption_words(corpus) if own else soundworld_words(run, corpus)
-        words |= {"classes": list(SPEAKERS)} if run.speech else {}
+        if run.speech:
+            most = max(len(x.split()) for x in data.transcriptions)
+            words |= {"classes": list(SPEAKERS), "spoken": most}
         folders.save_description(out, run.seconds, words, run.sampling, borrowed)
 
 
