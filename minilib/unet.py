@@ -60,7 +60,7 @@ class UNetConfig:
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of the time: cosines, then sines, at dim/2 frequencies from
-    1 to 1/10000 (1706.03762 §3.5), in the released model's order.
+    1 down to nearly 1/10000 (1706.03762 §3.5), in the released model's order.
 
     t (B,), counted from 0 -> (B, dim). Chapter 14.
     """
@@ -110,7 +110,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """A linear layer gated by the GELU of another (2002.05202 Eq. 6). Chapter 14."""
+    """A linear layer gated by the GELU of another (2002.05202 §2). Chapter 14."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()

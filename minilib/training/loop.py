@@ -153,7 +153,7 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
-        # the average moves faster at the beginning (1412.6980 §7.2)
+        # the average moves faster at the beginning, as in TensorFlow
         decay = min(recipe.ema, self.done / (9 + self.done))
         for name, average in self.average.items():
             average.lerp_(self.learned[name].detach(), 1.0 - decay)
