@@ -347,6 +347,9 @@ def test_pictures_are_judged_between_chance_and_ceiling(pipe, tiny_pipe, monkeyp
     assert metrics.evaluate_pictures(pipe, judges, how, **given) == pytest.approx(
         found, nan_ok=True
     )
+    other = metrics.evaluate_pictures(pipe, judges, how, seed=4, **given)
+    assert (found["seed"], other["seed"]) == (0, 4)
+    assert other["single.clap"] != found["single.clap"]
     table = metrics.picture_report(found)
     assert "music.instrument" in table and "pictures shuffled" in table
     with pytest.raises(ValueError, match="pipe must see"):

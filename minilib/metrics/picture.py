@@ -58,7 +58,7 @@ def evaluate_pictures(
         ValueError, TypeError: an argument is not as described, or the pipeline sees
             no pictures.
     """
-    n, _, seed = check_asked(n, seed=seed)
+    n, seed, _ = check_asked(n, seed=seed)
     how = check_sampling(sampling, pipe.sampling)
     if not pipe.sees:
         raise ValueError("pipe must see: its weights read no pictures")
