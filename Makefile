@@ -3,6 +3,7 @@
 #             browser where there is one
 # make bench  how fast and how lean minilib is, also beside diffusers, into data/benchmarks.md (15 minutes; no test needs it)
 # make graders  tries every right and wrong answer on the tests of the assignments (no test needs it)
+# make colab  the course in one file, course.zip, for Colab, and the peers' weights in course-peers.zip
 # make clean  removes what the two have made, but for .venv
 
 SHELL := bash
@@ -22,7 +23,7 @@ PARTS := 1
 stop = { echo "$(1)" >&2; exit 1; }
 stop_with = { tail -n 15 $(1) >&2; echo "$(2)" >&2; exit 1; }
 
-.PHONY: all test bench graders clean setup
+.PHONY: all test bench graders colab clean setup
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -71,5 +72,8 @@ bench: setup
 graders: setup
 	@$(PY) -m minilib.assign.graders
 
+colab: setup
+	@$(PY) book/tools/course_zip.py
+
 clean:
-	@rm -rf _build first_sound.wav first_sound.png .pytest_cache .ruff_cache
+	@rm -rf _build first_sound.wav first_sound.png course.zip course-peers.zip .pytest_cache .ruff_cache

@@ -228,13 +228,6 @@ def test_the_page_leaves_the_colab_cell_out_and_tags_are_brought_up_to_date(
         assert cells[0].metadata["tags"] == ["remove-cell"]
 
 
-def test_without_an_address_the_colab_cell_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(colab_cell, "address", lambda: "")
-    monkeypatch.setitem(sys.modules, "google.colab", None)
-    with pytest.raises(FileNotFoundError, match="no address: upload its folder"):
-        exec(colab_cell.text(), {})
-
-
 # ---- the gallery
 
 
