@@ -1,5 +1,5 @@
 """The command line: generate, train, train-peer, reconstruct, evaluate, chain,
-vocabulary, convert, info, data, doctor, assign.
+vocabulary, convert, push, info, data, doctor, assign.
 
 Each command is a function that takes the parsed arguments. Wrong arguments end it with
 one sentence and exit code 2 before anything is written. Libraries that take a second to
@@ -123,8 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add_command in (
         *(add_generate, add_train, add_train_peer, add_reconstruct, add_evaluate),
-        *(add_chain, add_vocabulary, add_convert, add_info, add_doctor, add_data),
-        add_assign,
+        *(add_chain, add_vocabulary, add_convert, add_push, add_info, add_doctor),
+        *(add_data, add_assign),
     ):
         add_command(commands)
     return parser
@@ -236,6 +236,27 @@ def add_convert(commands: Any) -> None:
     about += " configs and tokenizers (default: cvssp/audioldm2)"
     like = {"default": "cvssp/audioldm2", "metavar": "FOLDER"}
     add("--like", type=named, **like, help=about)
+
+
+def add_push(commands: Any) -> None:
+    """Add the command `push`."""
+    examples = """
+        minilib push runs/tiny ada/sounds --licence cc-by-4.0
+        minilib push runs/tiny ada/sounds --licence cc-by-4.0 --card-only
+
+        minilib generate "a bell rings" --weights ada/sounds
+    """
+    about = "send a pipeline to the Hugging Face hub, with a card written from its run"
+    add = command(commands, push, about, examples)
+    about = "folder of the pipeline; a README.md in it is the card, and train.log, "
+    about += "loss.png and scores.json (from evaluate --json) are sent with it"
+    add("folder", type=path_name, metavar="FOLDER", help=about)
+    add("name", type=named, metavar="OWNER/NAME", help="the repository on the hub")
+    about = "of the weights, as the hub names it, such as cc-by-4.0; for the card"
+    add("--licence", type=named, metavar="ID", help=about)
+    add("--private", action="store_true", help="make a repository that only you see")
+    about = "send nothing: write the card, FOLDER/README.md, for you to read and change"
+    add("--card-only", action="store_true", help=about)
 
 
 def add_info(commands: Any) -> None:
@@ -825,6 +846,17 @@ def convert(args: argparse.Namespace) -> None:
         write(new)
     kind = "diffusers" if own else "minilib"
     print(f"{target}: a folder of {kind}, from {args.source}")
+
+
+def push(args: argparse.Namespace) -> None:
+    """Send a pipeline to the hub, or only write its card."""
+    from minilib import hub
+
+    given = args.folder, args.name, args.licence
+    if args.card_only:
+        print(f"written: {hub.write_card(*given)}")
+        return
+    print(f"pushed: {hub.push(*given, private=args.private)}")
 
 
 def info(args: argparse.Namespace) -> None:

@@ -27,6 +27,20 @@ from minilib.files import replacing
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+# why the hub refused, and what to do, by the kind of error
+HUB_REASONS = {
+    "GatedRepoError": "accept its terms on its page, and log in with: hf auth login",
+    "RepositoryNotFoundError": "there is no such repository, or it is private and you "
+    "must log in with: hf auth login",
+    "RevisionNotFoundError": "the repository is empty",
+    "HFValidationError": "this is no valid hub id",
+    "LocalTokenNotFoundError": "log in first with: hf auth login",
+    **dict.fromkeys(
+        ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError")
+        + ("ConnectionError", "TimeoutException", "Timeout"),
+        "the hub can't be reached",
+    ),
+}
 # Prefixes that DistributedDataParallel and torch.compile add to a model's tensor names.
 WRAPPERS = ("module.", "_orig_mod.")
 
@@ -190,9 +204,16 @@ def local_folder(folder: str | Path, **hub: Any) -> Path:
         return Path(snapshot_download(str(folder), **hub))
     # the hub raises many kinds of error: offline, unknown, private, rate-limited
     except Exception as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
         where = "neither a local folder nor available from the Hugging Face hub"
-        raise FileNotFoundError(f"{folder} is {where} ({reason})") from error
+        raise FileNotFoundError(f"{folder} is {where}: {hub_reason(error)}") from error
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the hub gave or took nothing, in a few words."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in HUB_REASONS:
+            return HUB_REASONS[kind.__name__]
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def refused(capsys, *argv) -> str:
 
 
 COMMANDS = ["generate", "train", "reconstruct", "evaluate", "chain", "vocabulary"]
-COMMANDS += ["convert", "info", "data", "doctor", "train-peer"]
+COMMANDS += ["convert", "push", "info", "data", "doctor", "train-peer"]
 
 
 def python(*line: str, **environment: str) -> subprocess.CompletedProcess:

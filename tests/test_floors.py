@@ -24,7 +24,7 @@ FLOORS = {
     ],
     "3 assembly": [
         "convert", "folders", "lean", "audioldm2", "training", "metrics", "chain",
-        "costs", "peers",
+        "costs", "hub", "peers",
     ],
     "4 interfaces": ["results", "show", "doctor", "assign", "cli", "__main__"],
 }  # fmt: skip

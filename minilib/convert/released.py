@@ -49,6 +49,8 @@ BESIDE = ("scheduler", "feature_extractor", "tokenizer", "tokenizer_2")
 SPEECH_TOKENS = 512
 END_OF_SPEECH = 182  # the token that ends a sentence
 PATTERNS = ["*.json", "*.txt", "*.model"]  # files of a hub folder besides its weights
+# what a run leaves beside a pipeline, which needs none of it
+UNREAD = ["separate/*", "finished/*", "checkpoints/*", "cache/*", "scores*.json"]
 
 
 class ReleasedTokenizer:
@@ -249,11 +251,15 @@ def fetch(folder: str | Path) -> Path:
     """The path of a local folder, or of the download of a hub id: its safetensors, or
     `.bin` files if there are no others.
     """
-    fetched = local_folder(folder, allow_patterns=[*PATTERNS, "*.safetensors"])
+    wanted = {"ignore_patterns": UNREAD}
+    fetched = local_folder(
+        folder, allow_patterns=[*PATTERNS, "*.safetensors"], **wanted
+    )
     whole = all(any((fetched / name).glob("*.safetensors")) for name in MODULES)
     if Path(folder).is_dir() or whole or not is_released(fetched):
         return fetched
-    return local_folder(folder, allow_patterns=[*PATTERNS, "*.safetensors", "*.bin"])
+    every = [*PATTERNS, "*.safetensors", "*.bin"]
+    return local_folder(folder, allow_patterns=every, **wanted)
 
 
 def read(
