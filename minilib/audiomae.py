@@ -17,9 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minilib.audio import LOG_FLOOR
+from minilib.audio import HOP, LOG_FLOOR, N_MELS, SAMPLE_RATE, log_mel
 from minilib.layers import attention
 from minilib.model import Model
+
+FBANK = {  # settings of AudioMAE's code (2207.06405)
+    "htk_compat": True, "sample_frequency": SAMPLE_RATE, "use_energy": False,
+    "window_type": "hanning", "dither": 0.0, "frame_shift": 10,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -295,6 +300,34 @@ class AudioMAE(Model):
         for row, pool in enumerate(self.config.pools):
             y = pool_patches(features, pool)  # (B, D, T'/l, F'/l)
             self.loa_std[row], self.loa_mean[row] = torch.std_mean(y, dim=(0, 2, 3))
+
+
+def heard(audiomae: AudioMAE, waves: Tensor) -> Tensor:
+    """What an AudioMAE reads of waveforms (B, N): (B, 1, N // 160, F), the log-mel of
+    this package, or Kaldi's filterbank where it has other bands.
+    """
+    n_mels = audiomae.config.n_mels
+    return log_mel(waves) if n_mels == N_MELS else fbank(waves, n_mels)
+
+
+def fbank(waves: Tensor, n_mels: int = 128) -> Tensor:
+    """Kaldi's logarithmic mel filterbank of waveforms (B, N) at 16 kHz, as AudioMAE's
+    code takes it: (B, 1, N // 160, n_mels), the last frames, for which samples are
+    missing, zero.
+
+    Raises:
+        ModuleNotFoundError: torchaudio is not installed.
+    """
+    try:
+        from torchaudio.compliance import kaldi
+    except ModuleNotFoundError as error:
+        said = "the AudioMAE of this size hears with torchaudio, which is missing"
+        raise ModuleNotFoundError(f"{said}: pip install torchaudio") from error
+    waves = waves - waves.mean(dim=1, keepdim=True)
+    made = [kaldi.fbank(x[None], num_mel_bins=n_mels, **FBANK) for x in waves]
+    found = torch.stack(made)[:, None]  # (B, 1, T, n_mels)
+    missing = waves.shape[1] // HOP - found.shape[2]
+    return F.pad(found, (0, 0, 0, missing))
 
 
 AudioMAE.presets = {

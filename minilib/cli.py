@@ -326,6 +326,7 @@ def add_train(commands: Any) -> None:
         minilib train judge --out data/weights/judges
         minilib train all --preset picture --out data/weights/picture
         minilib train all --preset speech --out data/weights/speech
+        minilib train all --preset full --data recordings --encoders cvssp/audioldm2
 
         minilib generate "a bell rings" --weights runs/tiny
     """
@@ -338,7 +339,8 @@ def add_train(commands: Any) -> None:
     about += "sight, bind and depict"
     add("stages", nargs="+", metavar="STAGE", help=about)
     about = "tiny, for two CPU cores, colab, for one GPU, or speech, which speaks, or "
-    about += "picture, which sees; both borrow parts of tiny (default: tiny)"
+    about += "picture, which sees; both borrow parts of tiny; full and large have the "
+    about += "released sizes, for many GPUs (default: tiny)"
     add("--preset", default="tiny", help=about)
     about = "captioned recordings to train on (default: SoundWorld, the built-in "
     add("--data", type=path_name, metavar="FOLDER", help=f"{about}corpus)")
@@ -348,6 +350,9 @@ def add_train(commands: Any) -> None:
         metavar="N",
         help="training steps of each stage (default: the preset's)",
     )
+    about = "for full and large: frozen encoders, from a released pipeline, or a T5 "
+    about += "and a CLAP of transformers; folders or hub ids"
+    add("--encoders", nargs="+", type=named, metavar="FOLDER", help=about)
     about = "folder for weights, log and checkpoints (default: runs/PRESET)"
     add("--out", type=path_name, metavar="DIR", help=about)
     about = "skip finished stages and continue from the last checkpoint, with the same "
@@ -653,16 +658,31 @@ def train(args: argparse.Namespace) -> None:
     line = ["minilib", "train", *args.stages, "--out", str(out)]
     for key, value in options.items():
         line += [] if value is None else [f"--{key}", str(value)]
+    line += ["--encoders", *map(str, args.encoders)] if args.encoders else []
     args.stopped = f"stopped; to continue, run: {shlex.join(line)} --resume"
     from minilib.training import RUNS, train_stages
     from minilib.training.processes import is_main
 
     stages = "all" if args.stages == ["all"] else args.stages
-    if args.preset in RUNS and RUNS[args.preset].borrows:
+    known = args.preset in RUNS
+    if args.encoders and not (known and RUNS[args.preset].encodes):
+        raise ValueError(f"--encoders is for full and large, not for {args.preset}")
+    if args.encoders:
+        options["shipped"] = gathered_encoders(args.encoders, out)
+    elif known and RUNS[args.preset].borrows and not RUNS[args.preset].encodes:
         options["shipped"] = shipped_weights()
     train_stages(stages, out=out, resume=args.resume, **options)
     if is_main():
         print(f"trained: {out}")
+
+
+def gathered_encoders(sources: list[str], out: Path) -> Path:
+    """The folder of the encoders, gathered once by the first process."""
+    from minilib.training import encoders
+    from minilib.training.processes import meet
+
+    with meet().main_process_first():
+        return encoders.gathered(sources, out / "encoders")
 
 
 def train_peer(args: argparse.Namespace) -> None:

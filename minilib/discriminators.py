@@ -1,16 +1,17 @@
-"""Discriminators that tell a vocoder's waveform from a recording, and their game with
-it: HiFi-GAN's.
+"""Discriminators that tell what a network made from what was recorded, and their game
+with it: HiFi-GAN's for waveforms, and one for the log-mels of the VAE.
 
 Kong et al. (2010.05646 §2.3): voiced sound is a sum of periodic signals. So some of
 them fold the wave at a period, and samples one period apart stand below each other.
 The others read the wave itself, at three scales. They are needed in training only and
 don't ship.
-Chapter 08 builds them.
+Chapter 08 builds HiFi-GAN's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from minilib import audio
 from minilib.model import Model
+from minilib.vae import VAE
 from minilib.vocoder import Vocoder
 
 SLOPE = 0.1  # of the leaky ReLU
@@ -179,6 +181,98 @@ class Adversarial(nn.Module):
         return {"loss": loss, **{name: x.detach() for name, x in losses.items()}}
 
 
+@dataclass(frozen=True)
+class PatchDiscriminatorConfig:
+    """Sizes of the discriminator of log-mels; the defaults are latent diffusion's."""
+
+    channels: int = 64  # after the first convolution; doubled by each further one
+    n_layers: int = 3  # convolutions that halve the resolution
+
+
+class PatchDiscriminator(Model):
+    """Judges a log-mel patch by patch: PatchGAN (Isola et al., 1611.07004 §3.2.2), as
+    latent diffusion trains its autoencoders with it (2112.10752 §3.1).
+    """
+
+    config_class = PatchDiscriminatorConfig
+
+    def __init__(self, config: PatchDiscriminatorConfig):
+        super().__init__(config)
+        n, most = config.n_layers, 8 * config.channels
+        widths = [min(config.channels * 2**i, most) for i in range(n + 1)]
+        layers = [nn.Conv2d(1, widths[0], 4, 2, padding=1)]
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
+            stride = 2 if i < n - 1 else 1
+            conv = nn.Conv2d(n_in, n_out, 4, stride, padding=1, bias=False)
+            layers += [nn.LeakyReLU(0.2), conv, nn.BatchNorm2d(n_out)]
+        last = nn.Conv2d(widths[-1], 1, 4, padding=1)
+        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2), last)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """A score for each patch of a log-mel (B, 1, T, F), high for a recording's:
+        (B, 1, T', F').
+        """
+        return self.layers(mel)
+
+
+class AdversarialVAE(nn.Module):
+    """A VAE against a discriminator, as one model (2112.10752 §3.1): each side's loss
+    reaches its own weights only.
+
+    The VAE's authors sum L1 over the values of a clip (1024 x 64 at the released
+    length), and weight the mean of the KL by 1000 and the adversarial term by half of
+    the ratio of both gradients at the decoder's last layer, 10,000 at most. `VAE.loss`
+    takes means: everything here is theirs over the number of values. They also weight
+    a distance between features of VGG, a network for photographs, which is left out.
+
+    Args:
+        vae, discriminator: both sides.
+        start: calls of `loss` in training before the discriminator joins in. It counts
+            them in the buffer `calls`, so a resumed run goes on with it.
+    """
+
+    weight, most, kl_weight = 0.5, 1e4, 1000.0
+
+    def __init__(self, vae: VAE, discriminator: PatchDiscriminator, start: int = 0):
+        super().__init__()
+        self.vae, self.discriminator, self.start = vae, discriminator, start
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of both sides on `mel` (B, 1, T, F) and `eps` (B, C, T/r, F/r), in
+        nats for each mel value; the hinge loss for the discriminator (1705.02894).
+        """
+        mel, n = batch["mel"], batch["mel"][0].numel()
+        mean, log_variance = self.vae.moments(mel)
+        restored = self.vae.restore(mean + (0.5 * log_variance).exp() * batch["eps"])
+        l1 = (restored - mel).abs().mean()
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).mean()
+        real, told = self.discriminator(mel), self.discriminator(restored.detach())
+        hinge = 0.5 * ((1 - real).relu().mean() + (1 + told).relu().mean())
+        still = {k: x.detach() for k, x in self.discriminator.named_parameters()}
+        judged = torch.func.functional_call(self.discriminator, still, (restored,))
+        adversarial = -judged.mean()
+        on = (self.calls >= self.start).to(l1)  # 0 or 1
+        share = on * self.balance(l1, adversarial, n)
+        loss = l1 + self.kl_weight / n * kl + share * adversarial + on * hinge
+        if self.training:
+            self.calls += 1
+        losses = {"l1": l1, "kl": kl, "adversarial": adversarial, "hinge": hinge}
+        return {"loss": loss, **{name: x.detach() for name, x in losses.items()}}
+
+    def balance(self, l1: Tensor, adversarial: Tensor, n: int) -> Tensor:
+        """The weight of the adversarial loss beside the mean L1 over n values."""
+        if not torch.is_grad_enabled():
+            return l1.new_zeros(())
+        last = self.vae.decoder.conv_out.weight
+        norm = lambda x: torch.autograd.grad(x, last, retain_graph=True)[0].norm()
+        ratio = n * norm(l1) / (norm(adversarial) + 1e-4)
+        return self.weight / n * ratio.clamp(max=self.most).detach()
+
+
 Discriminators.presets = {
     "tiny": DiscriminatorsConfig(
         period_channels=(4, 16, 64, 128, 128),
@@ -189,4 +283,9 @@ Discriminators.presets = {
         scale_channels=(32, 32, 64, 128, 256, 256, 256),
     ),
     "full": DiscriminatorsConfig(),
+}
+PatchDiscriminator.presets = {
+    "tiny": PatchDiscriminatorConfig(channels=8),
+    "colab": PatchDiscriminatorConfig(channels=32),
+    "full": PatchDiscriminatorConfig(),
 }

@@ -355,9 +355,10 @@ def load_tokenizer(folder: Path, name: str) -> Any:
     """The tokenizer of an encoder: one for all, or transformers' own for each."""
     if not holds_released(folder):
         return Tokenizer.load(folder / "tokenizer.json")
-    gpt = read_json(part_folder(folder, "gpt") / "config.json")
     if name == "clap":
         return released.load_tokenizer(folder / "clap_tokenizer")
+    path = part_folder(folder, "gpt") / CONFIG_FILE
+    gpt = read_json(path) if path.is_file() else {}  # a folder of encoders has none
     return released.load_tokenizer(
         folder / "tokenizer", gpt.get("learned_positions", 0)
     )

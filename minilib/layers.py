@@ -7,12 +7,15 @@ Chapter 07 builds the blocks, chapter 09 attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def attention(
@@ -108,6 +111,23 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         size = size or (2 * x.shape[2], 2 * x.shape[3])
         return self.conv(F.interpolate(x, size, mode="nearest"))  # (B, C, 2T, 2F)
+
+
+def recompute(blocks: Iterable[nn.Module], on: bool = True) -> None:
+    """Keep no activations inside these blocks: they are computed again in the backward
+    pass (gradient checkpointing; Chen et al., 1604.06174). Gradients stay the same.
+    """
+    for block in blocks:
+        block.__dict__.pop("forward", None)
+        if on:
+            block.forward = partial(recomputed, block.forward)
+
+
+def recomputed(forward: Callable[..., Tensor], *given: Any, **named: Any) -> Tensor:
+    """The output of a block, whose activations are not kept."""
+    if not torch.is_grad_enabled():
+        return forward(*given, **named)
+    return checkpoint(forward, *given, use_reentrant=False, **named)
 
 
 class Gather(torch.autograd.Function):

@@ -266,8 +266,11 @@ def turned(name: str, x: Tensor) -> Tensor:
 
 
 def t5_in(state: State) -> State:
-    """T5's tensors without the second name that its token embedding may have."""
-    state = dict(state)
+    """T5's tensors without its decoder, and without the second name that its token
+    embedding may have.
+    """
+    unread = ("decoder.", "lm_head.")
+    state = {k: x for k, x in state.items() if not k.startswith(unread)}
     table = state.pop("encoder.embed_tokens.weight", None)
     return state if table is None else {"shared.weight": table, **state}
 

@@ -10,6 +10,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minilib import audio
-from minilib.audiomae import AudioMAE, Columns
+from minilib.audiomae import AudioMAE, Columns, heard
 from minilib.conditions import Context, drop, to_batch
 from minilib.data import AudioFolder, Corpus
 from minilib.files import replacing
@@ -146,7 +147,8 @@ class TrainingData:
         computed once.
         """
         pool = audiomae.config.pool_for(n_tokens)
-        return self.over_clips(("audiomae", pool), lambda mel: audiomae.loa(mel, pool))
+        loa = lambda mel: audiomae.loa(mel, pool)
+        return self.over_clips(("audiomae", pool), loa, partial(heard, audiomae))
 
     def columns(self, audiomae: AudioMAE, columns: Columns) -> Tensor:
         """The LOA (N, L, D) of all clips, a vector for each column of patches, computed
@@ -162,14 +164,19 @@ class TrainingData:
 
     @torch.no_grad()
     def over_clips(
-        self, key: tuple[str, int], function: Callable[[Tensor], Tensor]
+        self,
+        key: tuple[str, int],
+        function: Callable[[Tensor], Tensor],
+        hear: Callable[[Tensor], Tensor] = audio.log_mel,
     ) -> Tensor:
-        """The values (N, ...) of a function of all clips' log-mels, computed once."""
+        """The values (N, ...) of a function of all clips' log-mels, or of what `hear`
+        makes of their waves, computed once.
+        """
         if key not in self.features:
             n = len(self.corpus)
             batches = torch.arange(n).split(8)  # small enough for the CPU's cache
             batches = bar(batches, key[0], self.progress)
-            mels = (audio.log_mel(self.corpus.wave(batch)) for batch in batches)
+            mels = (hear(self.corpus.wave(batch)) for batch in batches)
             self.features[key] = concatenated(n, map(function, mels))
         return self.features[key]
 

@@ -48,7 +48,9 @@ class Recipe:
     accumulate: int = 1  # micro-batches per step
     precision: str = "no"  # or "bf16" if the hardware has it, or "fp16" on GPUs
     checkpoint_every: int = 100  # steps between checkpoints
-    recompute: bool = False  # recompute the U-Net's activations instead of keeping them
+    # recompute the activations of blocks instead of keeping them: the U-Net's, and at
+    # the released scale those of VAE and AudioMAE
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):

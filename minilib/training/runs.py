@@ -44,7 +44,8 @@ from minilib.training.processes import (
     n_processes,
     one_voice,
 )
-from minilib.training.stages import ALL_STAGES, SEEING, SPEECH, STAGES
+from minilib.training.scale import SCALED
+from minilib.training.stages import ALL_STAGES, SEEING, SPEECH, STAGES, Stage
 
 KINDS = {**STAGES, **SPEECH, **SEEING}  # the class of every stage
 
@@ -65,6 +66,17 @@ class Run:
     # parts of a trained pipeline that this one uses as they are
     borrows: tuple[str, ...] = ()
     speech: bool = False  # whether the clips are spoken words
+    # classes of stages that differ from the usual ones, by name
+    kinds: dict[str, type[Stage]] = field(default_factory=dict)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether what it borrows are encoders alone, with tokenizers of their own."""
+        return set(self.borrows) == {"text", "clap"}
+
+    def kind(self, name: str) -> type[Stage]:
+        """The class of a stage."""
+        return self.kinds.get(name, KINDS[name])
 
 
 BINDING = {  # ImageBind
@@ -191,6 +203,56 @@ RUNS = {
         },
     ),
 }  # fmt: skip
+# the recipe of the paper and its code: AdamW as torch sets it, a constant rate after
+# 10,000 steps of warm-up, an average of the weights. Batch and steps are those of the
+# authors' training code; other numbers of steps are ours where no source is named
+AS_RELEASED = Recipe(
+    steps=800_000, batch_size=16, lr=1e-4, warmup=10_000, final_lr=1.0,
+    betas=(0.9, 0.999), ema=0.9999, precision="bf16", checkpoint_every=1000,
+)  # fmt: skip
+RUNS["full"] = Run(
+    n_clips=40000,
+    seconds=10.24,
+    music=0.25,
+    borrows=("text", "clap"),  # FLAN-T5-large and LAION's CLAP, both frozen
+    stages=("vae", "vocoder", "audiomae", "gpt", "ldm", "joint", "adversarial"),
+    kinds=SCALED,
+    recipes={
+        # rate, betas and batch are those of the authors' training code
+        "vae": Recipe(
+            steps=400_000, batch_size=4, lr=8e-6, warmup=1, final_lr=1.0,
+            betas=(0.5, 0.9), weight_decay=0.0, checkpoint_every=1000,
+        ),
+        "vocoder": Recipe(
+            steps=100_000, batch_size=16, lr=2e-4, ema=0.999, checkpoint_every=1000,
+        ),
+        # as in HiFi-GAN's paper (2010.05646 §3), whose rate falls by a factor an epoch
+        "adversarial": Recipe(
+            steps=2_500_000, batch_size=16, lr=2e-4, betas=(0.8, 0.99),
+            checkpoint_every=1000,
+        ),
+        # near MAE's (2111.06377), with fewer clips a batch
+        "audiomae": replace(
+            AS_RELEASED, steps=120_000, batch_size=512, lr=2e-4, betas=(0.9, 0.95),
+            ema=0.0, final_lr=0.0, accumulate=8,
+        ),
+        "gpt": replace(AS_RELEASED, steps=200_000),
+        "ldm": AS_RELEASED,
+        "joint": replace(AS_RELEASED, steps=350_000),
+        "judge": Recipe(steps=2000, batch_size=64, lr=1e-3),
+    },
+    options={
+        "vae": {"recorded": 0.5},
+        "vocoder": {"crop": 52, "recorded": 0.5},  # 8,320 samples
+        "adversarial": {"crop": 52, "recorded": 0.5},
+        "audiomae": {"recorded": 0.5},
+    },
+)  # fmt: skip
+RUNS["large"] = replace(
+    RUNS["full"],
+    sizes="full",
+    options={**RUNS["full"].options, "ldm": {"unet": "large"}},
+)
 
 
 @one_voice()
@@ -215,7 +277,7 @@ def train_stages(
         stages: "all", or names of stages; the parts that a stage needs are read from
             `out`.
         preset: "tiny" or "colab", or "speech" or "picture", which borrow parts of a
-            pipeline.
+            pipeline, or "full" or "large", the released sizes, which borrow encoders.
         out: folder of the parts, the log and the checkpoints.
         data: folder of captioned recordings; None for SoundWorld.
         steps: steps of each stage, instead of the recipe's.
@@ -223,8 +285,8 @@ def train_stages(
             Otherwise they start from the beginning, and their checkpoints are deleted.
         seed: of weights and batches.
         progress: show bars, and say what is skipped; otherwise print nothing.
-        shipped: folder of the pipeline whose parts a preset borrows. `out` refers to
-            it.
+        shipped: folder of the pipeline whose parts a preset borrows, or of the encoders
+            (`encoders.gathered`). `out` refers to it.
 
     Raises:
         ValueError: a stage or preset is unknown, steps are below 1, recordings or
@@ -239,7 +301,7 @@ def train_stages(
     names = [asked] if isinstance(asked, str) else list(asked)
     steps, seed = check_run(names, preset, steps, seed)
     out, run, todo = Path(out), RUNS[preset], names
-    borrowed = check_borrowed(preset, out, shipped, data)
+    borrowed = check_borrowed(preset, out, shipped, data, names)
     changed = {} if steps is None else {"steps": steps}
     recipes = {name: replace(run.recipes[name], **changed) for name in names}
     sizes = run.sizes or preset
@@ -260,7 +322,7 @@ def train_stages(
             check_needs(out, name)
             options = run.options.get(name, {})
             given = recipes[name], options, clips, sizes, out, seed, resume, progress
-            run_stage(name, *given)
+            run_stage(name, *given, kind=run.kind(name))
     return out
 
 
@@ -274,9 +336,12 @@ def run_stage(
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
+    kind: type[Stage] | None = None,
 ) -> None:
-    """Train one stage, save the parts it makes, and record that it is finished."""
-    began, kind = time.monotonic(), KINDS[name]
+    """Train one stage, save the parts it makes, and record that it is finished; `kind`
+    is its class, None for the usual one.
+    """
+    began, kind = time.monotonic(), kind or KINDS[name]
     renewed = [part for part in kind.renews if holds(out, part)]
     parts = {x: folders.load_part(out, x, torch.float32) for x in kind.needs}
     parts |= {x: folders.load_part(out, x, torch.float32) for x in renewed}
@@ -395,7 +460,7 @@ def check_settings(
     clips are read.
     """
     for name, recipe in recipes.items():
-        kind, options = KINDS[name], run.options.get(name)
+        kind, options = run.kind(name), run.options.get(name)
         now = origins.of_settings(kind, preset, recipe, seed, options)
         now |= origins.of_tokenizer(kind, out / "tokenizer.json")
         now |= {"source": origins.source(data)}
@@ -410,7 +475,7 @@ def check_settings(
 def check_clips(out: Path, run: Run, names: Sequence[str], clips: TrainingData) -> None:
     """Raise ValueError if a stage can't be resumed with these clips."""
     for name in names:
-        now = origins.of_data(KINDS[name], clips, run.options.get(name))
+        now = origins.of_data(run.kind(name), clips, run.options.get(name))
         for path, known in known_origins(out, name):
             origins.check(path, name, known, now)
 
@@ -457,9 +522,14 @@ def check_run(
 
 
 def check_borrowed(
-    preset: str, out: Path, shipped: str | Path | None, data: str | Path | None
+    preset: str,
+    out: Path,
+    shipped: str | Path | None,
+    data: str | Path | None,
+    names: Sequence[str] = (),
 ) -> dict[str, str]:
-    """The folders of the parts that a preset borrows, as they are called from `out`.
+    """The folders of the parts that a preset borrows, as they are called from `out`;
+    encoders only where one of the stages needs them.
 
     Raises:
         ValueError: no pipeline is named, or recordings for a preset of speech.
@@ -469,10 +539,16 @@ def check_borrowed(
     if run.speech and data is not None:
         said = f"preset {preset} learns from speech that is made for it"
         raise ValueError(f"data must be None, as {said}, not {str(data)!r}")
+    if run.encodes and shipped is None:
+        if not any(set(run.borrows) & set(run.kind(name).needs) for name in names):
+            return {}
+        if all(holds(out, part) for part in run.borrows):
+            shipped = folders.part_folder(out, run.borrows[0]).parent
     if run.borrows and shipped is None:
         needed = ", ".join(run.borrows)
         said = f"preset {preset} uses its {needed}"
-        raise ValueError(f"shipped must be the folder of a trained pipeline: {said}")
+        of = "encoders (--encoders)" if run.encodes else "a trained pipeline"
+        raise ValueError(f"shipped must be the folder of {of}: {said}")
     for part in run.borrows:
         if not holds(Path(shipped), part):
             said = f"preset {preset} borrows {part}, which is not in {shipped}"
@@ -569,12 +645,19 @@ def prepare_data(
     A tokenizer belongs to the encoders that learned to read with it: if one of them
     stays, so does the tokenizer, which can encode any word.
     """
-    data = read_clips(run, out, folder, seed, names, progress)
+    encoders = None
+    if run.encodes and borrowed:
+        encoders = (out / borrowed["clap"]).parent
+    data = read_clips(run, out, folder, seed, names, progress, encoders)
     new = [name for name in names if not (resume and finished(out, name))]
     if resume:
         check_clips(out, run, names, data)
     if folders.holds_released(out):
         check_captions(read_with(out, new), data.corpus.captions)
+        return data
+    if run.encodes:
+        check_captions(read_with(out, new, (), encoders), data.corpus.captions)
+        write_description(run, out, data, names if new else (), resume, borrowed)
         return data
     stays = keeps_tokenizer(out, new, resume)
     path = out / "tokenizer.json"
@@ -601,6 +684,7 @@ def read_clips(
     seed: int,
     names: Sequence[str],
     progress: bool,
+    encoders: Path | None = None,
 ) -> TrainingData:
     """The clips of SoundWorld, with recordings if there are any, or those of a folder
     without faults.
@@ -613,7 +697,7 @@ def read_clips(
         corpus = cached_soundworld(run, out / "cache", seed, progress)
         heard = recordings(run.seconds, progress)
         return TrainingData(corpus, recordings=heard, progress=progress)
-    check_folder(out, folder, names)
+    check_folder(out, folder, names, encoders)
     recorded = of_part(folder, "train")
     if "judge" in names:
         learnable(recorded)
@@ -622,14 +706,19 @@ def read_clips(
     return TrainingData(corpus, folder=recorded, progress=progress)
 
 
-def check_folder(out: Path, folder: str | Path, names: Sequence[str]) -> None:
+def check_folder(
+    out: Path, folder: str | Path, names: Sequence[str], encoders: Path | None = None
+) -> None:
     """Raise ValueError with all faults in a folder of recordings: in its table, in its
     files, and captions that are too long.
     """
     every = AudioFolder(folder, strict=False)
     # a silent file does no harm: it is left out, with a warning
     faults = [x for x in every.faults() if not x.endswith(SILENT)]
-    if every.captions and (tokenizers := read_with(out, names, every.captions)):
+    tokenizers = []
+    if every.captions:
+        tokenizers = read_with(out, names, every.captions, encoders)
+    if tokenizers:
         faults += long_captions(every, tokenizers)
     if len(faults) == 1:
         raise ValueError(faults[0])
@@ -640,16 +729,19 @@ def check_folder(out: Path, folder: str | Path, names: Sequence[str]) -> None:
 
 
 def read_with(
-    out: Path, names: Sequence[str], captions: Sequence[str] = ()
+    out: Path,
+    names: Sequence[str],
+    captions: Sequence[str] = (),
+    encoders: Path | None = None,
 ) -> list[Any]:
-    """The tokenizers with which these stages read captions: those in the folder, or one
-    that would be trained on the captions.
+    """The tokenizers with which these stages read captions: those in the folder, or in
+    that of the encoders, or one that would be trained on the captions.
     """
     if not any(origins.reads_captions(KINDS[name]) for name in names):
         return []
-    if folders.holds_released(out):
-        readers = ("clap",) if speaks(out) else ("clap", "text")
-        return [folders.load_tokenizer(out, name) for name in readers]
+    if folders.holds_released(place := encoders or out):
+        readers = ("clap",) if speaks(place) else ("clap", "text")
+        return [folders.load_tokenizer(place, name) for name in readers]
     if keeps_tokenizer(out, names, resume=True):
         return [Tokenizer.load(out / "tokenizer.json")]
     return [Tokenizer.train(captions)]
@@ -716,6 +808,32 @@ def write_words(
             most = max(len(x.split()) for x in data.transcriptions)
             words |= {"classes": list(SPEAKERS), "spoken": most}
         folders.save_description(out, run.seconds, words, run.sampling, borrowed)
+
+
+def write_description(
+    run: Run,
+    out: Path,
+    data: TrainingData,
+    names: Sequence[str],
+    resume: bool,
+    borrowed: dict[str, str] | None,
+) -> None:
+    """Write the description of a pipeline whose encoders are borrowed, unless there is
+    one already that stays; forget the stages that start from the beginning.
+    """
+    if is_main() and names:
+        if not resume:
+            forget(out, names)
+        path = out / "pipeline.json"
+        if borrowed or not path.is_file():
+            recorded = data.folder is not None
+            known = (
+                caption_words(data.corpus)
+                if recorded
+                else soundworld_words(run, data.corpus)
+            )
+            folders.save_description(out, run.seconds, known, run.sampling, borrowed)
+    meet().wait_for_everyone()
 
 
 def cached_soundworld(
