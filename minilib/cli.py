@@ -383,8 +383,11 @@ def add_train_peer(commands: Any) -> None:
 def add_reconstruct(commands: Any) -> None:
     """Add the command `reconstruct`."""
     about = "send a recording through autoencoder and vocoder, and show what each loses"
-    example = "minilib reconstruct my_recording.wav -o back.wav"
-    add = command(commands, reconstruct, about, example)
+    examples = """
+        minilib reconstruct my_recording.wav -o back.wav
+        minilib reconstruct my_recording.wav --weights data/weights/peers/codec
+    """
+    add = command(commands, reconstruct, about, examples)
     add(
         "file",
         type=path_name,
@@ -393,6 +396,8 @@ def add_reconstruct(commands: Any) -> None:
     )
     add_output(add, "reconstruction.wav")
     add_weights(add)
+    about = "with the weights of a codec: use its first N codebooks (default: all)"
+    add("--codebooks", type=whole_number, metavar="N", help=about)
 
 
 def add_evaluate(commands: Any) -> None:
@@ -699,8 +704,8 @@ def train_peer(args: argparse.Namespace) -> None:
 
 
 def reconstruct(args: argparse.Namespace) -> None:
-    """Send a recording through VAE and vocoder, write the result, and print what each
-    of them loses.
+    """Send a recording through VAE, or codec, and vocoder, write the result, and print
+    what each of them loses.
     """
     (output,) = output_files("--output", args.output, 1, SOUND_FILES)
     if output.exists() and args.file.exists() and output.samefile(args.file):
@@ -709,20 +714,27 @@ def reconstruct(args: argparse.Namespace) -> None:
     from minilib import audio
     from minilib.audioldm2 import AudioLDM2
     from minilib.metrics import reconstruction
+    from minilib.peers import coder
 
     wave = audio.load(args.file)
-    pipe = AudioLDM2.from_pretrained(args.weights or shipped_weights())
+    folder = args.weights or shipped_weights()
+    coded = coder(folder, args.codebooks)
+    pipe = coded or AudioLDM2.from_pretrained(folder)
     result = reconstruction(pipe, wave, progress=True)
     audio.save(output, result["wave"])
     print(f"{args.file}  {len(wave) / audio.SAMPLE_RATE:.2f} s")
-    print(losses(result))
+    if coded:
+        print(f"{coded.codebooks} codebooks  {coded.kbit_per_second:.2f} kbit/s")
+    print(losses(result, "codec" if coded else "VAE"))
     print(f"written: {output}")
 
 
-def losses(result: dict[str, Any]) -> str:
-    """The table of the errors that `metrics.reconstruction` measured."""
+def losses(result: dict[str, Any], first: str = "VAE") -> str:
+    """The table of the errors that `metrics.reconstruction` measured; `first` is what
+    stands before the vocoder.
+    """
     share, rows = result["silent_share"], [("log-mel error (dB)", "sound", "silence")]
-    names = {"vae": "VAE", "vocoder": "vocoder", "total": "VAE and vocoder"}
+    names = {"vae": first, "vocoder": "vocoder", "total": f"{first} and vocoder"}
     for key, name in names.items():
         decibels = result[f"{key}_db"], result[f"{key}_silent_db"]
         rows.append((name, *(f"{x:.2f}" for x in decibels)))

@@ -2,7 +2,9 @@
 whole number (van den Oord et al., 1711.00937).
 
 Straight-through gradients, code vectors that follow the mean of what they stand for,
-and codes that start again where nothing uses them. Chapter 07 builds it.
+and codes that start again where nothing uses them: chapter 07 builds this. Chapter 19
+builds what codecs make from it: several quantisers, each of which refines what those
+before it left (RVQ), for the whole vector or for each part of it (GRVQ).
 """
 
 from __future__ import annotations
@@ -109,3 +111,154 @@ def perplexity(codes: Tensor, n_codes: int) -> Tensor:
     """
     share = torch.bincount(codes.flatten(), minlength=n_codes) / codes.numel()
     return torch.special.entr(share).sum().exp()
+
+
+@torch.no_grad()
+def k_means(rows: Tensor, n_codes: int, rounds: int, seed: int = 0) -> Tensor:
+    """Lloyd's algorithm: n_codes centres (K, D) of rows (N, D).
+
+    Each round assigns every row to its nearest centre, and moves every centre to the
+    mean of its rows. The first centres are rows drawn at random; a centre without rows
+    stays where it is. Chapter 19.
+    """
+    N = len(rows)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"k-means/{seed}".encode()))
+    drawn = torch.randperm(max(N, n_codes), generator=generator)[:n_codes] % N
+    centres = rows[drawn.to(rows.device)].clone()
+    for _ in range(rounds):
+        own = F.one_hot(torch.cdist(rows, centres).argmin(1), n_codes).to(
+            rows
+        )  # (N, K)
+        sizes = own.sum(dim=0)[:, None]
+        centres = torch.where(sizes > 0, own.T @ rows / sizes.clamp_min(1), centres)
+    return centres
+
+
+class RVQ(nn.Module):
+    """Residual vector quantisation (SoundStream, 2107.03312, Algorithm 1): each level
+    quantises what the levels before it left over, and their code vectors add up.
+
+    Args:
+        n_levels: Q, one codebook each.
+        n_codes, dim, beta, decay, restart, seed: of each level's `VectorQuantiser`;
+            decay must be above 0.
+        rounds: of k-means on the first batch, from which the codes start; 0 to start as
+            `VectorQuantiser` does.
+
+    Chapter 19.
+    """
+
+    def __init__(
+        self, n_levels: int, n_codes: int, dim: int, beta: float = 0.25,
+        decay: float = 0.99, restart: float = 0.1, rounds: int = 10, seed: int = 0,
+    ):  # fmt: skip
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"decay must lie between 0 and 1, not {decay}")
+        self.beta, self.rounds, self.n_codebooks = beta, rounds, n_levels
+        own = n_codes, dim, beta, decay, restart
+        self.levels = nn.ModuleList(
+            VectorQuantiser(*own, seed=seed * n_levels + q) for q in range(n_levels)
+        )
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The codes (..., Q) of vectors x (..., D), one from each level."""
+        codes, rest = [], x
+        for level in self.levels:
+            codes.append(level.encode(rest))
+            rest = rest - level.decode(codes[-1]).to(rest)
+        return torch.stack(codes, dim=-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The vectors (..., D) of the first n codes (..., n), n from 0 to Q."""
+        first = zip(self.levels, codes.unbind(-1))
+        shape = *codes.shape[:-1], self.levels[0].embedding.embedding_dim
+        nothing = self.levels[0].embedding.weight.new_zeros(shape)
+        return sum((level.decode(code) for level, code in first), nothing)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Quantised:
+        """Quantise vectors x (B, ..., D); in training the codes follow them first.
+
+        keep (B,) says how many levels each row uses; None for all (2107.03312 §III-C:
+        quantiser dropout). The codebooks follow all rows. The codes are (B, ..., Q).
+        """
+        if self.training and self.rounds and not self.levels[0].updates:
+            self.start(gathered(x.detach().flatten(0, -2)))
+        keep = x.new_full(x.shape[:1], self.n_codebooks) if keep is None else keep
+        rest, total, codes, loss = x, torch.zeros_like(x), [], x.new_zeros(())
+        for q, level in enumerate(self.levels):
+            code = level(rest.detach()).codes
+            nearest = level.decode(code).to(x)
+            used = (q < keep).view(-1, *(1,) * (x.dim() - 1)).to(x)  # (B, 1, ..., 1)
+            loss = loss + self.beta * (used * (rest - nearest) ** 2).mean()
+            rest, total = rest - nearest, total + used * nearest
+            codes.append(code)
+        vectors = x + (total - x).detach()
+        return Quantised(vectors, torch.stack(codes, dim=-1), loss / len(self.levels))
+
+    @torch.no_grad()
+    def start(self, rows: Tensor) -> None:
+        """Let all codebooks start from the clusters of rows (N, D) and their rests."""
+        rest = rows.to(self.levels[0].sums)
+        for level in self.levels:
+            centres = k_means(rest, len(level.hits), self.rounds, level.seed)
+            level.embedding.weight.copy_(centres)
+            codes = level.encode(rest)
+            level.hits.copy_(torch.bincount(codes, minlength=len(level.hits)))
+            level.sums.copy_(level.hits[:, None] * centres)
+            rest = rest - centres[codes]
+
+
+class GRVQ(nn.Module):
+    """Group-residual vector quantisation (HiFi-Codec, 2305.02765 §3): the vector is cut
+    into G parts of equal width, and each has an `RVQ` of its own.
+
+    Codebooks are numbered level by level: the first G are the first levels of all
+    groups. So the first n codes are as good a beginning as n codebooks allow.
+
+    Args:
+        n_groups: G, which must divide dim.
+        n_levels: of each group; there are Q = G n_levels codebooks.
+        n_codes, dim, seed, options: as for `RVQ`; dim is that of the whole vector.
+
+    Chapter 19.
+    """
+
+    def __init__(
+        self, n_groups: int, n_levels: int, n_codes: int, dim: int, seed: int = 0,
+        **options: float,
+    ):  # fmt: skip
+        super().__init__()
+        if dim % n_groups:
+            raise ValueError(f"n_groups must divide dim, {dim}, not be {n_groups}")
+        own = n_levels, n_codes, dim // n_groups
+        self.n_codebooks = n_groups * n_levels
+        self.groups = nn.ModuleList(
+            RVQ(*own, **options, seed=seed * n_groups + g) for g in range(n_groups)
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The codes (..., Q) of vectors x (..., D)."""
+        parts = zip(self.groups, x.chunk(len(self.groups), dim=-1))
+        return torch.stack([rvq.encode(part) for rvq, part in parts], -1).flatten(-2)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The vectors (..., D) of the first n codes (..., n); a group that has none of
+        them yields 0.
+        """
+        G = len(self.groups)
+        parts = (rvq.decode(codes[..., g::G]) for g, rvq in enumerate(self.groups))
+        return torch.cat(list(parts), dim=-1)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Quantised:
+        """Quantise vectors x (B, ..., D); keep (B,) is the number of codebooks that a
+        row uses, None for all.
+        """
+        G, made = len(self.groups), []
+        for g, part in enumerate(x.chunk(G, dim=-1)):
+            own = None if keep is None else (keep - g + G - 1) // G
+            made.append(self.groups[g](part, own))
+        vectors, codes, losses = zip(*made)
+        codes = torch.stack(codes, dim=-1).flatten(-2)
+        return Quantised(torch.cat(vectors, dim=-1), codes, sum(losses) / G)

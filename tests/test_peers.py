@@ -21,7 +21,7 @@ def test_a_peer_is_a_module_that_can_be_trained():
 
 
 def test_an_unknown_peer_is_named_beside_those_that_there_are(capsys, tmp_path):
-    said = "peer must be one of instructed_t5.*, not 'tango5'"
+    said = "peer must be one of codec, instructed_t5.*, not 'tango5'"
     with pytest.raises(ValueError, match=said):
         peers.peer("tango5")
     out = tmp_path / "new"

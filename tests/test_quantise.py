@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minilib.quantise import VectorQuantiser, perplexity
+from minilib.quantise import GRVQ, RVQ, VectorQuantiser, k_means, perplexity
 
 K, D = 5, 3
 CLOUDS = torch.tensor([[4.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [0.0, -4.0]])
@@ -319,6 +319,161 @@ def test_two_processes_end_with_the_codes_of_one(tmp_path):
         two = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, x in one.items():
             torch.testing.assert_close(two[name], x)
+
+
+# --------------------------------------------------------------------------------------
+# Residuals and groups
+
+
+def residual(kind: str = "RVQ", **options) -> RVQ | GRVQ:
+    """Four codebooks of 8 codes for vectors of 6, whose codes are of order one."""
+    own = {"n_codes": 8, "dim": 6, "rounds": 0, **options}
+    made = RVQ(4, **own) if kind == "RVQ" else GRVQ(2, 2, **own)
+    for i, level in enumerate(levels(made)):
+        level.embedding.weight.data = normal(*level.embedding.weight.shape, seed=i)
+    return made
+
+
+def levels(quantiser: nn.Module) -> list[VectorQuantiser]:
+    return [x for x in quantiser.modules() if isinstance(x, VectorQuantiser)]
+
+
+def distortion(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((x - y).square().mean())
+
+
+def test_each_level_quantises_what_the_levels_before_left_over():
+    rvq, x = residual().eval(), normal(3, 5, 6, seed=9)
+    vectors, codes, _ = rvq(x)
+    assert codes.shape == (3, 5, 4) and torch.equal(codes, rvq.encode(x))
+    for row, code, vector in zip(x.view(-1, 6), codes.view(-1, 4), vectors.view(-1, 6)):
+        rest = row.clone()
+        for level, given in zip(rvq.levels, code):
+            apart = (level.embedding.weight - rest).norm(dim=1)
+            assert given == apart.argmin()
+            rest = rest - level.embedding.weight[given]
+        torch.testing.assert_close(vector, row - rest)
+
+
+def test_groups_are_residual_quantisers_of_their_parts():
+    grvq, x = residual("GRVQ").eval(), normal(3, 5, 6, seed=9)
+    vectors, codes, loss = grvq(x)
+    alone = [rvq(part) for rvq, part in zip(grvq.groups, x.chunk(2, dim=-1))]
+    torch.testing.assert_close(vectors, torch.cat([a.vectors for a in alone], dim=-1))
+    torch.testing.assert_close(loss, (alone[0].loss + alone[1].loss) / 2)
+    for g, a in enumerate(alone):
+        assert torch.equal(codes[..., g::2], a.codes)
+    assert torch.equal(grvq.encode(x), codes)
+    torch.testing.assert_close(grvq.decode(codes), vectors)
+
+
+def test_one_group_is_a_residual_quantiser():
+    x, own = normal(4, 7, 6, seed=1), {"n_codes": 8, "dim": 6}
+    rvq, grvq = RVQ(3, **own).train(), GRVQ(1, 3, **own).train()
+    for a, b in zip(rvq(x), grvq(x)):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["RVQ", "GRVQ"])
+@pytest.mark.parametrize("keep", [None, [1, 4, 2]])
+def test_the_gradient_of_a_stack_is_that_of_the_identity(kind, keep):
+    """Not Q times it, as it would be if each level passed its own gradient on."""
+    quantiser, x = residual(kind), normal(3, 5, 6, seed=1).requires_grad_()
+    keep, weight = keep and torch.tensor(keep), normal(3, 5, 6, seed=2)
+    made = quantiser(x, keep)
+    (gradient,) = torch.autograd.grad((made.vectors * weight).sum(), x)
+    assert torch.equal(gradient, weight)
+
+
+@pytest.mark.parametrize("kind", ["RVQ", "GRVQ"])
+def test_a_row_that_keeps_n_codebooks_is_what_its_first_n_codes_say(kind):
+    """Quantiser dropout in training is truncation afterwards."""
+    quantiser, x = residual(kind).eval(), normal(4, 5, 6, seed=1)
+    made = quantiser(x, torch.tensor([1, 2, 3, 4]))
+    for n, row, codes in zip((1, 2, 3, 4), made.vectors, made.codes):
+        torch.testing.assert_close(row, quantiser.decode(codes[..., :n]))
+    assert distortion(made.vectors[0], quantiser(x).vectors[0]) > 0.1
+    assert not quantiser.decode(made.codes[..., :0]).any()
+
+
+def test_the_loss_is_the_commitment_of_the_levels_that_a_row_keeps():
+    rvq, x = residual(beta=0.5).eval(), normal(2, 5, 6, seed=1).requires_grad_()
+    made, wanted = rvq(x, torch.tensor([1, 3])), 0.0
+    for row, codes, keep in zip(x, made.codes, (1, 3)):
+        for n in range(1, keep + 1):
+            left = row - rvq.decode(codes[..., :n])
+            wanted = wanted + 0.5 * left.square().sum() / x.numel() / 4
+    torch.testing.assert_close(made.loss, wanted)
+    (gradient,) = torch.autograd.grad(made.loss, x)
+    assert gradient.abs().min() > 0
+
+
+@pytest.mark.parametrize("kind", ["RVQ", "GRVQ"])
+def test_on_what_they_were_trained_on_more_codebooks_are_never_worse(kind):
+    """A code is the mean of its rests, and no vector is nearer to them, 0 included."""
+    x, drawn = normal(64, 8, 6, seed=1), residual(kind).eval()
+    for level in levels(drawn):
+        level.embedding.weight.data *= 3
+    quantiser = residual(kind, decay=0.5).train()
+    for _ in range(60):
+        quantiser(x)
+    quantiser.eval()
+    errors = lambda q: [distortion(x, q.decode(q.encode(x)[..., :n])) for n in range(5)]
+    found = errors(quantiser)
+    assert all(a > b for a, b in zip(found, found[1:])), found
+    loose = errors(drawn)  # codes that mean nothing
+    assert any(a < b for a, b in zip(loose, loose[1:])), loose
+
+
+def test_no_code_of_any_level_stays_dead():
+    rvq = RVQ(3, 16, 2, decay=0.9, rounds=0).train()
+    for step in range(40):
+        codes = rvq(draw(512, seed=step, noise=1.0)).codes
+    used = [float(perplexity(codes[..., q], 16)) for q in range(3)]
+    assert min(used) > 8, used
+    for level in rvq.levels:
+        level.restart = 0.0
+        level.embedding.weight.data[:12] = 99.0
+    for step in range(5):
+        codes = rvq(draw(512, seed=step, noise=1.0)).codes
+    assert float(perplexity(codes[..., 0], 16)) < 5
+    for level in rvq.levels:
+        level.restart = 0.1
+    for step in range(40):
+        codes = rvq(draw(512, seed=step, noise=1.0)).codes
+    assert float(perplexity(codes[..., 0], 16)) > 8
+
+
+def test_k_means_finds_the_clouds_and_never_gets_worse():
+    x = draw(600, seed=3)
+    error = lambda c: float(torch.cdist(x, c).amin(1).square().mean())
+    found = [error(k_means(x, 4, rounds, seed=1)) for rounds in range(6)]
+    assert all(a >= b for a, b in zip(found, found[1:])) and found[0] > found[-1]
+    centres = k_means(x, 4, 20, seed=1)
+    assert torch.cdist(CLOUDS, centres).amin(1).max() < 0.1
+    few = k_means(x[:3], 8, 2)  # more codes than rows
+    assert few.shape == (8, 2) and torch.isfinite(few).all()
+
+
+def test_the_first_batch_starts_all_levels_from_its_clusters():
+    x = draw(600, seed=3, noise=1.0)
+    started, plain = RVQ(2, 8, 2, rounds=10), RVQ(2, 8, 2, rounds=0)
+    for rvq in (started, plain):
+        rvq.train()(x)
+        rvq.eval()
+    own = [distortion(x, rvq(x).vectors) for rvq in (started, plain)]
+    assert own[0] < 0.8 * own[1]
+    before = started.levels[1].embedding.weight.clone()
+    started.train()(draw(600, seed=4, noise=1.0))  # the second batch only moves them
+    moved = (started.levels[1].embedding.weight - before).norm(dim=1)
+    assert moved.max() < 0.5 * before.norm(dim=1).max()
+
+
+def test_bad_sizes_get_one_sentence():
+    with pytest.raises(ValueError, match="decay must lie between 0 and 1, not 0"):
+        RVQ(2, 8, 6, decay=0.0, restart=0.0)
+    with pytest.raises(ValueError, match="n_groups must divide dim, 6, not be 4"):
+        GRVQ(4, 2, 8, 6)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 # name -> what it is; its module has the same name and is imported when it is asked for
 PEERS: dict[str, str] = {
+    "codec": "a codec whose 8 codes for each 20 ms language models write",
     "instructed_t5": "a T5 encoder that has learned to follow instructions",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
 }
@@ -29,14 +30,46 @@ def peer(name: str) -> ModuleType:
     return import_module(f"minilib.peers.{name}")
 
 
-def pipeline(folder: str | Path) -> Any:
-    """The peer's pipeline in a folder; None if its `pipeline.json` names no peer."""
+def peer_of(folder: str | Path) -> str | None:
+    """The peer whose weights a folder holds; None if its `pipeline.json` names none.
+
+    Raises:
+        ValueError: it names one that there is not.
+    """
     from minilib.model import read_json  # brings torch, which help does without
 
     description = Path(folder) / "pipeline.json"
     name = read_json(description).get("peer") if description.is_file() else None
+    if name is not None and name not in PEERS:
+        raise ValueError(f"{description} is damaged: there is no peer {name!r}")
+    return name
+
+
+def pipeline(folder: str | Path) -> Any:
+    """The peer's pipeline in a folder; None if its `pipeline.json` names no peer.
+
+    Raises:
+        ValueError: the peer makes no sounds from captions.
+    """
+    name = peer_of(folder)
     if name is None:
         return None
-    if name not in PEERS:
-        raise ValueError(f"{description} is damaged: there is no peer {name!r}")
-    return peer(name).TextToAudio.from_pretrained(folder)
+    if not hasattr(module := peer(name), "TextToAudio"):
+        said = f"it holds {name}, {PEERS[name]}"
+        raise ValueError(f"{folder} makes no sound from a caption: {said}")
+    return module.TextToAudio.from_pretrained(folder)
+
+
+def coder(folder: str | Path, codebooks: int | None = None) -> Any:
+    """The codec and its vocoder in a folder, with its first codebooks or all; None if
+    its `pipeline.json` names no codec.
+
+    Raises:
+        ValueError: codebooks are asked for, but there are fewer, or no codec.
+    """
+    if peer_of(folder) == "codec":
+        return peer("codec").CodecAndVocoder.from_pretrained(folder, codebooks)
+    if codebooks is not None:
+        here = f"{folder} holds none (name its folder with --weights)"
+        raise ValueError(f"--codebooks needs the weights of a codec: {here}")
+    return None

@@ -1,0 +1,194 @@
+"""A codec of 50 frames a second with 8 codebooks, for speech and for sounds.
+
+It is the codec that the language models of chapters 20 and 20b write for: 64 entries in
+each codebook, 300 bit/s for each. It learns from espeak's words in 40 voices, which are
+drawn for every clip, and from SoundWorld's events. The words of SoundWorld's speech,
+and two of espeak's variants, stay out of its training. The vocoder is AudioLDM 2's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minilib import audio
+from minilib.arguments import MAX_SEED, check_path, check_whole
+from minilib.codec import Codec
+from minilib.files import replacing_folder
+from minilib.folders import load_part
+from minilib.soundworld import SoundWorld, espeak
+from minilib.soundworld.speech import OTHERS
+from minilib.training import Recipe, fit
+
+FRAMES = 128  # of the log-mel in one row of a batch: 1.28 s
+N_WORDS, N_EVENTS = 3000, 1400  # clips
+RECIPE = Recipe(steps=1800, batch_size=32, lr=2e-3, warmup=50, muon=("linear",))
+KEPT = (1, 2, 4, 8)  # codebooks that a row may use (2309.07405: structured dropout)
+VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m7", "m8", "f1", "f2", "f5")
+UNSEEN_VARIANTS = ("m6", "f3")
+HEIGHTS = (15, 35, 55, 75)  # pitch for espeak-ng
+RATES = (100, 150)  # words per minute, the slowest and the fastest
+NOISE = 1e-4  # as under SoundWorld's clips
+BORROWED = ("vocoder",)
+
+
+class Talker(NamedTuple):
+    """A voice that espeak-ng makes: formants by a variant, and a pitch."""
+
+    variant: str
+    height: int
+
+
+TALKERS = tuple(Talker(v, h) for v in VARIANTS for h in HEIGHTS)
+UNSEEN_TALKERS = tuple(Talker(v, h) for v in UNSEEN_VARIANTS for h in HEIGHTS)
+
+
+def say(word: str, talker: Talker, rng: np.random.Generator) -> Tensor:
+    """A word as a wave (N,) of 1.28 s, at a rate, a level and an onset that rng draws;
+    the end of a longer word is cut off.
+    """
+    voice, rate = f"en-us+{talker.variant}", int(rng.integers(*RATES, endpoint=True))
+    said = espeak.speak(word, voice, talker.height, rate)
+    N = FRAMES * audio.HOP
+    onset = int(rng.integers(1 + max(0, min(N - len(said), N // 8))))
+    wave = NOISE * rng.standard_normal(N)
+    part = said[: N - onset]
+    wave[onset : onset + len(part)] += part * (rng.uniform(0.4, 0.9) / abs(said).max())
+    return torch.from_numpy(wave.astype(np.float32))
+
+
+class CodecClips:
+    """Training batches: half of the rows are words, half pieces of SoundWorld's clips.
+
+    Args:
+        seed: of the clips.
+        n_words, n_events: how many clips of each kind there are.
+        kept: numbers of codebooks, one of which each row draws; None for no dropout.
+    """
+
+    def __init__(
+        self, seed: int = 0, n_words: int = N_WORDS, n_events: int = N_EVENTS,
+        batch_size: int = RECIPE.batch_size, kept: tuple[int, ...] | None = KEPT,
+    ):  # fmt: skip
+        self.batch_size, self.kept = batch_size, kept
+        rng, world = np.random.default_rng(seed), SoundWorld("train", seed, 2.56)
+        draw = lambda among: among[rng.integers(len(among))]
+        words = (say(draw(OTHERS), draw(TALKERS), rng) for _ in range(n_words))
+        self.words = log_mels(list(words))
+        self.events = log_mels([world[i].wave for i in range(n_events)])
+
+    def __call__(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw a batch for `Codec.loss`."""
+        draw = lambda n, shape: torch.randint(n, shape, generator=generator)
+        n = self.batch_size // 2
+        words = self.words[draw(len(self.words), (self.batch_size - n,))]
+        starts = draw(self.events.shape[2] - FRAMES + 1, (n,)).tolist()
+        chosen = zip(draw(len(self.events), (n,)).tolist(), starts)
+        events = [self.events[i, :, at : at + FRAMES] for i, at in chosen]
+        batch = {"mel": torch.stack([*words, *events])}
+        if self.kept:
+            batch["keep"] = torch.tensor(self.kept)[
+                draw(len(self.kept), (len(words) + n,))
+            ]
+        return batch
+
+
+@torch.no_grad()
+def log_mels(waves: list[Tensor]) -> Tensor:
+    """The log-mels (B, 1, T, F) of waves (N,)."""
+    return torch.cat([audio.log_mel(some) for some in torch.stack(waves).split(64)])
+
+
+def train(
+    out: str | Path,
+    seed: int = 0,
+    steps: int | None = None,
+    progress: bool = True,
+    weights: str | Path = "data/weights/tiny",
+) -> Path:
+    """Make the weights: `out/codec` in float16, and `out/pipeline.json`, which names
+    the vocoder that it borrows.
+
+    Args:
+        out: the folder to write, whole or not at all; what was there is replaced.
+        seed: of sounds, weights and batches; a whole number >= 0.
+        steps: None for those of the recipe.
+        progress: show a bar.
+        weights: the folder whose vocoder it uses.
+
+    Raises:
+        ModuleNotFoundError: espeak-ng is not installed.
+        ValueError, FileNotFoundError: an argument is not as described.
+    """
+    check_whole("seed", seed, 0, MAX_SEED)
+    steps = RECIPE.steps if steps is None else check_whole("steps", steps, 1)
+    out, weights = check_path("out", out), check_path("weights", weights)
+    load_part(weights, "vocoder")  # a missing one shall not cost the training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Codec.preset("tiny")
+    recipe = replace(RECIPE, steps=steps)
+    fit(model, CodecClips(seed), recipe, seed, "codec", progress)
+    there = {x: os.path.relpath(weights / x, out) for x in BORROWED}
+    with replacing_folder(out) as new:
+        model.save_pretrained(new / "codec", dtype=torch.float16)
+        told = json.dumps({"peer": "codec", **there}, indent=1) + "\n"
+        (new / "pipeline.json").write_text(told)
+    return out
+
+
+class CodecAndVocoder:
+    """The codec and the vocoder that sounds it: what `metrics.reconstruction` needs.
+
+    Args:
+        codec, vocoder: the parts.
+        codebooks: how many of the codec's are used; None for all.
+
+    Raises:
+        ValueError: the codec does not have as many codebooks.
+    """
+
+    def __init__(self, codec: Codec, vocoder: nn.Module, codebooks: int | None = None):
+        self.codec, self.vocoder = codec, vocoder
+        self.codebooks = codec.first(codebooks)
+        self.device = codec.device
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, codebooks: int | None = None
+    ) -> CodecAndVocoder:
+        """Load it from a folder that `train` wrote; FileNotFoundError or ValueError
+        names a file that is missing or damaged.
+        """
+        folder = check_path("folder", folder)
+        codec = Codec.from_pretrained(folder / "codec", dtype=torch.float32)
+        vocoder = load_part(folder, "vocoder", torch.float32)
+        return cls(codec, vocoder, codebooks)
+
+    @property
+    def kbit_per_second(self) -> float:
+        """Thousands of bits a second of the codebooks that are used."""
+        config = self.codec.config
+        return config.kbit_per_second * self.codebooks / config.n_codebooks
+
+    @torch.no_grad()
+    def encode(self, mel: Tensor) -> Tensor:
+        """The codes (B, M, n) of a log-mel (B, 1, T, F) of any length T."""
+        silent, missing = math.log(audio.LOG_FLOOR), -mel.shape[2]
+        missing %= self.codec.config.stride
+        codes = self.codec.encode(F.pad(mel, (0, 0, 0, missing), value=silent))
+        return codes[..., : self.codebooks]
+
+    @torch.no_grad()
+    def reconstruct(self, mel: Tensor) -> Tensor:
+        """Send a log-mel (B, 1, T, F) of any length T through codes and back."""
+        return self.codec.decode(self.encode(mel))[:, :, : mel.shape[2]]
