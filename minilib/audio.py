@@ -481,6 +481,35 @@ def read(path: str | Path | BinaryIO) -> tuple[np.ndarray, int]:
     return _mixed(_scaled(wave, name), name), file_rate
 
 
+def read_piece(
+    path: str | Path | BinaryIO, place: float, seconds: float
+) -> tuple[np.ndarray, int]:
+    """A piece of a sound file as `read` returns it, and the rate in hertz; all of it if
+    it is shorter. Samples outside the piece are skipped, not decoded where the format
+    allows it.
+
+    Args:
+        path: as for `load`.
+        place: where the piece lies: 0 is the beginning, 1 the end of the file.
+        seconds: its length.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`, where the piece shows it.
+    """
+    source, name = _source(path)
+    with _opened(source, name) as file:
+        wanted, known = round(seconds * file.samplerate), 0 < file.frames < UNKNOWN
+        if known and file.frames > wanted and not _ends_early(source, file):
+            file.seek(round(place * (file.frames - wanted)))
+            wave, rate = file.read(wanted, "float32", always_2d=True), file.samplerate
+            if len(wave) == wanted and np.isfinite(wave).all():
+                return _mixed(_scaled(wave, name), name), rate
+    wave, rate = read(io.BytesIO(source) if isinstance(source, bytes) else source)
+    wanted = round(seconds * rate)
+    start = round(place * max(0, len(wave) - wanted))
+    return wave[start : start + wanted], rate
+
+
 def header(path: str | Path | BinaryIO) -> tuple[float, int]:
     """The seconds and the rate in hertz that the header of a sound file tells; no
     sample is read.

@@ -290,11 +290,17 @@ def add_doctor(commands: Any) -> None:
 def add_data(commands: Any) -> None:
     """Add the command `data`."""
     about = "check all recordings in a folder before you train on them"
-    add = command(commands, data, about, "minilib data check recordings")
+    examples = """
+        minilib data check recordings
+        minilib data check shards.parquet    (or .arrow, .tar, or a folder of them)
+        minilib data check user/name         (a data set of the Hugging Face hub)
+    """
+    add = command(commands, data, about, examples)
     about = "check: print what the folder holds and everything that is wrong with it"
     add("action", choices=("check",), metavar="check", help=about)
     about = (
-        "a folder with recordings and their table (metadata.csv: file_name, caption)"
+        "a folder with recordings and their table (metadata.csv: file_name, caption), "
+        "or another source that train --data takes"
     )
     add("folder", type=path_name, metavar="FOLDER", help=about)
 
@@ -323,6 +329,7 @@ def add_train(commands: Any) -> None:
         minilib train all                       (the small pipeline, into runs/tiny)
         minilib train all --resume              (continue where it stopped)
         minilib train vae --data recordings     (metadata.csv: file_name, caption)
+        minilib train vae --data user/name      (of the hub; or .arrow, .parquet, .tar)
         minilib train judge --out data/weights/judges
         minilib train all --preset picture --out data/weights/picture
         minilib train all --preset speech --out data/weights/speech
@@ -342,8 +349,11 @@ def add_train(commands: Any) -> None:
     about += "picture, which sees; both borrow parts of tiny; full and large have the "
     about += "released sizes, for many GPUs (default: tiny)"
     add("--preset", default="tiny", help=about)
-    about = "captioned recordings to train on (default: SoundWorld, the built-in "
-    add("--data", type=path_name, metavar="FOLDER", help=f"{about}corpus)")
+    about = "captioned recordings to train on: a folder, Arrow, Parquet or WebDataset "
+    about += "files or a folder of them, or the name of a data set of the hub; more "
+    about += "than 10,000 rows, and all that is no folder with a table, are read from "
+    about += "disk clip by clip (default: SoundWorld, the built-in corpus)"
+    add("--data", type=path_name, metavar="FOLDER", help=about)
     add(
         "--steps",
         type=whole_number,
@@ -955,9 +965,16 @@ def data(args: argparse.Namespace) -> int:
     """Print what a folder of recordings holds, and every fault in it; return 1 if
     there are any.
     """
+    from minilib import streams
     from minilib.data import AudioFolder
     from minilib.training.runs import long_captions
 
+    if streams.is_stream(args.folder):
+        shown = sys.stderr.isatty()
+        stream = streams.open_stream(args.folder, 1.0, progress=shown, workers=0)
+        told = stream.faults(progress=shown)
+        print(told.report(stream))
+        return 1 if told.faults else 0
     folder = AudioFolder(args.folder, strict=False)
     found = folder.examine(progress=sys.stderr.isatty())
     found.faults += long_captions(folder)

@@ -164,6 +164,14 @@ def _csv_rows(table: Path, faults: list[str]) -> Iterator[tuple[str, dict]]:
         headed = True
 
 
+def layout(table: Path) -> tuple[str, list[str]]:
+    """What separates the columns of a table, and their names, from its first line."""
+    with table.open(encoding="utf-8-sig") as file:
+        first = file.readline()
+    delimiter = max(DELIMITERS, key=lambda x: _likely(_header(first, x)))
+    return delimiter, _header(first, delimiter)
+
+
 def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
     how = {"delimiter": delimiter, "strict": True, "skipinitialspace": True}
     return csv.reader(io.StringIO(text, newline=""), **how)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minilib.files import replacing
 from minilib.training import origins
-from minilib.training.loop import Loop, Recipe, all_steps, sentence
+from minilib.training.loop import Loop, Recipe, all_steps, sentence, step_generator
 from minilib.training.processes import is_main
 
 # the entries of a checkpoint and their types; "origin" and "scaler" were added later
@@ -69,13 +69,22 @@ def train(
     loop.accelerator.wait_for_everyone()
     sweep(path)
     began = time.monotonic() - spent
+    read_ahead(stage, range(loop.done, loop.done + 2))
     for _ in all_steps(loop, progress):
+        read_ahead(stage, [loop.done + 1])  # while the next step is computed
         if loop.done % recipe.checkpoint_every == 0 or loop.done == recipe.steps:
             seconds = time.monotonic() - began
             save_checkpoint(path, loop, origin, seconds)
             where = f"{stage.name:9s} step {loop.done:5d}  {seconds:6.0f} s"
             log(out, f"{where}  {sentence(loop.losses)}")
     return loop.finish()
+
+
+def read_ahead(stage: Trainable, steps: Iterable[int]) -> None:
+    """Let a stage that reads its clips from disk begin with those of these steps."""
+    for step in steps:
+        if step < stage.recipe.steps and hasattr(stage, "ahead"):
+            stage.ahead(step_generator(stage.seed, stage.name, step))
 
 
 def checkpoint_path(out: Path, name: str) -> Path:

@@ -38,6 +38,7 @@ from minilib.soundworld import (
 from minilib.soundworld.corpus import render
 from minilib.soundworld.espeak import Spoken
 from minilib.soundworld.speech import lexicon, spoken, voices
+from minilib.streams import Stream
 from minilib.tokenizer import Tokenizer
 from minilib.training.processes import is_main, n_processes
 from minilib.vae import VAE
@@ -59,7 +60,7 @@ class TrainingData:
     are any.
     """
 
-    corpus: Corpus  # clips with captions, all of one length
+    corpus: Corpus | Stream  # clips with captions, all of one length
     # CLAP and T5 learn to read with it; None for a released pipeline, which has its own
     tokenizer: Tokenizer | None = None
     # by kind; only VAE, vocoder and AudioMAE train on them
@@ -72,13 +73,39 @@ class TrainingData:
     # outputs of frozen encoders for all their texts, kept in the same way: by part
     encoded: dict[str, Encoded] = field(default_factory=dict)
     progress: bool = True  # show bars
+    hears: bool = True  # False for a stage that only reads: no clip of a stream is read
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the clips are read when they are asked for."""
+        return isinstance(self.corpus, Stream)
+
+    def clips(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw the indices (n,) of clips; of a stream, those that can be read."""
+        if not self.streamed:
+            return draw(len(self.corpus), n, generator)
+        drawn = self.corpus.drawn(n, generator)
+        return self.corpus.settled(drawn) if self.hears else drawn
+
+    def ahead(self, n: int, generator: torch.Generator) -> None:
+        """Let a stream begin to read the clips that a later batch will draw first."""
+        if self.streamed and self.hears:
+            self.corpus.ahead(self.corpus.drawn(n, generator))
+
+    def first(self, n: int) -> Tensor:
+        """The indices of the first n clips, or of all; of a stream, of n that are
+        spread evenly.
+        """
+        if self.streamed:
+            return self.corpus.settled(self.corpus.some(n))
+        return torch.arange(min(n, len(self.corpus)))
 
     def waves(self, n: int, recorded: float, generator: torch.Generator) -> Tensor:
         """Draw n clips (n, N), a share of them recordings if there are any. For each
         recording, a kind, a clip and a gain are drawn.
         """
         n_recorded = round(n * recorded) if self.recordings else 0
-        waves = [self.corpus.wave(draw(len(self.corpus), n - n_recorded, generator))]
+        waves = [self.corpus.wave(self.clips(n - n_recorded, generator))]
         n_kinds = len(self.recordings) or 1
         for kind in torch.randint(n_kinds, (n_recorded,), generator=generator).tolist():
             clips = self.recordings[kind]
@@ -90,14 +117,14 @@ class TrainingData:
 
     def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Draw n captioned clips: indices (n,) and captions."""
-        indices = draw(len(self.corpus), n, generator)
+        indices = self.clips(n, generator)
         return indices, [self.corpus.captions[i] for i in indices.tolist()]
 
     def mels(self, n: int) -> Tensor:
         """Log-mels (n, 1, T, F) of the first n clips, or of all."""
-        return audio.log_mel(self.corpus.wave(range(min(n, len(self.corpus)))))
+        return audio.log_mel(self.corpus.wave(self.first(n)))
 
-    def texts(self, encoder: Any) -> list[str]:
+    def texts(self, encoder: Any) -> Sequence[str]:
         """The text that an encoder reads for each clip: its caption, or its words."""
         if encoder.reads == "caption":
             return self.corpus.captions
@@ -131,7 +158,8 @@ class TrainingData:
                 batch["dropped"] = dropped
                 continue
             if name not in self.encoded:
-                self.encoded[name] = Encoded(encoder, every)
+                known = () if self.streamed else every
+                self.encoded[name] = Encoded(encoder, known)
             known = self.encoded[name]
             told[name], empty[name] = known(texts), known.empty
         return batch | to_batch(drop(told, empty, dropped))
@@ -168,10 +196,13 @@ class TrainingData:
         key: tuple[str, int],
         function: Callable[[Tensor], Tensor],
         hear: Callable[[Tensor], Tensor] = audio.log_mel,
-    ) -> Tensor:
+    ) -> Tensor | Computed:
         """The values (N, ...) of a function of all clips' log-mels, or of what `hear`
-        makes of their waves, computed once.
+        makes of their waves, computed once; of a stream's, whenever some of them are
+        asked for.
         """
+        if self.streamed:
+            return Computed(lambda wave: function(hear(wave)), self.corpus)
         if key not in self.features:
             n = len(self.corpus)
             batches = torch.arange(n).split(8)  # small enough for the CPU's cache
@@ -187,32 +218,58 @@ class TrainingData:
             del self.features[key]
 
 
+class Computed:
+    """The values (N, ...) of a function of a stream's waves; only those that are asked
+    for are computed.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], corpus: Stream):
+        self.function, self.corpus = function, corpus
+
+    @torch.no_grad()
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        waves = self.corpus.wave(indices).split(8)
+        return concatenated(len(indices), map(self.function, waves))
+
+
 class Encoded:
     """The outputs of a frozen encoder for texts, each encoded once and stored without
-    padding. A call returns some of them as one context.
+    padding. A call returns some of them as one context; other texts are encoded for it.
     """
 
     @torch.no_grad()
     def __init__(self, encoder: Any, texts: Sequence[str]):
-        here = lambda context: Context(*(x if x is None else x.cpu() for x in context))
-        self.empty: Context = here(encoder.empty(1))
-        self.rows: dict[str, Tensor] = {}
+        self.encoder = encoder
+        self.empty: Context = on_cpu(encoder.empty(1))
+        self.rows = self.encode(texts)
+
+    def encode(self, texts: Iterable[str]) -> dict[str, Tensor]:
+        """What the encoder returns for each text."""
+        found: dict[str, Tensor] = {}
         different = sorted(set(texts), key=lambda text: (len(text), text))
         for start in range(0, len(different), BATCH):
             some = different[start : start + BATCH]
-            x, mask = here(encoder.encode(some))
+            x, mask = on_cpu(self.encoder.encode(some))
             rows = x if mask is None else x[mask].split(mask.sum(dim=1).tolist())
-            self.rows |= zip(some, rows)
+            found |= zip(some, rows)
+        return found
 
+    @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Context:
         """The context (B, S, D), padded as the encoder pads."""
-        rows = [self.rows[text] for text in texts]
+        others = self.encode(text for text in texts if text not in self.rows)
+        rows = [others[x] if x in others else self.rows[x] for x in texts]
         if self.empty.mask is None:
             return Context(torch.stack(rows))
         lengths = torch.tensor([len(row) for row in rows])
         S = max(self.empty.sequence.shape[1], int(lengths.max()))
         padded = [F.pad(row, (0, 0, 0, S - len(row))) for row in rows]
         return Context(torch.stack(padded), torch.arange(S) < lengths[:, None])
+
+
+def on_cpu(context: Context) -> Context:
+    """A context with its tensors on the CPU."""
+    return Context(*(x if x is None else x.cpu() for x in context))
 
 
 def spoken_data(seconds: float, cache: Path, progress: bool = True) -> TrainingData:

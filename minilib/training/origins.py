@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from minilib.data import Corpus
+from minilib.streams import Stream
 from minilib.training.clips import TrainingData
 from minilib.training.loop import Recipe
 
@@ -58,7 +59,8 @@ def of_data(
     said = [str(text).encode() for text in data.transcriptions or ()]
     if kind.reads_classes and data.folder is not None:
         said += [row.get("class", "").encode() for row in data.folder.rows]
-    return {"source": source(data.folder), "data": fingerprint(chain(pieces, said))}
+    found = data.corpus if data.streamed else data.folder
+    return {"source": source(found), "data": fingerprint(chain(pieces, said))}
 
 
 def of_tokenizer(kind: Any, path: Path) -> Origin:
@@ -94,8 +96,13 @@ def source(folder: Any) -> str:
     return "SoundWorld" if folder is None else "recordings"
 
 
-def samples(corpus: Corpus) -> Iterator[bytes]:
-    """The captions of a corpus, some whole clips, and the middle of all clips."""
+def samples(corpus: Corpus | Stream) -> Iterator[bytes]:
+    """The captions of a corpus, some whole clips, and the middle of all clips; of a
+    stream, some rows.
+    """
+    if isinstance(corpus, Stream):
+        yield from corpus.identity()
+        return
     waves, n = corpus.waves, len(corpus)
     yield json.dumps([waves.shape, corpus.captions]).encode()
     start = max(0, (waves.shape[1] - MIDDLE) // 2)

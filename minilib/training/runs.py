@@ -18,13 +18,22 @@ import torch
 
 from minilib import files, folders
 from minilib.arguments import MAX_SEED, check_whole
-from minilib.data import OPEN_LICENCES, SILENT, AudioFolder, Corpus, of_part
+from minilib.data import (
+    CHECKED,
+    OPEN_LICENCES,
+    SILENT,
+    AudioFolder,
+    Corpus,
+    of_part,
+    told,
+)
 from minilib.files import FULL, replacing
 from minilib.guidance import Sampling
 from minilib.model import read_json, to_dtype
 from minilib.phonemes import PhonemeTokenizer
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabulary
 from minilib.soundworld.speech import SPEAKERS
+from minilib.streams import SAMPLE, Stream, is_stream, open_stream
 from minilib.tokenizer import Tokenizer, split_words
 from minilib.training import origins
 from minilib.training.checkpoints import (
@@ -279,7 +288,8 @@ def train_stages(
         preset: "tiny" or "colab", or "speech" or "picture", which borrow parts of a
             pipeline, or "full" or "large", the released sizes, which borrow encoders.
         out: folder of the parts, the log and the checkpoints.
-        data: folder of captioned recordings; None for SoundWorld.
+        data: folder of captioned recordings, or another source that
+            `streams.open_stream` reads; None for SoundWorld.
         steps: steps of each stage, instead of the recipe's.
         resume: skip finished stages and continue from a stage's last checkpoint.
             Otherwise they start from the beginning, and their checkpoints are deleted.
@@ -347,6 +357,7 @@ def run_stage(
     parts |= {x: folders.load_part(out, x, torch.float32) for x in renewed}
     stage = kind(preset, recipe, data, parts, seed, **options)
     origin = origins.of_stage(stage)
+    data.hears = kind.makes != ("text",)  # which learns from captions alone
     train(stage, out, resume, progress)
     if is_main():
         save_parts(out, name, stage.finish())
@@ -356,6 +367,9 @@ def run_stage(
         note_finished(out, name, taken | origin)
         taken = f"{recipe.steps} steps in {seconds:.0f} s, caches included"
         log(out, f"{name:9s} finished: {taken}")
+        if data.streamed and (skipped := data.corpus.report()):
+            log(out, f"{name:9s} {skipped}")
+            say(f"{name}: {skipped}", progress)
         checkpoint_path(out, name).unlink(missing_ok=True)
     for part in stage.makes:
         data.forget(part)
@@ -653,19 +667,19 @@ def prepare_data(
     if resume:
         check_clips(out, run, names, data)
     if folders.holds_released(out):
-        check_captions(read_with(out, new), data.corpus.captions)
+        check_read(read_with(out, new), data.corpus)
         return data
     if run.encodes:
-        check_captions(read_with(out, new, (), encoders), data.corpus.captions)
+        check_read(read_with(out, new, (), encoders), data.corpus)
         write_description(run, out, data, names if new else (), resume, borrowed)
         return data
     stays = keeps_tokenizer(out, new, resume)
     path = out / "tokenizer.json"
     data.tokenizer = (
-        Tokenizer.load(path) if stays else Tokenizer.train(data.corpus.captions)
+        Tokenizer.load(path) if stays else Tokenizer.train(captions_of(data.corpus))
     )
     if any(origins.reads_captions(KINDS[name]) for name in new):
-        check_captions([data.tokenizer], data.corpus.captions)
+        check_read([data.tokenizer], data.corpus)
     meet().wait_for_everyone()  # all have read the files that the first now changes
     if is_main() and new:
         if not resume:
@@ -697,6 +711,9 @@ def read_clips(
         corpus = cached_soundworld(run, out / "cache", seed, progress)
         heard = recordings(run.seconds, progress)
         return TrainingData(corpus, recordings=heard, progress=progress)
+    if is_stream(folder):
+        corpus = read_stream(run, folder, names, progress and is_main())
+        return TrainingData(corpus, progress=progress)
     check_folder(out, folder, names, encoders)
     recorded = of_part(folder, "train")
     if "judge" in names:
@@ -704,6 +721,30 @@ def read_clips(
     shown = progress and is_main()
     corpus = Corpus.from_folder(recorded, run.seconds, progress=shown)
     return TrainingData(corpus, folder=recorded, progress=progress)
+
+
+def read_stream(
+    run: Run, where: str | Path, names: Sequence[str], progress: bool
+) -> Stream:
+    """A data set that is read from disk while it is trained on; some of its rows are
+    checked, or all if there are few.
+    """
+    for name in names:
+        if name in ("judge", *SEEING, "sight", "bind"):
+            said = f"stage {name} trains on a folder of at most {CHECKED} recordings"
+            raise ValueError(f"{said}, or on SoundWorld, not on {str(where)!r}")
+    with meet().main_process_first():  # which converts it
+        stream = open_stream(where, run.seconds, progress=progress)
+    many = len(stream) > CHECKED
+    faults = stream.faults(SAMPLE if many else None).faults
+    if faults and (not many or len(faults) == SAMPLE):
+        raise ValueError(told(faults, where))
+    return stream
+
+
+def captions_of(corpus: Corpus | Stream) -> Sequence[str]:
+    """The captions of all clips; of a stream, those of a sample."""
+    return corpus.sample() if isinstance(corpus, Stream) else corpus.captions
 
 
 def check_folder(
@@ -777,6 +818,17 @@ def check_captions(tokenizers: Sequence[Any], captions: Sequence[str]) -> None:
         raise ValueError("; ".join(said))
 
 
+def check_read(tokenizers: Sequence[Any], corpus: Corpus | Stream) -> None:
+    """Raise ValueError that names all captions that are too long to be read; a large
+    stream skips them instead, when it meets them.
+    """
+    if isinstance(corpus, Stream):
+        corpus.check = lambda caption: [x.encode([caption]) for x in tokenizers]
+        if len(corpus) > CHECKED:
+            return
+    check_captions(tokenizers, captions_of(corpus))
+
+
 def keeps_tokenizer(out: Path, names: Sequence[str], resume: bool) -> bool:
     """Whether an encoder in the folder has learned to read, or is learning, and these
     stages do not restart it.
@@ -801,8 +853,8 @@ def write_words(
         folders.save_tokenizers(out, data.tokenizer, data.tokenizer)
     # these stages learn how the words sound
     if not stays or {"gpt", "joint", "speak", "depict"}.intersection(names):
-        recorded, corpus = data.folder is not None, data.corpus
-        own = run.speech or recorded
+        corpus = data.corpus
+        own = run.speech or data.streamed or data.folder is not None
         words = caption_words(corpus) if own else soundworld_words(run, corpus)
         if run.speech:
             most = max(len(x.split()) for x in data.transcriptions)
@@ -861,11 +913,11 @@ def soundworld_words(run: Run, corpus: Corpus) -> dict[str, list[str]]:
     return {"words": words, "classes": classes, "captions": captions}
 
 
-def caption_words(corpus: Corpus) -> dict[str, list[str]]:
+def caption_words(corpus: Corpus | Stream) -> dict[str, list[str]]:
     """The vocabulary of a pipeline trained on recordings: words, and captions to
     suggest.
     """
-    captions = sorted(set(corpus.captions))
+    captions = sorted(set(captions_of(corpus)))
     words = {word for caption in captions for word in split_words(caption)}
     return {"words": sorted(words - {""}), "classes": [], "captions": captions[:200]}
 

@@ -56,7 +56,8 @@ P_EMPTY = 0.1  # share of the conditions that are emptied, for classifier-free g
 # share of the clips of which GPT-2 is shown true vectors, in its own stage
 P_TAUGHT = 0.25
 P_TRUE_LOA = 0.25  # share of true LOA in joint fine-tuning; the rest is predicted
-MOST_FITTED = 1024  # clips to which the LOA of speech is fitted
+# clips to which the LOA of speech is fitted, and how loud those of a stream are
+MOST_FITTED = 1024
 P_PROMPTED = 0.5  # share of speech whose voice is told by a sound, not by a caption
 MOST_REMEMBERED = 2048  # clips among which a picture finds its place
 MOST_PHONEMES = 24  # with the end sign, of what is spoken in a clip
@@ -120,6 +121,12 @@ class Stage(ABC):
         n = self.recipe.batch_size
         waves = self.data.waves(n, self.recorded, generator)
         return crop(waves, self.crop * audio.HOP, generator) if self.crop else waves
+
+    def ahead(self, generator: torch.Generator) -> None:
+        """Begin to read the clips of the batch that will be drawn from this generator:
+        every batch draws its clips first.
+        """
+        self.data.ahead(self.recipe.batch_size, generator)
 
     def encoders(self, gpt: LOARegressor) -> dict[str, Model]:
         """The encoders of what GPT-2 reads, by name."""
@@ -731,7 +738,8 @@ def fitted_loudness(
     gpt: LOARegressor, encoders: dict[str, Model], data: TrainingData
 ) -> Loudness:
     """How loud the clips are, as read from what GPT-2 writes from their captions."""
-    n, everything = len(data.corpus), torch.arange(len(data.corpus)).split(64)
+    fitted = data.first(MOST_FITTED if data.streamed else len(data.corpus))
+    n, everything = len(fitted), fitted.split(64)
 
     def written(indices: Tensor) -> Tensor:
         dropped = torch.zeros(len(indices), dtype=torch.bool)
@@ -741,5 +749,5 @@ def fitted_loudness(
 
     loa = concatenated(n, map(written, bar(everything, "GPT-2", data.progress)))
     loudness = Loudness(LoudnessConfig(*loa.shape[1:]))
-    loudness.fit(loa, data.over_clips(("loudness", 0), audio.loudness)[:, 0])
+    loudness.fit(loa, data.over_clips(("loudness", 0), audio.loudness)[fitted][:, 0])
     return loudness
