@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from queue import Empty, Queue
 
 import numpy as np
 import soxr
@@ -25,6 +26,7 @@ import soxr
 from minilib import audio
 from minilib.soundworld.corpus import INT16
 
+PATIENCE = 120  # seconds to wait for a process that replaces another
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -41,9 +43,7 @@ def read_clip(source: str | bytes, place: float, n_samples: int) -> np.ndarray:
     """
     path = BytesIO(source) if isinstance(source, bytes) else source
     seconds = n_samples / audio.SAMPLE_RATE
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `minilib data check` tells them
-        wave, rate = audio.read_piece(path, place, seconds)
+    wave, rate = audio.read_piece(path, place, seconds)
     if rate != audio.SAMPLE_RATE:
         wave = soxr.resample(wave, rate, audio.SAMPLE_RATE)
     wave = wave[:n_samples] / max(1.0, float(np.abs(wave).max(initial=0.0)))
@@ -53,21 +53,24 @@ def read_clip(source: str | bytes, place: float, n_samples: int) -> np.ndarray:
 
 
 class Readers:
-    """Clips of `n_samples` by `workers` processes; none if it is 0.
-
-    Each process belongs to a thread, which hands it one request after the other.
+    """Clips of `n_samples`, read by `workers` processes; by this one if it is 0, and
+    until the others have started.
     """
 
     def __init__(self, n_samples: int, workers: int) -> None:
         self.n_samples, self.workers = n_samples, workers
-        self.own = threading.local()
-        self.started: list[subprocess.Popen] = []
+        # each thread hands a request to a process and waits for its answer
         self.threads = ThreadPoolExecutor(workers) if workers else None
+        self.idle: Queue[subprocess.Popen] = Queue()
+        self.started: list[subprocess.Popen] = []
+        self.closed = False
+        for _ in range(workers):
+            threading.Thread(target=self._start, daemon=True).start()
 
     def read(self, source: str | bytes, place: float) -> Future[np.ndarray]:
         """Ask for the clip that `read_clip` returns."""
         if self.threads:
-            return self.threads.submit(self._ask, source, place)
+            return self.threads.submit(self._read, source, place)
         found: Future[np.ndarray] = Future()
         try:
             found.set_result(read_clip(source, place, self.n_samples))
@@ -77,36 +80,45 @@ class Readers:
 
     def close(self) -> None:
         """End all processes."""
+        self.closed = True
         if self.threads:
             self.threads.shutdown(cancel_futures=True)
-        for process in self.started:
+        for process in list(self.started):
             _end(process)
-        self.started = []
 
-    def _ask(self, source: str | bytes, place: float) -> np.ndarray:
-        for _ in range(2):  # a process may have been killed while it had nothing to do
+    def _start(self) -> None:
+        """Start a process; it is used as soon as it says that it is ready."""
+        process = _started(self.n_samples)
+        self.started.append(process)
+        with suppress(EOFError, OSError, ValueError, pickle.UnpicklingError):
+            pickle.load(process.stdout)
+            self.idle.put(process)
+        if self.closed:
+            _end(process)
+
+    def _read(self, source: str | bytes, place: float) -> np.ndarray:
+        try:
+            process = self.idle.get_nowait()
+        except Empty:
+            return read_clip(source, place, self.n_samples)
+        for _ in range(2):  # a process may have been killed while it was idle
             try:
-                answer = self._answer(source, place)
+                pickle.dump((source, place), process.stdin)
+                process.stdin.flush()
+                answer = pickle.load(process.stdout)
                 break
             except (EOFError, OSError, pickle.UnpicklingError):
-                self.started.remove(self.own.process)
-                _end(self.own.process)
-                del self.own.process
-        else:
-            name = "the stream" if isinstance(source, bytes) else repr(source)
-            raise ValueError(f"the process that reads {name} ends without an answer")
+                self.started.remove(process)
+                _end(process)
+                self._start()
+                process = self.idle.get(timeout=PATIENCE)
+        else:  # it would end this process, too
+            name = "the sound in this row" if isinstance(source, bytes) else source
+            answer = ValueError(f"the process that reads {name} ends without an answer")
+        self.idle.put(process)
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-    def _answer(self, source: str | bytes, place: float) -> np.ndarray | Exception:
-        if not hasattr(self.own, "process"):
-            self.own.process = _started(self.n_samples)
-            self.started.append(self.own.process)
-        process = self.own.process
-        pickle.dump((source, place), process.stdin)
-        process.stdin.flush()
-        return pickle.load(process.stdout)
 
 
 def _started(n_samples: int) -> subprocess.Popen:
@@ -134,7 +146,10 @@ def main(n_samples: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    warnings.simplefilter("ignore")
     with suppress(EOFError, BrokenPipeError):
+        pickle.dump("ready", answers)
+        answers.flush()
         while True:
             source, place = pickle.load(requests)
             try:

@@ -37,6 +37,7 @@ MOST_BAD = 100  # rows one after the other that may be unusable
 MOST_WORKERS = 4  # reading processes, unless more are asked for
 CHUNK = 64  # clips that are read at a time, where many are asked for at once
 CAPTIONS = 20_000  # captions from which words are taken
+BLOCKS = 50  # places from which these are taken
 IDENTITY = 256  # rows that tell one data set from another
 BUILDERS = {".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset"}
 TEXT_TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".parquet": "parquet"}
@@ -160,8 +161,15 @@ class Stream:
         return sorted(rng.choice(self.n_rows, most, replace=False).tolist())
 
     def sample(self) -> list[str]:
-        """The captions of all rows, or of CAPTIONS of them; none is ""."""
-        return [said for said in map(self.caption, self.some(CAPTIONS)) if said]
+        """The captions of all rows, or of CAPTIONS of them, in blocks of neighbours,
+        which touch less of the file; none is "".
+        """
+        rows = range(self.n_rows)
+        if self.n_rows > CAPTIONS:
+            starts = (k * self.n_rows // BLOCKS for k in range(BLOCKS))
+            n = CAPTIONS // BLOCKS
+            rows = [row for start in starts for row in range(start, start + n)]
+        return [said for said in map(self.caption, rows) if said]
 
     def identity(self) -> Iterator[bytes]:
         """What tells this data set from others: its columns, its length, some rows."""
@@ -383,6 +391,9 @@ def open_stream(
             raise FileNotFoundError(f"there is no folder or file {str(where)!r}")
         if "part" in rows.column_names:
             rows = _chosen(rows, part, str(where))
+    import pyarrow
+
+    pyarrow.default_memory_pool().release_unused()  # what the conversion took
     return Stream(rows, folder, seconds, str(where), workers)
 
 

@@ -161,6 +161,9 @@ def test_workers_read_the_same_clips_as_one_process(tmp_path):
     alone = streams.open_stream(where, 1.0, workers=0)
     helped = streams.open_stream(where, 1.0, workers=2)
     indices = alone.drawn(100, torch.Generator().manual_seed(3))
+    both = [helped.readers.idle.get(timeout=60) for _ in range(2)]  # they have started
+    for process in both:
+        helped.readers.idle.put(process)
     helped.ahead(indices)
     assert torch.equal(alone.wave(indices), helped.wave(indices))
     assert len(helped._asked) <= 400
@@ -170,9 +173,30 @@ def test_workers_read_the_same_clips_as_one_process(tmp_path):
 def test_a_killed_reader_is_replaced(tmp_path):
     helped = streams.open_stream(big(tmp_path), 1.0, workers=1)
     first = helped.wave([5])
-    os.kill(helped.readers.started[0].pid, signal.SIGKILL)
+    process = helped.readers.idle.get(timeout=60)
+    helped.readers.idle.put(process)
+    process.send_signal(signal.SIGKILL)
     helped._asked.clear()
     assert torch.equal(helped.wave([5]), first)
+    assert helped.readers.started[0] is not process
+    helped.close()
+
+
+def test_a_sound_that_ends_its_reader_is_one_sentence(tmp_path):
+    helped = streams.open_stream(big(tmp_path), 1.0, workers=1)
+
+    def dead():
+        process = readers._started(helped.n_samples)
+        process.kill()
+        process.wait()
+        helped.readers.started.append(process)
+        helped.readers.idle.put(process)
+
+    helped.readers.idle.get(timeout=60)
+    helped.readers._start = dead
+    dead()
+    with pytest.raises(ValueError, match="that reads .*wav ends without an answer"):
+        helped.readers.read(str(tmp_path / "0.wav"), 0.0).result()
     helped.close()
 
 
@@ -181,7 +205,8 @@ def test_readers_end_with_the_process_that_is_killed(tmp_path):
     code = (
         "import sys, time; from minilib import streams\n"
         f"s = streams.open_stream({str(where)!r}, 1.0, workers=2)\n"
-        "s.wave(range(4)); print(*[p.pid for p in s.readers.started], flush=True)\n"
+        "some = [s.readers.idle.get(timeout=60) for _ in range(2)]\n"
+        "print(*[p.pid for p in some], flush=True)\n"
         "time.sleep(60)"
     )
     home = {**os.environ, "HF_HOME": str(tmp_path)}
