@@ -289,20 +289,25 @@ def add_doctor(commands: Any) -> None:
 
 def add_data(commands: Any) -> None:
     """Add the command `data`."""
-    about = "check all recordings in a folder before you train on them"
+    about = "check all recordings before you train on them; get real data sets by name"
     examples = """
         minilib data check recordings
         minilib data check shards.parquet    (or .arrow, .tar, or a folder of them)
         minilib data check user/name         (a data set of the Hugging Face hub)
+        minilib data list
+        minilib data get ljspeech --out recordings/ljspeech
     """
     add = command(commands, data, about, examples)
-    about = "check: print what the folder holds and everything that is wrong with it"
-    add("action", choices=("check",), metavar="check", help=about)
+    about = "check: print what the folder holds and everything that is wrong with it; "
+    about += "list: print the data sets that have a name here; get: download one"
+    add("action", choices=("check", "list", "get"), help=about)
     about = (
         "a folder with recordings and their table (metadata.csv: file_name, caption), "
-        "or another source that train --data takes"
+        "or another source that train --data takes; for get, the name of a data set"
     )
-    add("folder", type=path_name, metavar="FOLDER", help=about)
+    add("folder", nargs="?", type=path_name, metavar="FOLDER_OR_NAME", help=about)
+    about = "for get: a new folder (default: recordings/NAME)"
+    add("--out", type=path_name, metavar="DIR", help=about)
 
 
 def add_assign(commands: Any) -> None:
@@ -963,12 +968,25 @@ def doctor(args: argparse.Namespace) -> int:
 
 def data(args: argparse.Namespace) -> int:
     """Print what a folder of recordings holds, and every fault in it; return 1 if
-    there are any.
+    there are any. Or list real data sets, or get one.
     """
-    from minilib import streams
+    from minilib import sets, streams
     from minilib.data import AudioFolder
     from minilib.training.runs import long_captions
 
+    if args.action == "list":
+        print(sets.listing())
+        return 0
+    if args.folder is None:
+        what = {"check": "the folder to check", "get": "the name of a data set"}
+        raise ValueError(f"{args.action} needs {what[args.action]}")
+    if args.action == "get":
+        name = str(args.folder)
+        if name in sets.SETS:
+            print(f"{name}: licence {sets.SETS[name].licence}", flush=True)
+        out = sets.get(name, args.out, sys.stderr.isatty())
+        print(f"{out}: train on it with: minilib train all --data {out}")
+        return 0
     if streams.is_stream(args.folder):
         shown = sys.stderr.isatty()
         stream = streams.open_stream(args.folder, 1.0, progress=shown, workers=0)
