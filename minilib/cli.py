@@ -333,6 +333,7 @@ def add_train(commands: Any) -> None:
     examples = """
         minilib train all                       (the small pipeline, into runs/tiny)
         minilib train all --resume              (continue where it stopped)
+        minilib train all --log-with tensorboard --sound-every 500
         minilib train vae --data recordings     (metadata.csv: file_name, caption)
         minilib train vae --data user/name      (of the hub; or .arrow, .parquet, .tar)
         minilib train judge --out data/weights/judges
@@ -374,6 +375,11 @@ def add_train(commands: Any) -> None:
     about += "data, preset and seed; without this flag, stages start from the beginning"
     add("--resume", action="store_true", help=about)
     add_seed(add, "seed of weights and batches (default: 0)")
+    about = "tensorboard, which reads OUT/tensorboard, or wandb: told of all losses "
+    about += "(default: neither; train.log and loss.png are written in any case)"
+    add("--log-with", metavar="TRACKER", help=about)
+    about = "tell the tracker every N steps how a few captions sound (default: never)"
+    add("--sound-every", type=whole_number, metavar="N", help=about)
 
 
 def add_train_peer(commands: Any) -> None:
@@ -674,10 +680,11 @@ def sampling_changes(args: argparse.Namespace) -> dict[str, Any]:
 def train(args: argparse.Namespace) -> None:
     """Train stages of the pipeline into a folder."""
     out = args.out or Path("runs") / args.preset
-    options = {key: getattr(args, key) for key in ("preset", "data", "steps", "seed")}
+    keys = "preset", "data", "steps", "seed", "log_with", "sound_every"
+    options = {key: getattr(args, key) for key in keys}
     line = ["minilib", "train", *args.stages, "--out", str(out)]
     for key, value in options.items():
-        line += [] if value is None else [f"--{key}", str(value)]
+        line += [] if value is None else [flag(key), str(value)]
     line += ["--encoders", *map(str, args.encoders)] if args.encoders else []
     args.stopped = f"stopped; to continue, run: {shlex.join(line)} --resume"
     from minilib.training import RUNS, train_stages
@@ -703,6 +710,11 @@ def gathered_encoders(sources: list[str], out: Path) -> Path:
 
     with meet().main_process_first():
         return encoders.gathered(sources, out / "encoders")
+
+
+def flag(name: str) -> str:
+    """The flag for a field of the arguments."""
+    return f"--{name.replace('_', '-')}"
 
 
 def train_peer(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,11 @@ class Trainable(Protocol):
 
 
 def train(
-    stage: Trainable, out: Path, resume: bool = False, progress: bool = True
+    stage: Trainable,
+    out: Path,
+    resume: bool = False,
+    progress: bool = True,
+    watch: Callable[[Trainable, Loop], None] | None = None,
 ) -> nn.Module:
     """Train one stage as `fit` does, with checkpoints and a log; return its model.
 
@@ -48,6 +52,7 @@ def train(
         resume: continue from the stage's checkpoint, if there is one, to exactly the
             result of an uninterrupted run.
         progress: show a bar with loss and time left.
+        watch: is called after every step.
 
     Raises:
         ValueError: the batch can't be cut into equal shares for all processes and
@@ -77,6 +82,8 @@ def train(
             save_checkpoint(path, loop, origin, seconds)
             where = f"{stage.name:9s} step {loop.done:5d}  {seconds:6.0f} s"
             log(out, f"{where}  {sentence(loop.losses)}")
+        if watch is not None:
+            watch(stage, loop)
     return loop.finish()
 
 

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld, plain, vocabula
 from minilib.soundworld.speech import SPEAKERS
 from minilib.streams import SAMPLE, Stream, is_stream, open_stream
 from minilib.tokenizer import Tokenizer, split_words
-from minilib.training import origins
+from minilib.training import curves, origins
 from minilib.training.checkpoints import (
     OLDER,
     check_steps,
@@ -55,6 +55,7 @@ from minilib.training.processes import (
 )
 from minilib.training.scale import SCALED
 from minilib.training.stages import ALL_STAGES, SEEING, SPEECH, STAGES, Stage
+from minilib.training.watching import Watch, check_watched
 
 KINDS = {**STAGES, **SPEECH, **SEEING}  # the class of every stage
 
@@ -275,6 +276,8 @@ def train_stages(
     seed: int = 0,
     progress: bool = True,
     shipped: str | Path | None = None,
+    log_with: str | None = None,
+    sound_every: int | None = None,
 ) -> Path:
     """Train stages in turn and write each finished part to `out`, which becomes a
     pipeline.
@@ -297,6 +300,10 @@ def train_stages(
         progress: show bars, and say what is skipped; otherwise print nothing.
         shipped: folder of the pipeline whose parts a preset borrows, or of the encoders
             (`encoders.gathered`). `out` refers to it.
+        log_with: "tensorboard" or "wandb", which is then told of losses and sounds;
+            None for neither. `out` keeps a log, and `loss.png`, in any case.
+        sound_every: steps between the sounds of a few captions, which are told as well;
+            None for none.
 
     Raises:
         ValueError: a stage or preset is unknown, steps are below 1, recordings or
@@ -305,11 +312,13 @@ def train_stages(
             resumed is damaged, was made with other data or settings, or was finished
             with fewer steps.
         FileNotFoundError: a stage needs a part that does not exist yet.
+        ModuleNotFoundError: what `log_with` names is not installed.
     """
     every = RUNS[preset].stages if preset in RUNS else ALL_STAGES
     asked = every if stages == "all" else stages
     names = [asked] if isinstance(asked, str) else list(asked)
     steps, seed = check_run(names, preset, steps, seed)
+    check_watched(log_with, sound_every, names)
     out, run, todo = Path(out), RUNS[preset], names
     borrowed = check_borrowed(preset, out, shipped, data, names)
     changed = {} if steps is None else {"steps": steps}
@@ -328,11 +337,15 @@ def train_stages(
                 say(f"{name}: {told_finished(out, name)}", progress)
         if todo:
             log(out, opening_line(preset, seed, clips))
-        for name in todo:
-            check_needs(out, name)
-            options = run.options.get(name, {})
-            given = recipes[name], options, clips, sizes, out, seed, resume, progress
-            run_stage(name, *given, kind=run.kind(name))
+        watch = Watch(out, log_with, sound_every, {"preset": preset, "seed": seed})
+        with closing(watch):
+            for name in todo:
+                check_needs(out, name)
+                how = run.options.get(name, {}), clips, sizes, out, seed, resume
+                given = recipes[name], *how, progress
+                run_stage(name, *given, kind=run.kind(name), watch=watch)
+        if todo and is_main():
+            curves.draw(out)
     return out
 
 
@@ -347,6 +360,7 @@ def run_stage(
     resume: bool = False,
     progress: bool = True,
     kind: type[Stage] | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Train one stage, save the parts it makes, and record that it is finished; `kind`
     is its class, None for the usual one.
@@ -358,7 +372,9 @@ def run_stage(
     stage = kind(preset, recipe, data, parts, seed, **options)
     origin = origins.of_stage(stage)
     data.hears = kind.makes != ("text",)  # which learns from captions alone
-    train(stage, out, resume, progress)
+    if watch is not None:
+        watch.open(stage)
+    train(stage, out, resume, progress, watch and watch.step)
     if is_main():
         save_parts(out, name, stage.finish())
         seconds = time.monotonic() - began
