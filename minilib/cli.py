@@ -292,8 +292,8 @@ def add_data(commands: Any) -> None:
     about = "check all recordings before you train on them; get real data sets by name"
     examples = """
         minilib data check recordings
-        minilib data check shards.parquet    (or .arrow, .tar, or a folder of them)
-        minilib data check user/name         (a data set of the Hugging Face hub)
+        minilib data check shards.parquet    (or .arrow, .tar)
+        minilib data check user/name         (of the hub)
         minilib data list
         minilib data get ljspeech --out recordings/ljspeech
     """
@@ -335,7 +335,7 @@ def add_train(commands: Any) -> None:
         minilib train all --resume              (continue where it stopped)
         minilib train all --log-with tensorboard --sound-every 500
         minilib train vae --data recordings     (metadata.csv: file_name, caption)
-        minilib train vae --data user/name      (of the hub; or .arrow, .parquet, .tar)
+        minilib train vae --data user/name      (of the hub)
         minilib train judge --out data/weights/judges
         minilib train all --preset picture --out data/weights/picture
         minilib train all --preset speech --out data/weights/speech

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "minilib"
 FLOORS = {
     "0 ground": [
         "torchaudio_guard", "files", "arguments", "audio", "pictures", "soundworld",
-        "tables", "data", "readers", "streams", "sets", "detectors", "judges", "recogniser",
-        "speakers", "frechet",
+        "tables", "data", "readers", "streams", "sets", "detectors", "judges",
+        "recogniser", "speakers", "frechet",
     ],
     "1 process and shared layers": [
         "model", "layers", "conditions", "diffusion", "guidance", "quantise",
