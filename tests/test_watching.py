@@ -1,7 +1,9 @@
 """Watching a run: what a tracker is told, and that a watched run is the same run."""
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +72,11 @@ class Recorder(tracking.GeneralTracker):
 
 @pytest.fixture
 def recorder(monkeypatch) -> type[Recorder]:
+    return record(monkeypatch)
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    """Put the recorder in TensorBoard's place."""
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Recorder)
     known = [*tracking._available_trackers, tracking.LoggerType.TENSORBOARD]
     monkeypatch.setattr(tracking, "_available_trackers", known)
@@ -122,11 +129,16 @@ def test_losses_and_learning_rate_of_each_stage_are_told(
 
 
 def test_the_same_captions_sound_every_n_steps_as_the_pipeline_is(
-    trained, tmp_path, recorder
+    trained, tmp_path, recorder, monkeypatch
 ):
-    out = again(trained, tmp_path)
+    out, seen = again(trained, tmp_path), []
+    noted = lambda unet: seen.append(weights(unet)) or {"unet": unet}
+    monkeypatch.setitem(watching.SOUNDED, "ldm", noted)
     how = {"log_with": "tensorboard", "sound_every": 2}
     train_stages("ldm", out=out, steps=5, **QUIET, **how)
+    # the average of the weights, which is what the stage writes
+    saved = weights(folders.load_part(out, "unet", torch.float32))
+    assert torch.equal(seen[-1].half().double(), saved)
     assert [step for step, *_ in recorder.heard] == [2] * 4 + [4] * 4 + [5] * 4
     tags = [tag for _, tag, *_ in recorder.heard]
     assert tags[:4] == tags[4:8] == tags[8:] and len(set(tags)) == 4
@@ -134,8 +146,7 @@ def test_the_same_captions_sound_every_n_steps_as_the_pipeline_is(
     first, last = (torch.cat([x[2] for x in recorder.heard[i:][:4]]) for i in (0, 8))
     assert first.isfinite().all() and not torch.equal(first, last)
     assert {x[3] for x in recorder.heard} == {16000}
-    # the last ones are those of the pipeline that the stage has written, which is
-    # rounded to half precision
+    # the last ones are those of the pipeline that was written, in half precision
     captions = [tag.split(": ", 1)[1] for tag in tags[8:]]
     pipe = AudioLDM2.from_pretrained(out, device="cpu")
     waves = pipe(captions, seed=[0, 1, 2, 3], progress=False)
@@ -166,6 +177,44 @@ class Clips:
 
     def __len__(self):
         return len(self.captions)
+
+
+TWO = """
+import json
+import os
+import sys
+from pathlib import Path
+
+tests, out = sys.argv[1:]
+sys.path.insert(0, tests)
+import pytest
+from small_world import small_world
+from test_watching import record
+
+from minilib.training import train_stages
+
+names = ["vae", "vocoder", "audiomae", "clap", "text", "gpt", "ldm"]
+with small_world(), pytest.MonkeyPatch.context() as patch:
+    recorder = record(patch)
+    how = {"log_with": "tensorboard", "sound_every": 1, "progress": False}
+    train_stages(names, "small", out, steps=2, **how)
+told = [len(recorder.told), len(recorder.heard), recorder.finished]
+Path(out, os.environ["RANK"] + ".json").write_text(json.dumps(told))
+"""
+
+
+def test_of_two_processes_the_first_alone_tells(tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    line += ["--nproc_per_node", "2", str(tmp_path / "two.py")]
+    line += [str(ROOT / "tests"), str(tmp_path / "run")]
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, **own, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(line, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read = lambda name: json.loads((tmp_path / "run" / name).read_text())
+    assert read("0.json") == [1 + 7, 2 * 4, 1] and read("1.json") == [0, 0, 0]
+    assert (tmp_path / "run" / "loss.png").is_file()
 
 
 def test_a_run_ends_with_its_curves_as_a_picture(trained):

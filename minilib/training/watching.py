@@ -95,16 +95,19 @@ class Watch:
         self.frozen = {}
         if self.log_with is None or not is_main():
             return
-        if self.accelerator is None:
-            self.start()
-        if self.sound_every and stage.name in SOUNDED:
-            learning = SOUNDED[stage.name](stage.model)
-            optional = folders.OPTIONAL
-            for name in [name for name in folders.CLASSES if name not in learning]:
-                path = folders.part_folder(self.out, name)
-                if name not in optional or (path / "config.json").is_file():
-                    part = folders.load_part(self.out, name, torch.float32)
-                    self.frozen[name] = part
+        # stages may draw from the global random state, in dropout
+        with torch.random.fork_rng():
+            if self.accelerator is None:
+                self.start()
+            if self.sound_every and stage.name in SOUNDED:
+                self.load(set(folders.CLASSES) - set(SOUNDED[stage.name](stage.model)))
+
+    def load(self, names: set[str]) -> None:
+        """Load these parts of the pipeline; of the optional ones, those that exist."""
+        for name in sorted(names):
+            path = folders.part_folder(self.out, name)
+            if name not in folders.OPTIONAL or (path / "config.json").is_file():
+                self.frozen[name] = folders.load_part(self.out, name, torch.float32)
 
     def start(self) -> None:
         """Begin to write.
