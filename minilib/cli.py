@@ -265,6 +265,7 @@ def add_info(commands: Any) -> None:
         minilib info         (the weights that ship)
         minilib info full    (the released sizes; also large, speech, colab, tiny)
         minilib info cvssp/audioldm2 --seconds 10.24 --steps 200
+        minilib info full --train    (what training takes: memory, operations, days)
     """
     about = "show what a pipeline holds and what making a sound costs"
     add = command(commands, info, about, examples)
@@ -274,6 +275,10 @@ def add_info(commands: Any) -> None:
     add("--seconds", type=number, help=about)
     about = "steps of the sampler (default: set by the weights, 25 for a preset)"
     add("--steps", type=whole_number, metavar="N", help=about)
+    about = (
+        "what training takes instead, stage by stage: for the presets full and large"
+    )
+    add("--train", action="store_true", help=about)
     add_json(add)
 
 
@@ -928,6 +933,9 @@ def info(args: argparse.Namespace) -> None:
     from minilib.guidance import Sampling
     from minilib.unet import UNet
 
+    if args.train:
+        info_of_training(args.pipeline, output)
+        return
     changes, asked = sampling_changes(args), checked_seconds(args)
     if args.pipeline in UNet.presets:
         folder, how, parts = None, Sampling(), costs.preset_parts(args.pipeline)
@@ -942,6 +950,17 @@ def info(args: argparse.Namespace) -> None:
     numbers = {"parts": [asdict(row) for row in rows], "flops": flops}
     write_numbers(output, {**numbers, "seconds": seconds, "steps": how.steps})
     print(costs.report(rows, flops, seconds, how))
+
+
+def info_of_training(preset: str | None, output: Path | None) -> None:
+    """Print what training a preset takes."""
+    from dataclasses import asdict
+
+    from minilib.training import costs
+
+    rows = costs.training(preset)
+    write_numbers(output, {"stages": [asdict(row) for row in rows]})
+    print(costs.report(rows))
 
 
 def folder_beside_presets(given: str | None, presets: tuple[str, ...]) -> Path:
