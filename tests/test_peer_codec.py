@@ -12,7 +12,9 @@ from minilib import audio, cli
 from minilib.codec import Codec
 from minilib.peers import codec as peer
 from minilib.peers.codec import TALKERS, UNSEEN_TALKERS, CodecAndVocoder, CodecClips
+from minilib.recogniser import Recogniser
 from minilib.soundworld.speech import OTHERS, WORDS
+from minilib.vocoder import vocode
 
 TINY = Path(__file__).parents[1] / "data" / "weights" / "tiny"
 
@@ -141,3 +143,22 @@ def test_training_refuses_what_it_cannot_do(tmp_path, given, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         peer.train(tmp_path / "out", progress=False, **given)
     assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_the_weights_that_ship_keep_words_and_refine_what_they_keep():
+    """Words that no model heard in training, at 1.2 kbit/s and at 300 bit/s."""
+    folder = cli.shipped("peers/codec", "train it")
+    assert sum(x.stat().st_size for x in folder.rglob("*") if x.is_file()) < 1_500_000
+    pipe, words = CodecAndVocoder.from_pretrained(folder), WORDS[:24]
+    rng = np.random.default_rng(4)
+    waves = [peer.say(word, TALKERS[(7 * i) % 40], rng) for i, word in enumerate(words)]
+    mel = peer.log_mels(waves)
+    codes = pipe.encode(mel)
+    back = {n: pipe.codec.decode(codes[..., :n]) for n in (1, 2, 4, 8)}
+    errors = [float((x - mel).abs().mean()) for x in back.values()]
+    assert errors == sorted(errors, reverse=True)
+    assert audio.DB_PER_NEPER * errors[2] < 4
+    judge = Recogniser(WORDS)
+    right = {n: judge.accuracy(vocode(pipe.vocoder, back[n]), words) for n in (1, 4)}
+    assert right[4] > 0.8 and right[4] > right[1]

@@ -30,8 +30,8 @@ from minilib.soundworld.speech import OTHERS
 from minilib.training import Recipe, fit
 
 FRAMES = 128  # of the log-mel in one row of a batch: 1.28 s
-N_WORDS, N_EVENTS = 3000, 1400  # clips
-RECIPE = Recipe(steps=1800, batch_size=32, lr=2e-3, warmup=50, muon=("linear",))
+N_WORDS, N_EVENTS = 2400, 1400  # clips
+RECIPE = Recipe(steps=700, batch_size=32, lr=2e-3, warmup=30, muon=("linear", "conv"))
 KEPT = (1, 2, 4, 8)  # codebooks that a row may use (2309.07405: structured dropout)
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m7", "m8", "f1", "f2", "f5")
 UNSEEN_VARIANTS = ("m6", "f3")
