@@ -55,10 +55,7 @@ def written(pattern: str, M: int, Q: int) -> Tensor:
 
 
 class Work(NamedTuple):
-    """What one network does for M frames of Q codes, prefix not counted.
-
-    Chapter 20.
-    """
+    """What one network does for M frames of Q codes, the prefix not counted."""
 
     passes: int  # calls, one after the other, to write the codes
     sequences: int  # in training, to predict all of them ...
@@ -71,10 +68,7 @@ class Work(NamedTuple):
 
 
 def work(pattern: str, M: int, Q: int) -> tuple[Work, ...]:
-    """What the networks of a pattern do, one entry for each network.
-
-    Chapter 20.
-    """
+    """What each network of a pattern does. Chapter 20."""
     S = int(written(pattern, M, Q).max()) + 1
     if pattern == "ar_nar":  # one pass a frame, then one a codebook
         return Work(M, 1, M), Work(Q - 1, Q - 1, M)
@@ -88,10 +82,7 @@ def work(pattern: str, M: int, Q: int) -> tuple[Work, ...]:
 
 @dataclass(frozen=True)
 class CodecLMConfig(TransformerConfig):
-    """Sizes that all language models of codes have; the defaults are VALL-E's.
-
-    Chapter 20.
-    """
+    """Sizes that all language models of codes have; the defaults are VALL-E's."""
 
     n_embd: int = 1024
     n_head: int = 16
@@ -111,7 +102,7 @@ def positions(S: int, D: int, device: torch.device, first: int = 0) -> Tensor:
     """Sinusoids (S, D) of the positions from `first` on (1706.03762 §3.5).
 
     Each part of a sequence counts its own, as in VALL-E, so that the padding of one
-    moves none of the others. Chapter 20.
+    moves none of the others.
     """
     place = torch.arange(first, first + S, device=device)[:, None]
     angle = place * 1e4 ** (-torch.arange(D // 2, device=device) * 2 / D)  # (S, D/2)
@@ -119,7 +110,7 @@ def positions(S: int, D: int, device: torch.device, first: int = 0) -> Tensor:
 
 
 class NoPositions(nn.Module):
-    """In the place of GPT-2's table of positions: adds nothing. Chapter 20."""
+    """In the place of GPT-2's table of positions: adds nothing."""
 
     def forward(self, place: Tensor) -> float:
         return 0.0
@@ -186,7 +177,7 @@ def draw(
     """Draw codes from logits (B, ..., K): (B, ...), item b with generator b alone.
 
     A temperature below 1 sharpens the distribution, and 0 takes the most probable code;
-    `top_k` leaves only the k most probable. Chapter 20.
+    `top_k` leaves only the k most probable. Chapter 20b.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -199,13 +190,38 @@ def draw(
     return torch.stack(rows).view(logits.shape[:-1]).to(logits.device)
 
 
-class CodecLM(Model):
-    """What the language models of codes have in common: loss and likelihood.
+Choose = Callable[[Tensor], Tensor]  # logits (B, ..., K) -> codes (B, ...)
 
-    A subclass has `log_prob(codes, conditions)`.
+
+class CodecLM(Model):
+    """What the language models of codes have in common.
+
+    A subclass has `logits(codes, conditions)`, (B, M, Q, K) for codes (B, M, Q), and
+    `write(M, B, conditions, choose)`, which returns such codes.
     """
 
     config_class = CodecLMConfig
+
+    @property
+    def sizes(self) -> CodecLMConfig:
+        """The config that tells Q, K, and which conditions are read."""
+        return self.config
+
+    def log_prob(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """The log-probability of each code, in nats, given those of earlier passes.
+
+        Args:
+            codes: (B, M, Q) long.
+            conditions: by name, of B items; `prompt` is codes (B, P, Q) with a mask,
+                and may be missing.
+        Returns:
+            (B, M, Q); of a NAR model (B, M, Q - 1), without the first codebook.
+        Raises:
+            ValueError: a shape is wrong, or a code out of range.
+        """
+        check_codes("codes", codes, self.sizes, self.sizes.n_codes)
+        logits = self.logits(codes, conditions)
+        return chosen(logits, codes[:, :, -logits.shape[2] :])
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean negative log-likelihood of a code, in nats.
@@ -213,7 +229,30 @@ class CodecLM(Model):
         The batch holds `codes` (B, M, Q) long, the conditions (`from_batch`), and
         `prompt` (B, P, Q) with its mask `prompt_mask`, if there are prompts.
         """
-        return -self.log_prob(batch["codes"], given(self.config, batch)).mean()
+        return -self.log_prob(batch["codes"], given(self.sizes, batch)).mean()
+
+    @torch.no_grad()
+    def generate(
+        self, n_frames: int, generators: list[torch.Generator],
+        conditions: Conditions | None = None, temperature: float = 1.0,
+        top_k: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Write codes, pass by pass.
+
+        Args:
+            n_frames: M.
+            generators: one for each of B items, on the CPU.
+            conditions: of B items, as for `log_prob`; None for none.
+            temperature, top_k: as for `draw`.
+        Returns:
+            (B, M, Q) long.
+        Raises:
+            ValueError: an argument is out of range, or a condition does not fit.
+        """
+        B = check_drawing(n_frames, generators, temperature, top_k)
+        check_given(self.sizes, conditions or {}, B)
+        choose = lambda logits: draw(logits, generators, temperature, top_k)
+        return self.write(n_frames, B, conditions or {}, choose)
 
 
 class PatternLM(CodecLM):
@@ -236,69 +275,44 @@ class PatternLM(CodecLM):
         self.heads = nn.Linear(config.n_embd, config.n_q * config.n_codes)
         start(self)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def head(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., Q, K)."""
         return self.heads(hidden).unflatten(-1, (self.config.n_q, -1))
 
-    def log_prob(self, codes: Tensor, conditions: Conditions) -> Tensor:
-        """The log-probability of each code, in nats, given those of earlier passes.
-
-        codes (B, M, Q) -> (B, M, Q). Raises ValueError if anything given has a wrong
-        shape, or a code is out of range.
-        """
-        check_codes("codes", codes, self.config, self.config.n_codes)
-        (B, M, Q), device = codes.shape, codes.device
+    def logits(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """All at once, from the truth: codes (B, M, Q) -> (B, M, Q, K)."""
+        B, M, Q = codes.shape
         step, q = written(self.config.pattern, M, Q), torch.arange(Q)
         S = int(step.max()) + 1
         by_pass = codes.new_full((B, S, Q), NOTHING)
         by_pass[:, step, q] = codes
-        begin = self.begin.expand(B, 1, -1)
-        x, mask = self.prefix(conditions, self.embedding, begin)  # (B, P + 1, D)
-        P = x.shape[1] - 1
         past = self.embedding(by_pass[:, :-1])  # (B, S - 1, D)
-        past = past + positions(S - 1, past.shape[2], device)
-        hidden = self.gpt2(
-            torch.cat([x, past], dim=1),
-            F.pad(mask, (0, S - 1), value=True),
-            pattern=prefix_mask(P + S, P + 1, device),
-        )[:, P:]  # (B, S, D)
-        logits = self.logits(hidden)[:, step, q]  # (B, M, Q, K)
-        return chosen(logits, codes)
+        past = past + positions(S - 1, past.shape[2], past.device)
+        x = torch.cat([self.begin.expand(B, 1, -1), past], dim=1)
+        x, mask = self.prefix(conditions, self.embedding, x)  # (B, P + S, D)
+        P = x.shape[1] - S
+        who = prefix_mask(P + S, P + 1, x.device)
+        hidden = self.gpt2(x, mask, pattern=who)[:, P:]  # (B, S, D)
+        return self.head(hidden)[:, step, q]
 
-    @torch.no_grad()
-    def generate(
-        self, n_frames: int, generators: list[torch.Generator],
-        conditions: Conditions | None = None, temperature: float = 1.0,
-        top_k: int | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Write codes, pass by pass; a cache keeps keys and values.
-
-        Args:
-            n_frames: M; generators: one for each of B items, on the CPU.
-            conditions: by name, of B items; `prompt` is codes (B, P, Q) with a mask.
-            temperature, top_k: as for `draw`.
-        Returns:
-            (B, M, Q) long.
-        Raises:
-            ValueError: an argument is out of range, or a condition does not fit.
-        """
-        B, device = check_drawing(n_frames, generators, temperature, top_k), self.device
-        step = written(self.config.pattern, n_frames, self.config.n_q)
-        begin, S = self.begin.expand(B, 1, -1), int(step.max()) + 1
-        x, mask = self.prefix(conditions or {}, self.embedding, begin)
+    def write(self, M: int, B: int, conditions: Conditions, choose: Choose) -> Tensor:
+        """Pass by pass: (B, M, Q); a cache keeps keys and values."""
+        Q = self.config.n_q
+        step, q = written(self.config.pattern, M, Q), torch.arange(Q)
+        S, begin = int(step.max()) + 1, self.begin.expand(B, 1, -1)
+        x, mask = self.prefix(conditions, self.embedding, begin)
         P, cache = x.shape[1] - 1, self.gpt2.empty_cache()
         check_length(self.config, P + S)
-        by_pass = torch.full((B, S, self.config.n_q), NOTHING, device=device)
+        by_pass = torch.full((B, S, Q), NOTHING, device=x.device)
         for s in range(S):
-            who = prefix_mask(P + s + 1, P + 1, device)
+            who = prefix_mask(P + s + 1, P + 1, x.device)
             hidden = self.gpt2(x, mask, cache, who)[:, -1]  # (B, D)
             due = (step == s).any(dim=0)  # (Q,) codebooks that this pass writes
-            logits = self.logits(hidden)[:, due]
-            by_pass[:, s, due] = draw(logits, generators, temperature, top_k)
-            place = positions(1, x.shape[2], device, first=s)
+            by_pass[:, s, due] = choose(self.head(hidden)[:, due])
+            place = positions(1, x.shape[2], x.device, first=s)
             x = self.embedding(by_pass[:, s : s + 1]) + place
             mask = F.pad(mask, (0, 1), value=True)
-        return by_pass[:, step, torch.arange(self.config.n_q)]
+        return by_pass[:, step, q]
 
 
 # ---- VALL-E: the first codebook one by one, then each further one in a pass
@@ -306,7 +320,7 @@ class PatternLM(CodecLM):
 
 @dataclass(frozen=True)
 class NARConfig(CodecLMConfig):
-    """Sizes of the NAR model. Chapter 20."""
+    """Sizes of the NAR model."""
 
     latents: bool = True  # read and write the codec's vectors, not one's own
     code_dim: int = 128  # width of those vectors
@@ -366,7 +380,24 @@ class StageBlock(GPT2Block):
         return x + self.mlp(self.ln_2(x, stage))
 
 
-class NAR(CodecLM):
+class BorrowsCodebooks(CodecLM):
+    """A model that may read and write a codec's vectors: they are its own copies."""
+
+    def take(self, codebooks: Tensor) -> None:
+        """Copy the codec's vectors (Q, K, code_dim), which `latents` needs."""
+        wanted = tuple(self.embedding.codebooks.shape)
+        if codebooks.shape != wanted:
+            shape = tuple(codebooks.shape)
+            raise ValueError(f"codebooks must have shape {wanted}, not {shape}")
+        self.embedding.codebooks.copy_(codebooks)
+
+    def check_codebooks(self) -> None:
+        """Raise ValueError if `latents` is on and no vectors were taken."""
+        if self.config.latents and not self.embedding.codebooks.any():
+            raise ValueError("the NAR model has no codebooks yet: take a codec's first")
+
+
+class NAR(BorrowsCodebooks):
     """All codes of one codebook at once, from the codebooks before it, the prompt's and
     the conditions (2301.02111 Eq. 2). A stage is the codebook q, 1 to Q - 1.
 
@@ -393,30 +424,16 @@ class NAR(CodecLM):
             self.log_scale = nn.Parameter(log_scale)
         start(self)
 
-    def take(self, codebooks: Tensor) -> None:
-        """Copy the codec's vectors (Q, K, code_dim), which `latents` needs."""
-        wanted = tuple(self.embedding.codebooks.shape)
-        if codebooks.shape != wanted:
-            shape = tuple(codebooks.shape)
-            raise ValueError(f"codebooks must have shape {wanted}, not {shape}")
-        self.embedding.codebooks.copy_(codebooks)
-
-    def check_codebooks(self) -> None:
-        """Raise ValueError if `latents` is on and no vectors were taken."""
-        if self.config.latents and not self.embedding.codebooks.any():
-            raise ValueError("the NAR model has no codebooks yet: take a codec's first")
-
-    def logits(self, codes: Tensor, stage: Tensor, conditions: Conditions) -> Tensor:
-        """codes (B, M, Q), of which those before stage (B,) are read -> (B, M, K)."""
+    def at(self, stage: Tensor, codes: Tensor, conditions: Conditions) -> Tensor:
+        """Logits (B, M, K) of codebook stage (B,), from the codes (B, M, Q) before."""
         self.check_codebooks()
         (B, M, Q), device = codes.shape, codes.device
         later = torch.arange(Q, device=device) >= stage[:, None, None]
         x = self.embedding(codes.masked_fill(later, NOTHING))  # (B, M, D)
         x = x + positions(M, x.shape[2], device)
         x, mask = self.prefix(conditions, self.embedding, x)  # (B, P + M, D)
-        keep = mask[:, None, None, :]  # all read all
         for block in self.h:
-            x = block(x, keep, stage)
+            x = block(x, mask[:, None, None, :], stage)  # all read all
         out = self.out(self.ln_f(x[:, -M:], stage))
         if self.config.latents:
             return self.nearness(out, stage)
@@ -432,22 +449,11 @@ class NAR(CodecLM):
         # |r - e|^2 = |r|^2 - 2 r e + |e|^2, in which |r|^2 is the same for all codes
         return scale * (2 * missing @ e.mT - e.square().sum(dim=2)[:, None])
 
-    def log_prob(self, codes: Tensor, conditions: Conditions) -> Tensor:
-        """The log-probability of each code from the second codebook on, in nats.
-
-        codes (B, M, Q) -> (B, M, Q - 1).
-        """
-        check_codes("codes", codes, self.config, self.config.n_codes)
-        stages = range(1, self.config.n_q)
-        each = [self.of_stage(codes, codes.new_full((len(codes),), q), conditions)
-                for q in stages]  # fmt: skip
+    def logits(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """Of all stages: codes (B, M, Q) -> (B, M, Q - 1, K)."""
+        stage = torch.ones_like(codes[:, 0, 0])  # (B,)
+        each = [self.at(q * stage, codes, conditions) for q in range(1, codes.shape[2])]
         return torch.stack(each, dim=2)
-
-    def of_stage(self, codes: Tensor, stage: Tensor, conditions: Conditions) -> Tensor:
-        """The log-probability of each code of codebook stage (B,): (B, M)."""
-        items = torch.arange(len(codes), device=codes.device)
-        truth = codes[items, :, stage]
-        return chosen(self.logits(codes, stage, conditions), truth)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """As `CodecLM.loss`, over the codebook `stage` (B,), 1 to Q - 1, that the batch
@@ -457,25 +463,24 @@ class NAR(CodecLM):
             return super().loss(batch)
         codes, stage = batch["codes"], batch["stage"]
         check_codes("codes", codes, self.config, self.config.n_codes)
-        return -self.of_stage(codes, stage, given(self.config, batch)).mean()
+        truth = codes.gather(2, stage[:, None, None].expand(-1, codes.shape[1], 1))
+        logits = self.at(stage, codes, given(self.config, batch))
+        return -chosen(logits, truth[:, :, 0]).mean()
 
-    @torch.no_grad()
-    def fill(self, first: Tensor, conditions: Conditions | None = None) -> Tensor:
-        """Write the codebooks after the first, the most probable code each time.
-
-        first (B, M) long -> (B, M, Q).
+    def fill(self, first: Tensor, conditions: Conditions) -> Tensor:
+        """Write the codebooks after the first, (B, M, 1) -> (B, M, Q): of each code the
+        most probable.
         """
-        codes = first.new_full((*first.shape, self.config.n_q), NOTHING)
-        codes[:, :, 0] = first
+        codes = F.pad(first, (0, self.config.n_q - 1), value=NOTHING)
+        stage = torch.ones_like(codes[:, 0, 0])
         for q in range(1, self.config.n_q):
-            stage = first.new_full((len(first),), q)
-            codes[:, :, q] = self.logits(codes, stage, conditions or {}).argmax(dim=2)
+            codes[:, :, q] = self.at(q * stage, codes, conditions).argmax(dim=2)
         return codes
 
 
 @dataclass(frozen=True)
 class VALLEConfig:
-    """The two models of VALL-E. Chapter 20."""
+    """The two models of VALL-E."""
 
     ar: CodecLMConfig = CodecLMConfig(n_q=1)
     nar: NARConfig = NARConfig()
@@ -496,11 +501,21 @@ class VALLE(CodecLM):
         check_pair(config)
         self.ar, self.nar = PatternLM(config.ar), NAR(config.nar)
 
-    def log_prob(self, codes: Tensor, conditions: Conditions) -> Tensor:
-        """As `PatternLM.log_prob`: codes (B, M, Q) -> (B, M, Q)."""
-        later = self.nar.log_prob(codes, conditions)
-        first = self.ar.log_prob(codes[:, :, :1], first_book(conditions))
-        return torch.cat([first, later], dim=2)
+    @property
+    def sizes(self) -> CodecLMConfig:
+        """Those of the NAR model, which knows all codebooks."""
+        return self.config.nar
+
+    def logits(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """codes (B, M, Q) -> (B, M, Q, K)."""
+        first = self.ar.logits(codes[:, :, :1], first_book(conditions))
+        return torch.cat([first, self.nar.logits(codes, conditions)], dim=2)
+
+    def write(self, M: int, B: int, conditions: Conditions, choose: Choose) -> Tensor:
+        """(B, M, Q); only codes of the first codebook are drawn."""
+        self.nar.check_codebooks()
+        first = self.ar.write(M, B, first_book(conditions), choose)
+        return self.nar.fill(first, conditions)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Nats a code of both models, which share no weights; see `NAR.loss`."""
@@ -509,22 +524,9 @@ class VALLE(CodecLM):
         nar = self.nar.loss(batch)
         return {"loss": ar + nar, "ar": ar, "nar": nar}
 
-    def generate(
-        self, n_frames: int, generators: list[torch.Generator],
-        conditions: Conditions | None = None, temperature: float = 1.0,
-        top_k: int | None = None,
-    ) -> Tensor:  # fmt: skip
-        """As `PatternLM.generate`; only the first codebook is drawn."""
-        given = conditions or {}
-        if PROMPT in given:  # before the AR model starts
-            check_given(self.config.nar, given, len(generators))
-        drawing = first_book(given), temperature, top_k
-        first = self.ar.generate(n_frames, generators, *drawing)
-        return self.nar.fill(first[:, :, 0], given)
-
 
 def first_book(conditions: Conditions) -> Conditions:
-    """The same conditions, of the prompt only its first codebook. Chapter 20."""
+    """The same conditions, of the prompt only its first codebook."""
     if PROMPT not in conditions:
         return conditions
     codes, mask = conditions[PROMPT]
@@ -573,62 +575,47 @@ class MultiScaleLM(CodecLM):
         nn.init.normal_(self.heads, std=D**-0.5)
         nn.init.normal_(self.local.wpe.weight, std=0.5)
 
-    def log_prob(self, codes: Tensor, conditions: Conditions) -> Tensor:
-        """As `PatternLM.log_prob`: codes (B, M, Q) -> (B, M, Q)."""
-        check_codes("codes", codes, self.config, self.config.n_codes)
-        (B, M, _), device = codes.shape, codes.device
+    def logits(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """All at once, from the truth: codes (B, M, Q) -> (B, M, Q, K)."""
+        B, M, _ = codes.shape
         each = self.embedding.each(codes)  # (B, M, Q, D)
-        begin = self.begin.expand(B, 1, -1)
-        x, mask = self.prefix(conditions, self.embedding, begin)
-        P, D = x.shape[1] - 1, x.shape[2]
-        past = each[:, :-1].sum(dim=2) + positions(M - 1, D, device)
-        frames = self.gpt2(
-            torch.cat([x, past], dim=1),
-            F.pad(mask, (0, M - 1), value=True),
-            pattern=prefix_mask(P + M, P + 1, device),
-        )[:, P:]  # (B, M, D)
-        before = torch.cat(
-            [self.local_begin.expand(B, M, 1, -1), each[:, :, :-1]], dim=2
-        )
-        inside = (before + frames[:, :, None]).flatten(0, 1)  # (B M, Q, D)
-        hidden = self.local(inside).unflatten(0, (B, M))
-        logits = torch.einsum("bmqd,qdk->bmqk", hidden, self.heads)
-        return chosen(logits, codes)
+        past = each[:, :-1].sum(dim=2)  # (B, M - 1, D)
+        past = past + positions(M - 1, past.shape[2], past.device)
+        x = torch.cat([self.begin.expand(B, 1, -1), past], dim=1)
+        x, mask = self.prefix(conditions, self.embedding, x)  # (B, P + M, D)
+        P = x.shape[1] - M
+        who = prefix_mask(P + M, P + 1, x.device)
+        frames = self.gpt2(x, mask, pattern=who)[:, P:]  # (B, M, D)
+        begin = self.local_begin.expand(B, M, 1, -1)
+        before = torch.cat([begin, each[:, :, :-1]], dim=2)  # (B, M, Q, D)
+        hidden = self.local((before + frames[:, :, None]).flatten(0, 1))
+        return torch.einsum("bmqd,qdk->bmqk", hidden.unflatten(0, (B, M)), self.heads)
 
-    @torch.no_grad()
-    def generate(
-        self, n_frames: int, generators: list[torch.Generator],
-        conditions: Conditions | None = None, temperature: float = 1.0,
-        top_k: int | None = None,
-    ) -> Tensor:  # fmt: skip
-        """As `PatternLM.generate`: one pass of the global transformer for each frame,
-        one of the local for each code.
-        """
-        B, device = check_drawing(n_frames, generators, temperature, top_k), self.device
-        begin, drawing = self.begin.expand(B, 1, -1), (generators, temperature, top_k)
-        x, mask = self.prefix(conditions or {}, self.embedding, begin)
-        P, cache, frames = x.shape[1] - 1, self.gpt2.empty_cache(), []
-        check_length(self.config, P + n_frames)
-        for m in range(n_frames):
-            who = prefix_mask(P + m + 1, P + 1, device)
+    def write(self, M: int, B: int, conditions: Conditions, choose: Choose) -> Tensor:
+        """Frame by frame: (B, M, Q); one global pass for each, and Q local ones."""
+        begin, frames = self.begin.expand(B, 1, -1), []
+        x, mask = self.prefix(conditions, self.embedding, begin)
+        P, cache = x.shape[1] - 1, self.gpt2.empty_cache()
+        check_length(self.config, P + M)
+        for m in range(M):
+            who = prefix_mask(P + m + 1, P + 1, x.device)
             frame = self.gpt2(x, mask, cache, who)[:, -1:]  # (B, 1, D)
-            frames.append(self.inside(frame, drawing))  # (B, 1, Q)
-            place = positions(1, x.shape[2], device, first=m)
+            frames.append(self.inside(frame, choose))
+            place = positions(1, x.shape[2], x.device, first=m)
             x = self.embedding(frames[-1]) + place
             mask = F.pad(mask, (0, 1), value=True)
         return torch.cat(frames, dim=1)
 
-    def inside(self, frame: Tensor, drawing: tuple) -> Tensor:
+    def inside(self, frame: Tensor, choose: Choose) -> Tensor:
         """The codes (B, 1, Q) of a frame of which the global transformer wrote `frame`
-        (B, 1, D); `drawing` are the arguments of `draw`.
+        (B, 1, D).
         """
-        codes = torch.full(
-            (len(frame), 1, self.config.n_q), NOTHING, device=frame.device
-        )
-        cache, x = self.local.empty_cache(), self.local_begin + frame
+        shape, cache = (len(frame), 1, self.config.n_q), self.local.empty_cache()
+        codes = torch.full(shape, NOTHING, device=frame.device)
+        x = self.local_begin + frame
         for q in range(self.config.n_q):
             hidden = self.local(x, cache=cache)[:, -1]  # (B, D)
-            codes[:, 0, q] = draw(hidden @ self.heads[q], *drawing)
+            codes[:, 0, q] = choose(hidden @ self.heads[q])
             x = self.embedding.each(codes)[:, :, q] + frame
         return codes
 

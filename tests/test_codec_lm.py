@@ -236,7 +236,7 @@ def test_the_prefix_reads_itself_whole(name):
         if name == "multi_scale":
             logits = model.local(model.local_begin + hidden)[:, 0] @ model.heads[0]
         else:
-            logits = model.logits(hidden)[:, 0, 0]
+            logits = model.head(hidden)[:, 0, 0]
         mine = logits.log_softmax(dim=1)[:, codes[0, 0, 0]]
         assert ((mine - first).abs().max() < 1e-4) == same
 
@@ -325,7 +325,7 @@ def test_with_latents_codes_of_equal_sums_are_read_alike_and_else_are_not():
         nar = small(name).nar
         if alike:  # one codebook twice: the order of two codes is not in their sum
             nar.take(nar.embedding.codebooks[:1].expand(Q, -1, -1))
-        difference = nar.logits(codes, stage, {}) - nar.logits(turned, stage, {})
+        difference = nar.at(stage, codes, {}) - nar.at(stage, turned, {})
         assert (difference.abs().max() < 1e-4) == alike
 
 
@@ -339,12 +339,12 @@ def test_each_stage_is_told_which_it_is(name):
     model.out.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))
     codes[..., 1] = -1  # for both stages only the first codebook is known
     for q in (1, 2):
-        model.logits(codes, torch.tensor([q]), {})
+        model.at(torch.tensor([q]), codes, {})
     assert (hidden[0] - hidden[1]).abs().max() > 0.1
     for norm in norms:
         norm.scale_and_shift.weight.zero_()
     for q in (1, 2):
-        model.logits(codes, torch.tensor([q]), {})
+        model.at(torch.tensor([q]), codes, {})
     close(hidden[2], hidden[3])
 
 
