@@ -107,8 +107,11 @@ class Coded(NamedTuple):
     loss: Tensor  # the quantiser's
 
 
-class Codec(Model):
-    """Log-mel to codes and back (2107.03312 §III). Chapter 19."""
+class CodecNetworks(Model):
+    """The networks of the codec: log-mel to vectors, quantiser, vectors to log-mel.
+
+    Chapter 19.
+    """
 
     config_class = CodecConfig
 
@@ -151,6 +154,10 @@ class Codec(Model):
             x = block(x)
         x = self.conv_out(self.norm_out(x).transpose(1, 2)).transpose(1, 2)
         return (self.config.mel_mean + self.config.mel_std * x)[:, None]
+
+
+class Codec(CodecNetworks):
+    """Log-mel to codes and back (2107.03312 §III). Chapter 19."""
 
     def told(self, symbols: Tensor | None, shape: torch.Size) -> Tensor | float:
         """V_s (B, M, D) of symbols (B, M); 0 in a codec without any."""
