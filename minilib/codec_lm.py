@@ -1,12 +1,12 @@
 """Language models of a codec's codes: what is written when, and what it may depend on.
 
-A frame of a codec is Q codes, so a language model must choose an order. Four orders
-share one network on `transformer` (chapter 20): all codes one by one, with a delay from
-codebook to codebook, all codes of a frame at once, and VALL-E's (Wang et al.,
+A frame of a codec is Q codes, so a language model must choose an order. In three of
+them one network on `transformer` writes all codes: one by one, with a delay from
+codebook to codebook, or all codes of a frame at once. VALL-E takes two (Wang et al.,
 2301.02111): the first codebook one by one, then each further codebook in one pass.
-UniAudio's fifth takes two networks (Yang et al., 2310.00704): one over frames, one
-inside the frame (chapter 20b). What a model is to do, and in whose voice, stands in
-front of the codes: conditions by name and a prompt of codes.
+Chapter 20 builds these. UniAudio takes two others (Yang et al., 2310.00704), one over
+frames and one inside the frame, which chapter 20b builds. What a model is to do, and in
+whose voice, stands in front of the codes: conditions by name and a prompt of codes.
 """
 
 from __future__ import annotations
@@ -467,10 +467,13 @@ class NAR(BorrowsCodebooks):
         logits = self.at(stage, codes, given(self.config, batch))
         return -chosen(logits, truth[:, :, 0]).mean()
 
+    @torch.no_grad()
     def fill(self, first: Tensor, conditions: Conditions) -> Tensor:
         """Write the codebooks after the first, (B, M, 1) -> (B, M, Q): of each code the
         most probable.
         """
+        one = replace(self.config, n_q=1)
+        check_codes("first", first, one, self.config.n_codes)
         codes = F.pad(first, (0, self.config.n_q - 1), value=NOTHING)
         stage = torch.ones_like(codes[:, 0, 0])
         for q in range(1, self.config.n_q):
@@ -682,7 +685,7 @@ def check_codes(name: str, codes: Tensor, config: CodecLMConfig, n: int) -> None
         said = f"whole numbers of shape (B, M, {Q})"
         raise ValueError(f"{name} must be {said}, not {codes.dtype} of shape {shape}")
     if shape[2] != Q:
-        said = f"{Q} codebooks, as in training, not {shape[2]}"
+        said = f"{Q} codebook{'s' * (Q > 1)}, as in training, not {shape[2]}"
         raise ValueError(f"{name} must have {said}")
     if not shape[1]:
         said = "is empty: it must have at least one frame"

@@ -492,6 +492,15 @@ def test_impossible_drawing_is_refused_before_it_starts(name):
         model.generate(41, seeds())
 
 
+def test_the_nar_model_fills_only_a_first_codebook_that_is_one():
+    nar = small("textbook").nar
+    assert nar.fill(some_codes(B, M, 1), {}).shape == (B, M, Q)
+    with bad("first must have 1 codebook, as in training, not 3"):
+        nar.fill(some_codes(), {})
+    with bad("first must lie between 0 and 5, not be 6"):
+        nar.fill(torch.full((B, M, 1), 6), {})
+
+
 def test_models_that_cannot_be_are_refused_in_one_sentence():
     with bad("pattern must be one of flat, delay, parallel, not 'ar_nar'"):
         PatternLM(CodecLMConfig(pattern="ar_nar", **SIZES))
