@@ -19,7 +19,7 @@ import yaml
 
 from minilib import cli
 from minilib.assign import checker as checking
-from minilib.assign import confine, course, graders, sandbox
+from minilib.assign import confine, course, graders, pages, sandbox, tables
 from minilib.assign.checker import HIDDEN, Checker
 from minilib.assign.course import assignment, kind, mark
 
@@ -102,6 +102,15 @@ def test_a_release_holds_no_solution_and_no_hidden_test(name, shared_course):
 
 
 @each_assignment
+def test_feedback_can_show_every_formula_of_an_assignment(name):
+    for cell in assignment(name).notebook.cells:
+        if cell.cell_type == "markdown":
+            text = pages.CODE.sub("", cell.source)
+            shown = [pages.formula(a or b) for a, b in pages.FORMULA.findall(text)]
+            assert all(x.startswith("<math") for x in shown), shown
+
+
+@each_assignment
 def test_graders_keep_the_reference_and_take_the_points_of_two_wrong_answers(name):
     trials = graders.try_all(name, n_wrong=2, right=False)
     unjust = [(x.variant.function, x.variant.label) for x in trials if not x.just]
@@ -140,13 +149,86 @@ def test_a_deleted_test_comes_back_and_the_students_own_cells_keep_their_place()
     own, answer = new.new_code_cell("own"), copy.deepcopy(cells[1])
     answer.source = "g"
     submission = new.new_notebook(cells=[cells[0], own, answer])
-    found, restored = course.rebuilt(release, submission)
+    found, notes = course.rebuilt(release, submission)
     assert [cell.source for cell in found.cells] == ["a", "own", "g", "t"]
-    assert restored == [] and [c.source for c in release.cells] == ["a", "f", "t"]
+    assert notes == [] and [c.source for c in release.cells] == ["a", "f", "t"]
     assert "nbgrader" not in found.cells[1].metadata
     answer.cell_type = "raw"
-    with pytest.raises(ValueError, match="the cells f are not found"):
+    with pytest.raises(ValueError, match="none of the functions asked for"):
         course.rebuilt(release, submission)
+
+
+def asked(*sources: str, lost: bool = True) -> nbformat.NotebookNode:
+    """A notebook of an assignment with the functions f and g and a question w, or one
+    that came back with other sources, without marks and with other ids.
+    """
+    names = ("q", "f", "test_f", "g", "test_g", "question", "w")
+    kinds = ("markdown", "code", "code", "code", "code", "markdown", "markdown")
+    solution = {"solution": True, "locked": False}
+    test = {"grade": True, "locked": True, "points": 1, "solution": False}
+    marks = ({}, solution, test, solution, test, {}, {**test, **solution})
+    cells = []
+    for i, source in enumerate(sources):
+        cell = getattr(nbformat.v4, f"new_{kinds[i]}_cell")(source)
+        if not lost:
+            cell.metadata["nbgrader"] = {"grade_id": names[i], **marks[i]}
+        cells.append(cell)
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+RELEASED = ("q", "def f(): 0", "t", "def g(): 0", "u", "why?", "YOUR ANSWER HERE")
+
+
+def test_functions_are_found_by_name_if_marks_and_ids_are_lost_and_cells_are_missing():
+    release = asked(*RELEASED, lost=False)
+    came = asked("q", "def f(): 1", "t", "def g(): 2", "u", "why?", "because")
+    came.cells.insert(1, nbformat.v4.new_code_cell("own"))
+    found, notes = course.rebuilt(release, came)
+    sources = [cell.source for cell in found.cells]
+    assert "def f(): 1" in sources and "def g(): 2" in sources and "own" in sources
+    assert sources.count("t") == sources.count("u") == 1
+    assert sources[-1].endswith("because")  # it was a cell without a mark
+    del came.cells[1:3]
+    found, notes = course.rebuilt(release, came)
+    assert "def g(): 2" in [cell.source for cell in found.cells]
+    assert "not found in the notebook, 0 points: f" in notes
+
+
+def test_an_answer_in_another_cell_is_shown_where_it_was_asked_for():
+    release = asked(*RELEASED, lost=False)
+    for place in (5, 6, 7):
+        came = copy.deepcopy(release)
+        came.cells.insert(place, nbformat.v4.new_markdown_cell("because <b>"))
+        found, (note,) = course.rebuilt(release, came)
+        assert found.cells[-1].source.endswith("because &lt;b>")
+        assert note.startswith("w was answered in another cell")
+    came = copy.deepcopy(release)
+    came.cells[5].source = "why?\nbecause"
+    found, (note,) = course.rebuilt(release, came)
+    assert found.cells[-1].source.endswith("because")
+    came.cells[6].source = "so"
+    found, notes = course.rebuilt(release, came)
+    assert found.cells[-1].source == "so" and notes == []
+
+
+def test_what_a_person_types_into_a_table_is_read_or_kept_beside_it(tmp_path):
+    path, head = tmp_path / "a.csv", ["student", "figure", "score"]
+    assert tables.write(path, head, [["ada", None, 18.0], ["bo", 2.0, 3.0]]) == ""
+    assert tables.changes(path) == {}
+    path.write_text("student;figure;score\nada;1,5;18,00\nbo;2;20\n", "utf-8")
+    assert tables.changes(path) == {("ada", "figure"): "1,5", ("bo", "score"): "20"}
+    said = tables.write(path, head, [["ada", 1.5, 19.5], ["bo", 2.0, 3.0]])
+    assert "(bo, score: 20): your version is kept as a_typed.csv" in said
+    assert "bo;2;20" in (tmp_path / "a_typed.csv").read_text(encoding="utf-8")
+    assert tables.read(path)["ada"]["figure"] == "1.5" and tables.changes(path) == {}
+
+
+def test_a_formula_on_a_page_is_mathml_and_code_stays_as_it_is():
+    page = pages.markdown("a $\\bar\\alpha_t$ of `$x$` [x](https://a.b)", {})
+    assert "<math" in page and "\\bar" not in page and "<code>$x$</code>" in page
+    assert "href" not in page
+    assert "<msub>" in page  # the index stands beside the letter, not under it
+    assert pages.markdown("$\\nonsense{$", {}).count("nonsense") == 1
 
 
 @pytest.mark.parametrize(
@@ -220,8 +302,16 @@ def batch(tmp_path_factory, closed) -> Path:
         cell.id = f"new-{i}"
     hand_in(inbox, "by_position", without_ids)
     lost = copy.deepcopy(without_ids)
+    for cell in lost.cells:
+        cell.source = cell.source.replace("def ", "def my_")
     del lost.cells[3]
     hand_in(inbox, "lost", lost)
+    by_walk = "def merged_noise(beta, eps):\n    last = walk(beta, 0 * eps[0], eps)[-1]"
+    by_walk += "\n    return last / (1 - (1 - beta).prod()).sqrt()"
+    hand_in(inbox, "by_walk", solved(release, walk="def walk(", merged_noise=by_walk))
+    (inbox / "hand").mkdir()
+    nbformat.write(solved(release), inbox / "hand/another name.ipynb")
+    (inbox / "homework.ipynb").write_text("{}", encoding="utf-8")
     (inbox / "torn").mkdir()
     (inbox / "torn" / f"{NAME}.ipynb").write_text("{", encoding="utf-8")
     broken = solved(release, **BROKEN)
@@ -268,10 +358,17 @@ def test_right_answers_get_all_points_that_need_no_person(rows):
     task = assignment(NAME)
     written = [c for c in task.notebook.cells if kind(c) == "written"]
     automatic = task.points - sum(mark(cell, "points") for cell in written)
-    for student in ("ada", "by_id", "by_position", "own_cells"):
+    for student in ("ada", "by_id", "by_position", "own_cells", "hand"):
         assert points(rows[student]) == automatic, rows[student]
         assert rows[student]["read_figure"] == ""  # a person has to read it
-    assert float(rows["ada"]["seconds"]) > 0
+    assert float(rows["ada"]["seconds_to_grade"]) > 0
+    assert "the file is another name.ipynb" in rows["hand"]["note"]
+
+
+def test_a_wrong_answer_does_not_cost_the_points_of_one_that_calls_it(rows):
+    assert rows["by_walk"]["test_walk"] == "0.0"
+    assert rows["by_walk"]["test_merged_noise"] == rows["ada"]["test_merged_noise"]
+    assert "merged_noise passed with the course's walk" in rows["by_walk"]["note"]
 
 
 def test_an_empty_submission_gets_nothing(rows):
@@ -279,12 +376,11 @@ def test_an_empty_submission_gets_nothing(rows):
 
 
 def test_lost_marks_are_restored_or_the_submission_is_refused_by_name(rows):
-    assert "lost marks restored: constant_beta" in rows["by_id"]["note"]
-    assert "lost marks restored: constant_beta" in rows["by_position"]["note"]
-    assert (
-        points(rows["lost"]) == -1 and "not graded: the cells" in rows["lost"]["note"]
-    )
-    assert "merged_noise" in rows["lost"]["note"]
+    restored = "cells found though the file had lost nbgrader's metadata: constant_beta"
+    assert restored in rows["by_id"]["note"]
+    assert restored in rows["by_position"]["note"]
+    assert points(rows["lost"]) == -1
+    assert "not graded: none of the functions" in rows["lost"]["note"]
     assert "not a notebook" in rows["torn"]["note"] and rows["torn"]["score"] == ""
 
 
@@ -302,19 +398,25 @@ def test_a_bad_answer_loses_its_own_points_only(rows, student, functions):
     assert all(row[name] == "0.0" for name in bad), row
     others = [x for x in row if x.startswith("test_") and x not in bad]
     assert others and all(row[name] == right[name] for name in others), row
-    assert row["points"] == right["points"]
+    assert row["of"] == right["of"]
 
 
 def test_a_row_says_which_cells_could_not_be_run(rows):
     note = rows["broken"]["note"]
     assert "cell constant_beta: SyntaxError" in note
     assert "cell level_std: TimeoutError: it ran for too long" in note
+    assert "walk did not answer: it took too long" in note
 
 
 def test_feedback_reads_offline_and_shows_no_hidden_test_and_no_script(batch):
-    pages = {page.parts[-3]: page for page in course.feedback(NAME, batch)}
-    assert {"ada", "cheat", "broken", "attack"} <= set(pages)
-    texts = {name: page.read_text(encoding="utf-8") for name, page in pages.items()}
+    written = course.feedback(NAME, batch)
+    assert {*written.without} == {"lost", "torn"} and written.waiting["read_figure"] > 5
+    found = {page.parts[-3]: page for page in written.pages}
+    assert {"ada", "cheat", "broken", "attack"} <= set(found)
+    texts = {name: page.read_text(encoding="utf-8") for name, page in found.items()}
+    assert "waiting for the instructor (up to 2)" in texts["ada"]
+    assert "ada</h1>" in texts["ada"] and "Not passed" not in texts["ada"]
+    assert "walk, 0 of 2.</strong> Not passed: walk did not" in texts["broken"]
     secrets = [
         line.strip()
         for test in assignment(NAME).tests.values()
@@ -333,6 +435,7 @@ def test_feedback_reads_offline_and_shows_no_hidden_test_and_no_script(batch):
     said = re.sub(r"\s+", " ", texts["broken"])
     for fault in (
         "constant_beta is missing (cell constant_beta: SyntaxError",
+        "<math",
         "walk did not answer: it took too long",
         "merged_noise needed too much memory",
         "first_below raised ValueError: ??",
@@ -362,7 +465,20 @@ def test_grading_again_gives_the_same_scores(batch, rows, tmp_path):
     (again,) = course.grade(inbox, batch)[NAME]
     assert again.scores["test_walk"] == 0
     written = again.scores["read_figure"] or 0
-    assert again.score - written == points(rows["ada"]) - 3
+    assert again.score - written == points(rows["ada"]) - 2
+    # the points that a person gave stay, as the answer is the same
+    now = tables.read(batch / f"{NAME}.csv")
+    assert written == 1.5 and now["ada"]["read_figure"] == "1.5"
+    assert set(now) == set(rows)  # those who did not hand in again are kept
+    changed = solved(release, read_figure="something else")
+    nbformat.write(changed, inbox / "ada" / f"{NAME}.ipynb")
+    (again,) = course.grade(inbox, batch)[NAME]
+    assert again.scores["read_figure"] is None and "grade it again" in again.note
+    table = (batch / f"{NAME}.csv").read_text(encoding="utf-8")
+    typed = re.sub(r"^(ada(?:,[\d.]*){6},)", r"\g<1>2", table, flags=re.M)
+    (batch / f"{NAME}.csv").write_text(typed, encoding="utf-8")
+    course.feedback(NAME, batch)
+    assert tables.read(batch / f"{NAME}.csv")["ada"]["read_figure"] == "2.0"
 
 
 # ---- answers that attack the closed process
@@ -680,23 +796,43 @@ def test_wrong_words_get_one_sentence(capsys, words, said, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_name_no_assignment_or_no_student_are_named(tmp_path):
-    for path in ("homework.ipynb", f"{NAME}.ipynb"):
+def test_files_that_name_no_assignment_or_no_student_are_named_and_the_rest_is_graded(
+    tmp_path,
+):
+    for path in ("homework.ipynb", f"{NAME}.ipynb", "ada.zip"):
         (tmp_path / path).write_text("{}", encoding="utf-8")
-        with pytest.raises(ValueError, match=path):
-            course.submissions(tmp_path, tmp_path / "graded")
-        (tmp_path / path).unlink()
+    with pytest.raises(ValueError, match="homework.ipynb: not graded"):
+        course.submissions(tmp_path, tmp_path / "graded")
     for path in (f"ada_{NAME}.ipynb", f"bo b-{NAME} (1).ipynb"):
         (tmp_path / path).write_text("{}", encoding="utf-8")
     graded = tmp_path / "graded/submitted/ada" / f"{NAME}.ipynb"
     graded.parent.mkdir(parents=True)
     graded.write_text("{}", encoding="utf-8")
-    found = course.submissions(tmp_path, tmp_path / "graded")
-    assert [x[:2] for x in found] == [("ada", NAME), ("bo b", NAME)]
+    found, refused = course.submissions(tmp_path, tmp_path / "graded")
+    assert [(x.student, x.assignment) for x in found] == [("ada", NAME), ("bo b", NAME)]
+    assert [row.student for row in refused] == [
+        "ada.zip",
+        f"{NAME}.ipynb",
+        "homework.ipynb",
+    ]
+    assert "unpack it first" in refused[0].note
     (tmp_path / "ada").mkdir()
     (tmp_path / "ada" / f"{NAME}.ipynb").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="ada has handed in"):
-        course.submissions(tmp_path, tmp_path / "graded")
+    found, refused = course.submissions(tmp_path, tmp_path / "graded")
+    assert [x.student for x in found] == ["bo b"]
+    assert refused[-1].student == "ada" and f"ada/{NAME}.ipynb" in refused[-1].note
+
+
+def test_a_release_that_was_changed_is_not_overwritten(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = nbformat.v4.new_notebook()
+    monkeypatch.setattr(course, "released", lambda name, root: made)  # takes seconds
+    assert run(capsys, "release", NAME)[0] == run(capsys, "release", NAME)[0] == 0
+    path = tmp_path / "release" / f"{NAME}.ipynb"
+    path.write_text("mine", encoding="utf-8")
+    code, text = run(capsys, "release", NAME)
+    assert code == 2 and "is there already, and has been changed" in text
+    assert path.read_text(encoding="utf-8") == "mine"
 
 
 def test_without_nbgrader_a_sentence_says_what_to_install(

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from minilib.assign import confine
 
+HARMLESS = {"%%time", "%%timeit", "%%capture", "%%prun"}  # a cell does the same without
+
 
 class Stubs:
     """Stands for a notebook's shell, of which answers need nothing."""
@@ -37,13 +39,18 @@ class Cells:
             exec(compiled(source), self.names)
             return ""
         except SyntaxError as error:
-            return f"SyntaxError: {error.msg} (line {error.lineno} of the cell)"
+            line = f" (line {error.lineno} of the cell)" if error.lineno else ""
+            return f"SyntaxError: {error.msg}{line}"
         except MemoryError:
             return "MemoryError: it needed too much memory"
         except BaseException as error:  # also SystemExit and KeyboardInterrupt
             return f"{type(error).__name__}: {error}"[:500]
         finally:
             signal.alarm(0)
+
+    def put(self, name: str, value: Any) -> None:
+        """Give a name another value."""
+        self.names[name] = value
 
     def find(self, name: str) -> Any:
         """The function or class of that name."""
@@ -53,7 +60,14 @@ class Cells:
 
 
 def compiled(source: str) -> Any:
-    """The code of a cell; lines such as `%matplotlib inline` are understood."""
+    """The code of a cell; lines such as `%matplotlib inline` are understood, and
+    `%%time` at its top is left out.
+    """
+    first, _, rest = source.lstrip().partition("\n")
+    if first.split()[:1] and first.split()[0] in HARMLESS:
+        source = f"\n{rest}"
+    elif first.startswith("%%"):
+        raise SyntaxError(f"cells that begin with {first.split()[0]} are not run")
     try:
         return compile(source, "<cell>", "exec")
     except SyntaxError as error:
@@ -85,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(1)
     confine.limit()
     cells, peer = Cells(), Peer(read_from, write_to)
-    for function in (lambda: filtered, cells.run, cells.find):
+    for function in (lambda: filtered, cells.run, cells.find, cells.put):
         peer.offer(function)
     try:
         peer.serve()

@@ -17,8 +17,9 @@ def list_(name: None, out: Path | None) -> None:
     width = max((len(task.name) for task in found), default=0)
     for task in found:
         facts = f"{task.points:3.0f} points  {task.minutes:3} min"
-        chapters = ", ".join(task.chapters)
-        print(f"{task.name:{width}}  {facts}  chapter {chapters}: {task.title}")
+        chapters = f"chapter{'s' * (len(task.chapters) > 1)} "
+        chapters += " and ".join(task.chapters)
+        print(f"{task.name:{width}}  {facts}  {chapters}: {task.title}")
 
 
 def release_(name: str, out: Path | None) -> None:
@@ -36,16 +37,35 @@ def grade_(folder: str, out: Path | None) -> None:
     out = out or GRADED
     bar = lambda found: tqdm(found, desc="grading", unit="submission")
     for name, rows in course.grade(Path(folder), out, bar).items():
+        waiting: set[str] = set()
         for row in rows:
             by_hand = [cell for cell, score in row.scores.items() if score is None]
+            waiting.update(by_hand)
             score = f"{row.score:g} of {row.points:g}" if row.scores else "no score"
-            print(f"{name}  {row.student}: {score}", end="")
-            print(f" (by hand: {', '.join(by_hand)})" if by_hand else "", end="")
-            print(f"  {row.seconds:.1f} s  {row.note}".rstrip())
-        print(out / f"{name}.csv")
+            score += f" (by hand: {', '.join(by_hand)})" if by_hand else ""
+            seconds = f"  {row.seconds:.1f} s" if row.seconds else ""
+            who = f"{name or 'file'}  {row.student}"
+            print(f"{who}: {score}{seconds}  {row.note}".rstrip())
+        if name:
+            print(out / f"{name}.csv")
+        if waiting:
+            answers, cells = course.by_hand_path(out, name), ", ".join(sorted(waiting))
+            print(BY_HAND.format(answers, cells, name))
+
+
+BY_HAND = """{}: the answers to {} beside a model answer and its points.
+  Type points into that column of the table, or into nbgrader's form grader (start
+  jupyter lab in the folder of grades, open /formgrader; don't press Autograde there: it
+  runs students' code unguarded). Then: minilib assign feedback {}"""
 
 
 def feedback_(name: str, out: Path | None) -> None:
     """Write a page of feedback for each student."""
-    for page in course.feedback(name, out or GRADED):
+    found = course.feedback(name, out or GRADED)
+    for page in found.pages:
         print(page)
+    if found.without:
+        print(f"no page, since there is no score: {', '.join(found.without)}")
+    for cell, n in found.waiting.items():
+        answers = "1 answer" if n == 1 else f"{n} answers"
+        print(f"{answers} to {cell} not graded yet: the pages say so")

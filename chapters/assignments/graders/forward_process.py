@@ -418,6 +418,13 @@ def first_below__right_numpy(beta, snr_db):
     return int(below[0]) + 1 if len(below) else len(left) + 1
 
 
+def first_below__wrong_at_or_below(beta, snr_db):
+    """A level that lies exactly at the number counts as below."""
+    alpha_bar = (1 - beta).cumprod(0)
+    db = 10 * torch.log10(alpha_bar / (1 - alpha_bar))
+    return 1 + int((db > snr_db).sum())
+
+
 def first_below__wrong_from_zero(beta, snr_db):
     """Counts levels from 0."""
     left = (1 - beta).cumprod(0)

@@ -350,6 +350,18 @@ def overlap_add__right_sample_by_sample(frames, window, hop):
     return torch.from_numpy(wave)
 
 
+def overlap_add__wrong_never_zero(frames, window, hop):
+    """A small number in the denominator in place of the rule for silence."""
+    size = (frames.shape[1] - 1) * hop + len(window)
+    total = frames.new_zeros(len(frames), size)
+    cover = frames.new_zeros(size)
+    for m in range(frames.shape[1]):
+        here = slice(m * hop, m * hop + len(window))
+        total[:, here] += window * frames[:, m]
+        cover[here] += window**2
+    return total / (cover + 1e-8)
+
+
 def overlap_add__wrong_not_divided(frames, window, hop):
     """The sum alone."""
     return added(frames * window, hop)
@@ -550,6 +562,18 @@ def log_bands__right_interpolated(magnitude, edges, sample_rate):
     W = torch.from_numpy(W / W.sum(1, keepdims=True)).to(magnitude)
     mean = torch.einsum("bmk,fk->bmf", magnitude, W)
     return torch.log(torch.maximum(mean, mean.new_tensor(1e-5)))[:, None]
+
+
+def log_bands__wrong_mixed_types(magnitude, edges, sample_rate):
+    """The weights have the edges' dtype, and fail beside other magnitudes."""
+    hz = torch.linspace(0, sample_rate / 2, magnitude.shape[2]).to(edges)
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising, falling = (hz - left) / (centre - left), (right - hz) / (right - centre)
+    weights = torch.minimum(rising, falling).clamp_min(0)
+    nearest = torch.eye(len(hz)).to(edges)[(hz - centre).abs().argmin(1)]
+    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, nearest)
+    weights = weights / weights.sum(1, keepdim=True)
+    return (magnitude @ weights.T).clamp_min(1e-5).log()[:, None]
 
 
 def log_bands__wrong_area(magnitude, edges, sample_rate):
