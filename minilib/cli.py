@@ -1166,7 +1166,8 @@ def warn_of_unknown_words(pipe: AudioLDM2, caption: str) -> None:
 
 def warn_of_many_words(pipe: AudioLDM2, transcription: str | None) -> None:
     """Say so if more words are to be spoken than in any clip of the training."""
-    n, most = len((transcription or "").split()), pipe.vocabulary.get("spoken")
+    n = len((transcription or "").split())
+    most = getattr(pipe, "vocabulary", {}).get("spoken")  # which no peer has
     if most and n > most:
         words = f"{most} word{'s' * (most > 1)}"
         learned = f"these weights learned to say {words} at a time"
