@@ -532,20 +532,13 @@ def check_waves(given: Any) -> Tensor:
     """Recordings as a tensor (B, N); another shape or length, or numbers that are not
     finite or beyond [-1, 1], raise a sentence.
     """
-    try:
-        waves = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        said = f"wave must be a waveform, a tensor (N,), not {shown(given)}"
-        raise TypeError(said) from None
-    shape = tuple(waves.shape)
-    waves = waves[None] if waves.ndim == 1 else waves
     low, high = round(0.1 * audio.SAMPLE_RATE), round(MAX_SECONDS * audio.SAMPLE_RATE)
-    if waves.ndim != 2 or not len(waves) or not low <= waves.shape[1] <= high:
-        wanted = f"(N,) or (B, N) with N from {low} to {high}"
-        raise ValueError(f"wave must have shape {wanted}, not {shape}")
-    if waves.is_complex() or not waves.isfinite().all() or waves.abs().max() > 1:
+    wanted = f"(N,) or (B, N) with N from {low} to {high}"
+    fits = lambda B, N: B > 0 and low <= N <= high
+    waves = as_waves("wave", given, wanted, fits)
+    if waves.abs().max() > 1:
         raise ValueError("wave must hold finite real numbers from -1 to 1")
-    return waves.float().cpu()
+    return waves
 
 
 def check_gap(start: Any, end: Any, n_samples: int) -> tuple[int, int]:
@@ -565,16 +558,27 @@ def check_voice(given: Any, n: int) -> Tensor:
     """Recordings of a voice as a tensor (1, N) or (n, N); another shape, too few
     samples, or numbers that are not finite raise a sentence.
     """
+    wanted = f"(N,) or ({n}, N), N at least {LEAST_VOICE}"
+    fits = lambda B, N: B in (1, n) and N >= LEAST_VOICE
+    return as_waves("voice", given, wanted, fits)
+
+
+def as_waves(
+    name: str, given: Any, wanted: str, fits: Callable[[int, int], bool]
+) -> Tensor:
+    """One or more waveforms as a tensor (B, N), float32 on the CPU; what does not fit,
+    or holds numbers that are not finite, raises a sentence with the shape wanted.
+    """
     try:
         waves = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
-        said = f"voice must be a waveform, a tensor (N,), not {shown(given)}"
+        said = f"{name} must be a waveform, a tensor (N,), not {shown(given)}"
         raise TypeError(said) from None
     shape = tuple(waves.shape)
     waves = waves[None] if waves.ndim == 1 else waves
-    if waves.ndim != 2 or len(waves) not in (1, n) or waves.shape[1] < LEAST_VOICE:
-        wanted = f"(N,) or ({n}, N), N at least {LEAST_VOICE}"
-        raise ValueError(f"voice must have shape {wanted}, not {shape}")
-    if waves.is_complex() or not waves.isfinite().all():
-        raise ValueError("voice must hold finite real numbers")
-    return waves.float()
+    if waves.ndim != 2 or not fits(*waves.shape):
+        raise ValueError(f"{name} must have shape {wanted}, not {shape}")
+    real = not waves.is_complex() and waves.dtype != torch.bool
+    if not real or not waves.isfinite().all():
+        raise ValueError(f"{name} must hold finite real numbers")
+    return waves.float().cpu()

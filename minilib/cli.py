@@ -411,7 +411,7 @@ def add_reconstruct(commands: Any) -> None:
     about = "send a recording through autoencoder and vocoder, and show what each loses"
     examples = """
         minilib reconstruct my_recording.wav -o back.wav
-        minilib reconstruct my_recording.wav --weights data/weights/peers/codec
+        minilib reconstruct my_recording.wav --weights runs/peers/codec --codebooks 4
     """
     add = command(commands, reconstruct, about, examples)
     add(
@@ -590,6 +590,9 @@ def generate(args: argparse.Namespace) -> None:
     with profile.measure("load weights"):
         folder = args.weights or shipped_for(preset)
         pipe = pipeline(folder) or AudioLDM2.from_pretrained(folder)
+    for name, senses in (("voice", "speaks"), ("picture", "sees")):
+        if name in options and not getattr(pipe, senses, False):  # as no peer does
+            raise ValueError(f"these weights take no --{name}: name others")
     read = args.voice is None and args.picture is None
     for caption in args.captions if read else ():
         warn_of_unknown_words(pipe, caption)
@@ -692,7 +695,7 @@ def train(args: argparse.Namespace) -> None:
         line += [] if value is None else [flag(key), str(value)]
     line += ["--encoders", *map(str, args.encoders)] if args.encoders else []
     args.stopped = f"stopped; to continue, run: {shlex.join(line)} --resume"
-    from minilib.training import RUNS, train_stages
+    from minilib.training import RUNS, runs, train_stages
     from minilib.training.processes import is_main
 
     stages = "all" if args.stages == ["all"] else args.stages
@@ -700,6 +703,8 @@ def train(args: argparse.Namespace) -> None:
     if args.encoders and not (known and RUNS[args.preset].encodes):
         raise ValueError(f"--encoders is for full and large, not for {args.preset}")
     if args.encoders:
+        names = runs.stage_names(stages, args.preset)
+        runs.check_run(names, args.preset, args.steps, args.seed)
         options["shipped"] = gathered_encoders(args.encoders, out)
     elif known and RUNS[args.preset].borrows and not RUNS[args.preset].encodes:
         options["shipped"] = shipped_weights()
@@ -789,7 +794,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     changes = sampling_changes(args)
     options = {key: getattr(args, key) for key in ("n", "seed", "candidates")}
-    metrics.check_asked(args.n, args.candidates, args.seed)
+    metrics.check_asked(args.n, args.seed, args.candidates)
     if args.task != "sounds":
         results = task_results(args, changes)
         write_numbers(output, results)
@@ -1005,7 +1010,11 @@ def data(args: argparse.Namespace) -> int:
     from minilib.data import AudioFolder
     from minilib.training.runs import long_captions
 
+    if args.action != "get" and args.out is not None:
+        raise ValueError(f"{args.action} takes no --out: it writes nothing")
     if args.action == "list":
+        if args.folder is not None:
+            raise ValueError(f"list takes no name: leave out {str(args.folder)!r}")
         print(sets.listing())
         return 0
     if args.folder is None:
@@ -1044,7 +1053,7 @@ def shipped_weights() -> Path:
 
 
 def shipped_for(preset: str) -> Path:
-    """The folder of the weights that ship for a preset: tiny, speech."""
+    """The folder of the weights that ship for a preset: tiny, speech or picture."""
     if preset == "tiny":
         return shipped_weights()
     how = "name a folder with --weights, or train weights with: minilib train all"

@@ -249,7 +249,7 @@ def check_codes(name: str, codes: Tensor, n: int) -> None:
         raise ValueError(f"{name} must be whole numbers, not {codes.dtype}")
     if codes.numel() and not (0 <= codes.min() and codes.max() < n):
         worst = int(codes.min() if codes.min() < 0 else codes.max())
-        raise ValueError(f"{name} must lie from 0 to {n - 1}, not be {worst}")
+        raise ValueError(f"{name} must lie between 0 and {n - 1}, not be {worst}")
 
 
 Codec.presets = {

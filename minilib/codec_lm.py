@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minilib import codec
 from minilib.arguments import check_number, check_whole
 from minilib.conditions import Conditions, Context, from_batch
 from minilib.gpt import initialise
@@ -690,9 +691,7 @@ def check_codes(name: str, codes: Tensor, config: CodecLMConfig, n: int) -> None
     if not shape[1]:
         said = "is empty: it must have at least one frame"
         raise ValueError(f"{name} {said}")
-    if not 0 <= codes.min() <= codes.max() < n:
-        worst = int(codes.min() if codes.min() < 0 else codes.max())
-        raise ValueError(f"{name} must lie between 0 and {n - 1}, not be {worst}")
+    codec.check_codes(name, codes, n)
 
 
 def check_given(config: CodecLMConfig, conditions: Conditions, B: int) -> None:
@@ -727,7 +726,8 @@ def check_drawing(
     check_number("temperature", temperature, 0.0)
     if top_k is not None:
         check_whole("top_k", top_k, 1)
-    if not isinstance(generators, list) or not generators:
+    kinds = {type(x) for x in generators} if isinstance(generators, list) else set()
+    if kinds != {torch.Generator}:
         raise TypeError("generators must be a list with one torch.Generator an item")
     return len(generators)
 

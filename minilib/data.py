@@ -207,7 +207,7 @@ class Findings:
                 if hear and not _audible(audio.read(path)[0]).any():
                     self.faults.append(f"{row.place}: {str(path)!r} {SILENT}")
         except (ValueError, OSError) as error:
-            self.faults.append(f"{row.place}: {_reason(error)}")
+            self.faults.append(f"{row.place}: {reason(error)}")
             return
         self.seconds += seconds
         self.rates[rate] += 1
@@ -388,7 +388,7 @@ def _cut(
         except (ValueError, OSError) as error:
             if len(folder) <= CHECKED:
                 raise
-            unread.append(_reason(error))
+            unread.append(reason(error))
             continue
         heard = [piece for piece in pieces if piece.any()]
         waves += heard
@@ -420,6 +420,6 @@ def _warn_of(dropped: list[str], what: str) -> None:
         warnings.warn(said, stacklevel=4)  # blames the line that calls `from_folder`
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What is wrong with a file: an error's text without its demand on `path`."""
     return str(error).partition("; ")[2] or str(error)

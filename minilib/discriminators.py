@@ -225,8 +225,9 @@ class AdversarialVAE(nn.Module):
     The VAE's authors sum L1 over the values of a clip (1024 x 64 at the released
     length), and weight the mean of the KL by 1000 and the adversarial term by half of
     the ratio of both gradients at the decoder's last layer, 10,000 at most. `VAE.loss`
-    takes means: everything here is theirs over the number of values. They also weight
-    a distance between features of VGG, a network for photographs, which is left out.
+    takes means: the VAE's loss here is theirs over the number of values. They also
+    weight a distance between features of VGG, a network for photographs, which is left
+    out.
 
     Args:
         vae, discriminator: both sides.

@@ -422,6 +422,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / "pipeline.json"
     given = older.description(read_json(path))
+    if "peer" in given:
+        raise ValueError(f"{folder} holds the peer {given['peer']}, not AudioLDM 2")
     found = {k: v for k, v in given.items() if k not in CLASSES}
     seconds = found.pop("seconds", None)
     number = isinstance(seconds, int | float) and math.isfinite(seconds)

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,8 @@ def write_card(folder: str | Path, name: str, licence: str | None) -> Path:
 
 
 def check_named(folder: str | Path, name: str) -> Path:
-    """The path of a local folder; a sentence if it is none, or the repository's name is
-    impossible.
+    """The path of a local folder; raise a sentence if it holds no pipeline, or if this
+    can't be the name of a repository.
     """
     if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise ValueError(f"name must be that of a repository, owner/name, not {name!r}")
@@ -175,9 +175,8 @@ def about(pipe: AudioLDM2) -> str:
     if pipe.sees:
         source = "pictures"
     how: Sampling = pipe.sampling
-    settings = {**asdict(how)}
     low, high = how.guidance_interval
-    settings |= {"guidance.low": low, "guidance.high": high}
+    settings = {"guidance.low": low, "guidance.high": high}
     guided = f"guidance {how.guidance:g}{guided_where(settings)}"
     words = pipe.vocabulary.get("words", ())
     known = f" It knows {len(words)} words." if words else ""
@@ -194,7 +193,7 @@ def about(pipe: AudioLDM2) -> str:
 def usage(pipe: AudioLDM2, name: str) -> str:
     """How to load the pipeline, with one of its own captions."""
     told = next(iter(pipe.vocabulary.get("captions", ())), "a dog barks")
-    asked, line = f"[{json.dumps(told)}], seed=0", f'"{told}"'
+    asked, line = f"[{json.dumps(told)}], seed=0", shlex.quote(told)
     if pipe.speaks:
         asked = f'[{json.dumps(told)}], transcription=["seven"], seed=0'
         line += " --transcription seven"

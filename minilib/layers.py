@@ -7,7 +7,7 @@ Chapter 07 builds the blocks, chapter 09 attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -113,14 +113,18 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size, mode="nearest"))  # (B, C, 2T, 2F)
 
 
-def recompute(blocks: Iterable[nn.Module], on: bool = True) -> None:
-    """Keep no activations inside these blocks: they are computed again in the backward
-    pass (gradient checkpointing; Chen et al., 1604.06174). Gradients stay the same.
+def recompute(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], on: bool = True
+) -> None:
+    """Keep no activations inside a model's blocks of these classes: they are computed
+    again in the backward pass (gradient checkpointing; Chen et al., 1604.06174).
+    Gradients stay the same. With `on` False, keep them again.
     """
-    for block in blocks:
-        block.__dict__.pop("forward", None)
-        if on:
-            block.forward = partial(recomputed, block.forward)
+    for block in model.modules():
+        if isinstance(block, kinds):
+            block.__dict__.pop("forward", None)
+            if on:
+                block.forward = partial(recomputed, block.forward)
 
 
 def recomputed(forward: Callable[..., Tensor], *given: Any, **named: Any) -> Tensor:

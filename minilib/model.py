@@ -33,7 +33,7 @@ HUB_REASONS = {
     "RepositoryNotFoundError": "there is no such repository, or it is private and you "
     "must log in with: hf auth login",
     "RevisionNotFoundError": "the repository is empty",
-    "HFValidationError": "this is no valid hub id",
+    "HFValidationError": "this is not a valid hub id",
     "LocalTokenNotFoundError": "log in first with: hf auth login",
     **dict.fromkeys(
         ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,20 +33,22 @@ def load(path: str | Path) -> Tensor:
     if not file.is_file():
         raise FileNotFoundError(f"there is no picture {str(path)!r}")
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as opened:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            check_sides(opened.size[::-1], f"the picture {str(path)!r}")
-            deep = opened.mode[0] in "IF"
-            image = None if deep else ImageOps.exif_transpose(opened).convert("RGBA")
+            with Image.open(file, formats=FORMATS) as opened:
+                check_sides(opened.size[::-1], f"the picture {str(path)!r}")
+                if opened.mode[0] in "IF":
+                    said = "has 16 bits a colour, not 8"
+                    raise ValueError(f"the picture {str(path)!r} {said}")
+                image = ImageOps.exif_transpose(opened).convert("RGBA")
     except UnidentifiedImageError as error:
         wanted = " or ".join(FORMATS)
         raise ValueError(f"{str(path)!r} is not a {wanted} picture") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"the picture {str(path)!r} is too large: {error}") from error
-    except (OSError, SyntaxError) as error:  # Pillow's error for a broken PNG
+    # Pillow's errors for a broken PNG (SyntaxError) and for broken Exif data
+    except (OSError, SyntaxError, struct.error, TypeError) as error:
         raise ValueError(f"the picture {str(path)!r} is damaged: {error}") from error
-    if image is None:
-        raise ValueError(f"the picture {str(path)!r} has 16 bits a colour, not 8")
     white = Image.new("RGBA", image.size, "white")
     drawn = np.asarray(Image.alpha_composite(white, image).convert("RGB"))  # (H, W, 3)
     return torch.from_numpy(drawn.copy()).permute(2, 0, 1).float() / 255

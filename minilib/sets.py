@@ -18,9 +18,11 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from tqdm import tqdm
@@ -235,7 +237,10 @@ def asked(url: str, start: int) -> Iterator[urllib.request.addinfourl]:
         if error.code != 416 or not start:
             raise ValueError(f"{url} can't be loaded: {error}") from error
         yield error
-    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+    except (
+        *(urllib.error.URLError, HTTPException),
+        *(ConnectionError, TimeoutError),
+    ) as error:
         again = "run the same again, and it goes on where it stopped"
         raise ValueError(f"{url} can't be loaded ({error}): {again}") from error
 
@@ -272,7 +277,7 @@ def unpack(archive: Path, folder: Path) -> None:
         else:
             with tarfile.open(archive) as packed:
                 packed.extractall(folder, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
         archive.unlink()
         said = "it has been removed: run the same again"
         raise ValueError(f"{archive} is damaged ({error}): {said}") from error

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from minilib import audio, tables
-from minilib.data import CHECKED, TOLD
+from minilib.data import CHECKED, TOLD, reason
 from minilib.readers import Readers
 from minilib.soundworld.corpus import to_float
 
@@ -136,11 +136,6 @@ class Stream:
         """The caption of a clip; "" if its row has none."""
         return _text(self._said[index % self.n_rows][self._caption])
 
-    def file(self, row: int) -> str:
-        """What the data set calls the file of a row."""
-        sound, named = self._cell(row)
-        return named or f"the sound of row {row + 1}"
-
     def source(self, row: int) -> str | bytes:
         """The path of the file of a row, or all its bytes."""
         sound, named = self._cell(row)
@@ -229,7 +224,7 @@ class Stream:
             path = BytesIO(source) if isinstance(source, bytes) else source
             seconds, rate = audio.header(path)
         except (ValueError, OSError) as error:
-            return _why(error)
+            return reason(error)
         found.seconds += seconds
         found.rates[rate] += 1
         return ""
@@ -270,7 +265,7 @@ class Stream:
                 self._ask(found).result()
                 return found
             except (ValueError, OSError) as error:
-                self._skip(row, _why(error))
+                self._skip(row, reason(error))
         first = self.skipped[index % self.n_rows]
         many = f"{min(MOST_BAD, self.n_rows)} rows of {self.name} one after the other"
         raise ValueError(
@@ -384,9 +379,9 @@ def open_stream(
             folder = path if path.is_dir() else path.parent
             rows = _loaded(datasets, BUILDERS[files[0].suffix], files)
         elif _is_hub_id(where):
-            splits = datasets.get_dataset_split_names(Path(where).as_posix())
-            id, folder = Path(where).as_posix(), Path()
-            rows = datasets.load_dataset(id, split=_split(splits, part))
+            name, folder = path.as_posix(), Path()
+            split = _split(datasets.get_dataset_split_names(name), part)
+            rows = datasets.load_dataset(name, split=split)
         else:
             raise FileNotFoundError(f"there is no folder or file {str(where)!r}")
         if "part" in rows.column_names:
@@ -538,8 +533,10 @@ def _shards(folder: Path) -> list[Path]:
 
 def _is_hub_id(where: str | os.PathLike) -> bool:
     """Whether this is called like a data set of the hub, and there is no such path."""
-    name = Path(where).as_posix()
-    return bool(re.fullmatch(HUB_ID, name)) and not Path(where).parent.exists()
+    path = Path(where)
+    if path.suffix in (*BUILDERS, *TEXT_TABLES) or path.parent.exists():
+        return False
+    return bool(re.fullmatch(HUB_ID, path.as_posix()))
 
 
 def _file_column(rows: Any, name: str) -> tuple[str, Any]:
@@ -592,11 +589,6 @@ def _passing() -> Iterator[None]:
         yield
     except (ValueError, OSError):
         pass
-
-
-def _why(error: Exception) -> str:
-    """What is wrong with a file, without the demand on `path`."""
-    return str(error).partition("; ")[2] or str(error)
 
 
 def _first(error: Exception) -> str:

@@ -139,8 +139,7 @@ def _csv_rows(table: Path, faults: list[str]) -> Iterator[tuple[str, dict]]:
     row that is ambiguous is a fault.
     """
     text = _text(table)
-    delimiter = max(DELIMITERS, key=lambda x: _likely(_header(text, x)))
-    columns = _header(text, delimiter)
+    delimiter, columns = _layout(text)
     twice = [name for name, n in Counter(columns).items() if name and n > 1]
     if twice:
         raise ValueError(f"{table} has two columns named {twice[0]!r}")
@@ -167,9 +166,12 @@ def _csv_rows(table: Path, faults: list[str]) -> Iterator[tuple[str, dict]]:
 def layout(table: Path) -> tuple[str, list[str]]:
     """What separates the columns of a table, and their names, from its first line."""
     with table.open(encoding="utf-8-sig") as file:
-        first = file.readline()
-    delimiter = max(DELIMITERS, key=lambda x: _likely(_header(first, x)))
-    return delimiter, _header(first, delimiter)
+        return _layout(file.readline())
+
+
+def _layout(text: str) -> tuple[str, list[str]]:
+    delimiter = max(DELIMITERS, key=lambda x: _likely(_header(text, x)))
+    return delimiter, _header(text, delimiter)
 
 
 def _reader(text: str, delimiter: str) -> Iterator[list[str]]:

@@ -19,12 +19,10 @@ class FakeHub:
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
-        hub = self
 
         class Handler(Answer):
-            pass
+            hub = self
 
-        Handler.hub = hub
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

@@ -27,6 +27,7 @@ from minilib.soundworld import SoundWorld
 from minilib.text import T5, T5Encoder
 from minilib.tokenizer import Tokenizer
 from minilib.training import RUNS, TrainingData
+from minilib.training.costs import LAION_CLAP
 from minilib.training.loop import Loop
 from minilib.training.stages import seeded
 from minilib.unet import UNet
@@ -45,7 +46,9 @@ def clap_of_laion() -> ReleasedCLAP:
     config = ClapConfig(audio_config=heard, projection_dim=512)
     clap = ReleasedCLAP(ClapModel(config), None)
     n = sum(p.numel() for p in clap.parameters())
-    assert n == 193_913_882, f"the released CLAP has 193,913,882 parameters, not {n}"
+    assert n == LAION_CLAP, (
+        f"the released CLAP has {LAION_CLAP:,} parameters, not {n:,}"
+    )
     return clap
 
 
@@ -100,7 +103,7 @@ def main() -> int:
     """Run the stages that the command line names, each in its own process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="*")
-    parser.add_argument("--preset", default="full")
+    parser.add_argument("--preset", default="full", choices=RUNS)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--here", action="store_true", help="in this process")
@@ -113,7 +116,7 @@ def main() -> int:
     given += ["--recompute"] if args.recompute else []
     codes = [subprocess.run([sys.executable, __file__, x, *given]).returncode
              for x in names]  # fmt: skip
-    return max(codes)
+    return 1 if any(codes) else 0  # a killed process has a negative one
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import minilib
 from minilib import audio
 from minilib.arguments import check_seeds
 from minilib.audioldm2 import Profile
@@ -635,6 +636,7 @@ WAVE = recording()[0]
         ("edit", {"wave": WAVE[None, None]}, ValueError, "not \\(1, 1, 10240\\)"),
         ("edit", {"wave": 20 * WAVE}, ValueError, "wave must hold finite real numbers"),
         ("edit", {"wave": WAVE * math.nan}, ValueError, "wave must hold finite real"),
+        ("edit", {"wave": WAVE > 0}, ValueError, "wave must hold finite real numbers"),
         ("edit", {"wave": "dog.wav"}, TypeError, "wave must be a waveform, a tensor"),
         ("edit", {"caption": " "}, ValueError, "caption is empty"),
         ("edit", {"caption": ["a", "b"]}, ValueError, "caption must be one for all or"),
@@ -673,3 +675,9 @@ def test_weights_that_read_no_captions_refuse_to_edit(
         ValueError, match=f"follows captions: these weights read {read}"
     ):
         tiny_pipe.edit(WAVE, "a dog barks", **FAST)
+
+
+def test_the_folder_of_a_peer_is_named_as_such():
+    peer = Path(__file__).parents[1] / "data" / "weights" / "peers" / "text_ldm"
+    with pytest.raises(ValueError, match="holds the peer text_ldm, not AudioLDM 2"):
+        minilib.AudioLDM2.from_pretrained(peer)

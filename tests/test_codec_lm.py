@@ -486,8 +486,10 @@ def test_impossible_drawing_is_refused_before_it_starts(name):
         model.generate(2, seeds(), temperature=-1)
     with bad("top_k must be a whole number, 1 or more, not 0"):
         model.generate(2, seeds(), top_k=0)
-    with bad("generators must be a list with one torch.Generator an item", TypeError):
-        model.generate(2, torch.Generator())
+    for wrong in (torch.Generator(), [], [0, 1]):
+        said = "generators must be a list with one torch.Generator an item"
+        with bad(said, TypeError):
+            model.generate(2, wrong)
     with bad("prefix and codes must take at most 40 positions, not [0-9]+"):
         model.generate(41, seeds())
 

@@ -193,6 +193,18 @@ def test_without_an_address_and_a_zip_the_cell_asks_for_it(
     assert "Choose course.zip" in capsys.readouterr().out
 
 
+def test_beside_the_zip_of_the_peers_alone_the_cell_asks_for_the_course(
+    colab, small_zips
+):
+    course, peers = small_zips
+    (colab.folder / peers.name).write_bytes(peers.read_bytes())
+    colab.given = [course]
+    colab.run()
+    made = colab.folder / "course"
+    assert colab.asked == 1 and (made / "chapters").is_dir()
+    assert (made / "peers").is_dir()
+
+
 def test_where_no_zip_is_given_the_cell_says_what_to_do(colab):
     with pytest.raises(FileNotFoundError, match="course.zip was not given: upload it"):
         colab.run()

@@ -104,12 +104,13 @@ def test_the_released_sizes_take_what_others_counted(full):
     assert full["ldm"].recomputed < 0.3 * full["ldm"].clip
 
 
-def test_the_report_has_a_row_for_each_stage_and_the_days_of_every_chip(full, capsys):
+def test_the_report_has_a_row_for_each_stage_and_the_days_of_every_chip(full):
     text = costs.report(list(full.values())).splitlines()
     assert [line.split()[0] for line in text[1:8]] == list(full)
     days = [row.days(costs.SHARE * costs.CHIPS["A100"][1]) for row in full.values()]
     assert f"{sum(days):,.1f}" in text[8] and text[8].startswith("total")
     assert all(len(line) <= 130 for line in text)
+    assert any("T4 65, A100 312, H100 989" in line for line in text)
 
 
 def test_info_prints_and_writes_what_training_takes(tmp_path, capsys, monkeypatch):
@@ -117,7 +118,7 @@ def test_info_prints_and_writes_what_training_takes(tmp_path, capsys, monkeypatc
     output = tmp_path / "costs.json"
     line = ["info", "full", "--train", "--json", str(output)]
     assert cli.main(line) == 0
-    assert "x" in capsys.readouterr().out
+    assert "\nx       " in capsys.readouterr().out
     assert json.loads(output.read_text())["stages"][0]["flops"] == 10**12
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import ModelCard
+from matplotlib.image import imread
 
 from minilib import cli, hub
 from minilib.audioldm2 import AudioLDM2
@@ -161,6 +163,10 @@ def test_the_hub_reads_licence_library_and_task_from_the_card(folder):
 
 
 def test_the_card_says_how_to_load_in_lines_that_work(folder, monkeypatch):
+    vocabulary = json.loads((folder / "vocabulary.json").read_text())
+    caption = '"no", he says, for $5, and it\'s loud'
+    vocabulary["captions"].insert(0, caption)
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
     text = the_card(folder)
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     real, asked, names = AudioLDM2.from_pretrained, [], {}
@@ -170,10 +176,8 @@ def test_the_card_says_how_to_load_in_lines_that_work(folder, monkeypatch):
     exec(code, names)
     assert asked == ["ada/sounds"] and names["wave"].shape[0] == 1
     (line,) = re.findall(r"```bash\nminilib (.*?)\n```", text, re.S)
-    import shlex
-
     parsed = cli.build_parser().parse_args(shlex.split(line))
-    assert parsed.weights == "ada/sounds" and parsed.captions
+    assert parsed.weights == "ada/sounds" and parsed.captions == [caption]
 
 
 def test_the_card_tells_the_run_by_its_log_and_notes(folder):
@@ -317,3 +321,12 @@ def test_the_curves_of_a_run_are_drawn_one_panel_a_stage(tmp_path):
     (tmp_path / "train.log").write_text(LOG.replace("0.8088", "0.9088"))
     assert curves.draw(tmp_path).read_bytes() != first
     assert sorted(x.name for x in tmp_path.iterdir()) == ["loss.png", "train.log"]
+
+
+def test_places_without_a_stage_stay_empty(tmp_path):
+    line = "stage{}  step   100      16 s  loss 1.1237\n"
+    (tmp_path / "train.log").write_text("".join(map(line.format, range(4))))
+    picture = imread(curves.draw(tmp_path))  # two rows of three panels
+    height, width = picture.shape[:2]
+    empty = picture[height // 2 :, int(0.36 * width) :]
+    assert empty.min() == 1 and picture[height // 2 :].min() < 1

@@ -394,6 +394,46 @@ def test_a_pipeline_is_evaluated_the_same_twice(tiny_pipe, oracle, classes_only,
     assert other["seed"] == 1 and other["single.clap"] != usual["single.clap"]
 
 
+def test_the_seed_draws_scenes_and_noise_of_every_kind(tiny_pipe, oracle, monkeypatch):
+    tiny_pipe.vocabulary = {"classes": ["piano"]}
+    drawn, noises = {}, []
+
+    def keep(pipe, scenes, how, seed, *_):
+        noises.append(seed)
+        drawn.setdefault(seeds[0], []).append(scenes.waves)
+        return {"": scenes.waves}
+
+    monkeypatch.setattr(metrics.text, "sounds_of", keep)
+    for name in ("compared", "distances"):
+        monkeypatch.setattr(metrics.text, name, lambda *_, **__: {})
+    monkeypatch.setattr(metrics.text, "enough_scenes", lambda n, seed, seconds: n)
+    known = Classifier(ClassifierConfig(("cow", "dog"), channels=(4,)))
+    for seeds in ((3, 0), (4, 0), (3, 1)):
+        given = {"n": 4, "seed": seeds[0], "progress": False}
+        metrics.evaluate(tiny_pipe, oracle, **given)
+        metrics.evaluate_recordings(tiny_pipe, known, Folder(), **given)
+    assert noises == [3] * 4 + [4] * 4 + [3] * 4  # one, two events, tunes, recordings
+    for first, again, other in zip(drawn[3][:4], drawn[3][4:], drawn[4], strict=True):
+        assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("of_pipe", "read"), [("speaks", "transcriptions"), ("sees", "pictures")]
+)
+def test_weights_that_read_no_captions_are_refused_before_anything_is_drawn(
+    tiny_pipe, oracle, monkeypatch, of_pipe, read
+):
+    drawn = lambda *args, **kwargs: pytest.fail("scenes were drawn")
+    for name in ("enough_scenes", "held_out_scenes", "recorded_scenes"):
+        monkeypatch.setattr(metrics.text, name, drawn)
+    monkeypatch.setattr(type(tiny_pipe), of_pipe, True)
+    said = f"pipe must follow captions: its weights read {read}"
+    with pytest.raises(ValueError, match=said):
+        metrics.evaluate(tiny_pipe, oracle, **QUICK)
+    with pytest.raises(ValueError, match=said):
+        metrics.evaluate_recordings(tiny_pipe, oracle, Folder(), **QUICK)
+
+
 def test_bad_numbers_are_refused_before_anything_is_drawn(tiny_pipe, monkeypatch):
     drawn = lambda *args, **kwargs: pytest.fail("scenes were drawn")
     monkeypatch.setattr(metrics.text, "enough_scenes", drawn)
@@ -422,7 +462,7 @@ def test_bad_numbers_are_refused_before_anything_is_drawn(tiny_pipe, monkeypatch
         ):
             with pytest.raises(error, match=said):
                 ask(**{"n": 2, name: bad})
-    given = np.int64(2), np.int64(64), torch.tensor(5)
+    given = np.int64(2), torch.tensor(5), np.int64(64)
     asked = metrics.check_asked(*given)
     assert asked == (2, 5, 64) and all(type(x) is int for x in asked)
 

@@ -272,7 +272,7 @@ def test_the_presets_of_the_released_scale_have_a_recipe_for_every_stage(preset)
         recipe = run.recipes[name]
         assert (recipe.lr, recipe.warmup, recipe.final_lr) == (1e-4, 10_000, 1.0)
         assert recipe.betas == (0.9, 0.999) and not recipe.muon
-    assert {scale.P_EMPTY} == {0.1}
+    assert scale.P_EMPTY == 0.1
 
 
 def test_large_is_full_with_another_unet():

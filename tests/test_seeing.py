@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small_world
@@ -297,6 +298,19 @@ def test_a_file_is_read_as_it_looks(tmp_path):
     assert turned.shape == (3, 30, 20)
 
 
+@pytest.mark.filterwarnings("error")
+def test_broken_exif_data_neither_warns_nor_crashes(tmp_path):
+    image, exif = Image.new("RGB", (20, 30), "red"), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "hello"
+    whole = exif.tobytes()
+    cut = pictures.load(written(tmp_path / "cut.jpg", image, exif=whole[:-12]))
+    assert cut.shape == (3, 30, 20)  # not turned
+    for kind in (3, 26):  # a text that says it holds numbers
+        exif = whole[:17] + bytes([kind]) + whole[18:]
+        with pytest.raises(ValueError, match="exif.png' is damaged"):
+            pictures.load(written(tmp_path / "exif.png", image, exif=exif))
+
+
 def test_a_bad_file_is_named_in_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no picture .*no.png"):
         pictures.load(tmp_path / "no.png")
@@ -356,6 +370,16 @@ def test_pictures_are_judged_between_chance_and_ceiling(pipe, tiny_pipe, monkeyp
         metrics.evaluate_pictures(tiny_pipe, judges, **given)
 
 
+def test_the_seed_draws_the_noise_of_the_sounds_of_pictures(pipe, seen):
+    how = pipe.sampling.changed(steps=2, eta=1.0)  # eta adds noise in every step
+    bar = SimpleNamespace(update=lambda n: None)
+    first, again, other = (
+        metrics.picture.drawn_from(pipe, seen, how, seed, bar) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not (first == other).all(dim=1).any()
+
+
 def test_text_and_music_ask_about_their_own_scenes(tiny_pipe, monkeypatch):
     assert list(metrics.TASKS) == ["text", "music", "speech", "prompted", "picture"]
     asked = {}
@@ -411,6 +435,18 @@ def test_a_picture_is_refused_in_a_sentence(shipped, capsys, line, said):
     assert cli.main(["generate", *line.split()]) == 2
     assert said in capsys.readouterr().err
     assert not Path("sound.wav").exists()
+
+
+def test_weights_that_neither_see_nor_speak_refuse_at_once(
+    shipped, tiny_pipe_folder, capsys
+):
+    audio.save("me.wav", torch.zeros(16000))
+    for given in ("--picture dog.png", "--voice me.wav --transcription zero"):
+        line = f"generate {given} --weights {tiny_pipe_folder}"
+        assert cli.main(line.split()) == 2
+        out, err = capsys.readouterr()
+        assert not out  # no seed yet
+        assert f"these weights take no {given.split()[0]}: name others" in err
 
 
 def test_the_command_evaluate_judges_pictures(shipped, capsys, monkeypatch):

@@ -86,6 +86,7 @@ def server(monkeypatch, tmp_path):
     class Handler(BaseHTTPRequestHandler):
         asked: list[str | None] = []
         most = None  # bytes of an answer
+        chunked = False  # whether an answer does not say how long it is
 
         def do_GET(self):
             name = self.path.strip("/")
@@ -98,6 +99,10 @@ def server(monkeypatch, tmp_path):
             if first and not content:
                 return self.send_error(416)
             self.send_response(206 if start else 200)
+            if self.chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                return self.wfile.write(b"%x\r\n" % len(content) + content[: self.most])
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content[: self.most])
@@ -139,6 +144,12 @@ def test_an_interrupted_download_goes_on(server, tmp_path):
     server.most = None
     sets.get("ljspeech", progress=False)
     assert server.asked == [None, "bytes=100-"]
+
+
+def test_an_answer_of_unknown_length_that_ends_early_is_one_sentence(server, tmp_path):
+    server.most, server.chunked = 100, True
+    with pytest.raises(ValueError, match="can't be loaded .*goes on where it stopped"):
+        sets.get("esc50", progress=False)
 
 
 def test_what_was_loaded_whole_before_is_not_loaded_again(server, tmp_path):
@@ -202,3 +213,7 @@ def test_the_command_lists_and_gets(server, tmp_path, capsys):
     assert (tmp_path / "lj" / "metadata.csv").is_file()
     assert cli.main(["data", "check"]) == 2
     assert "check needs the folder" in capsys.readouterr().err
+    assert cli.main(["data", "list", "ljspeech"]) == 2
+    assert "list takes no name" in capsys.readouterr().err
+    assert cli.main(["data", "check", "lj", "--out", "there"]) == 2
+    assert "check takes no --out" in capsys.readouterr().err

@@ -359,6 +359,33 @@ def test_speech_is_judged_between_chance_and_ceiling(
     assert "true LOA" in table and "pip install --no-deps Resemblyzer" in table
 
 
+@pytest.mark.parametrize("prompted", [False, True])
+def test_the_seed_draws_the_order_and_the_noise_of_all_that_is_said(
+    pipe, monkeypatch, prompted
+):
+    monkeypatch.setattr(metrics.speech, "voices", lambda split: HEARD)
+    monkeypatch.setattr(metrics.speech, "WORDS", (*SAID, "ocean"))
+    monkeypatch.setattr(metrics.speech, "HELD_OUT_WORDS", ("ocean",))
+    drawn = []
+    keep = lambda judges, said, sounds: drawn.append((said, sounds)) or {}
+    monkeypatch.setattr(metrics.speech, "judged_speech", keep)
+    how = pipe.sampling.changed(steps=2, eta=1.0)  # eta adds noise in every step
+    for seed in (0, 0, 1):
+        given = {"n": 6, "seed": seed, "prompted": prompted, "progress": False}
+        found = metrics.evaluate_speech(pipe, None, how, **given)
+        assert found["seed"] == seed
+    assert drawn[0][0] != drawn[4][0]
+    for (said, first), (same, again), (order, other) in (drawn[::2], drawn[1::2]):
+        assert said == same
+        at = [order.index(pair) for pair in said]  # the same words in the same voices
+        for prefix, waves in first.items():
+            assert torch.equal(waves, again[prefix])
+            alike = (waves == other[prefix][at]).all(dim=1)
+            assert (
+                alike.all() if prefix in ("ceiling.", "roundtrip.") else not alike.any()
+            )
+
+
 def test_a_recording_that_tells_the_voice_says_another_word(pipe, monkeypatch):
     heard, options = [], []
     clean = lambda word, voice, seconds: heard.append((word, voice)) or torch.zeros(9)

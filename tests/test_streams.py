@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -269,6 +270,10 @@ def test_nothing_but_bad_rows_is_an_error(tmp_path):
 
 BAD = {
     "no source": (lambda x: x / "none.parquet", FileNotFoundError, "there is no"),
+    "no folder": (
+        lambda x: "none/x.parquet",
+        *(FileNotFoundError, "there is no folder or file"),
+    ),
     "no captions": (
         lambda x: written(x, {"audio": of_bytes(2)["audio"]}),
         *(ValueError, "none of captions: 'caption'"),
@@ -346,6 +351,23 @@ def test_all_stages_train_on_a_stream(small, tmp_path):
     assert {x.stem for x in (out / "finished").glob("*.json")} == set(STAGES)
     told = json.loads((out / "finished" / "gpt.json").read_text())
     assert told["source"] == "recordings"
+
+
+@pytest.mark.parametrize("borrows", [(), ("text", "clap")])
+def test_the_vocabulary_is_that_of_the_stream(borrows, small, tmp_path):
+    small.setitem(RUNS, "small", replace(RUNS["small"], borrows=borrows))
+    where = big(tmp_path / "set")
+    out = train_stages("vae", "small", tmp_path / "a", where, steps=1, progress=False)
+    known = json.loads((out / "vocabulary.json").read_text())
+    assert known["words"] == sorted(["a", *WORDS])
+
+
+def test_a_run_ends_the_processes_that_read_for_it(small, tmp_path):
+    where, started = big(tmp_path / "set"), []
+    of = readers._started
+    small.setattr(readers, "_started", lambda n: started.append(of(n)) or started[-1])
+    train_stages("vae", "small", tmp_path / "a", where, steps=1, progress=False)
+    assert started and all(x.wait(timeout=60) == 0 for x in started)
 
 
 @pytest.mark.parametrize("stage", ["vae", "clap"])

@@ -300,7 +300,8 @@ def test_the_command_line_sounds_it_and_names_words_it_cannot_know(
 
 
 def test_a_folder_that_names_an_unknown_peer_is_damaged(tmp_path):
-    (tmp_path / "pipeline.json").write_text('{"peer": "tango9"}')
-    with pytest.raises(ValueError, match="there is no peer 'tango9'"):
-        peers.pipeline(tmp_path)
+    for name, said in (('"tango9"', "'tango9'"), ('["codec"]', r"\['codec'\]")):
+        (tmp_path / "pipeline.json").write_text(f'{{"peer": {name}}}')
+        with pytest.raises(ValueError, match=f"is damaged: there is no peer {said}"):
+            peers.pipeline(tmp_path)
     assert peers.pipeline(TINY) is None

@@ -290,6 +290,15 @@ def looked(model: UNet, z0: Tensor, told: Conditions, words: list[Tensor]) -> fl
     return float(torch.stack(ratios).mean())
 
 
+IN_ORDER = {
+    "unit": "share of sounds with both events right, in order",
+    "holds": lambda m: m["every state"] > max(m["mean of the states"], m["CLAP"]) + 0.2,
+    "control": "CLAP",
+    "chance": 1 / len(PAIRS),
+    "ceiling": 1.0,
+}
+
+
 @experiment(
     Claim(
         "probe",
@@ -305,21 +314,9 @@ def looked(model: UNet, z0: Tensor, told: Conditions, words: list[Tensor]) -> fl
         "order",
         "for ordered pairs that were never trained, a sequence gives both events in "
         "their order, one vector does not",
-        "share of sounds with both events right, in order",
-        lambda m: m["every state"] > max(m["mean of the states"], m["CLAP"]) + 0.2,
-        control="CLAP",
-        chance=1 / len(PAIRS),
-        ceiling=1.0,
+        **IN_ORDER,
     ),
-    Claim(
-        "order_seen",
-        "the same for ordered pairs of the training",
-        "share of sounds with both events right, in order",
-        lambda m: m["every state"] > max(m["mean of the states"], m["CLAP"]) + 0.2,
-        control="CLAP",
-        chance=1 / len(PAIRS),
-        ceiling=1.0,
-    ),
+    Claim("order_seen", "the same for ordered pairs of the training", **IN_ORDER),
     Claim(
         "events",
         "which two events there are, the vectors tell nearly as well",

@@ -285,6 +285,14 @@ def spoilt(scenes: Scenes, seed: int) -> dict[str, Tensor]:
     }
 
 
+def sees_repeats_alone(m: dict[str, float]) -> bool:
+    """Whether a distance sees that clips repeat, and not that captions are ignored."""
+    return (
+        m["renders of other captions"] < 1.01 * m["clean renders"]
+        and m["one clip for each class"] > 1.5 * m["clean renders"]
+    )
+
+
 FOOLED: dict[str, tuple[str, str, Callable[[dict[str, float]], bool]]] = {
     "fooled_class": (
         "the class judge sees nothing wrong with one clip for each class, and accepts "
@@ -315,18 +323,12 @@ FOOLED: dict[str, tuple[str, str, Callable[[dict[str, float]], bool]]] = {
     "fooled_frechet": (
         "the Fréchet distance sees that clips repeat and not that captions are ignored",
         "squared Fréchet distance in the judge's features",
-        lambda m: (
-            m["renders of other captions"] < 1.01 * m["clean renders"]
-            and m["one clip for each class"] > 1.5 * m["clean renders"]
-        ),
+        sees_repeats_alone,
     ),
     "fooled_frechet_clap": (
         "the Fréchet distance in the embeddings of CLAP sees and misses the same",
         "squared Fréchet distance in CLAP's embeddings",
-        lambda m: (
-            m["renders of other captions"] < 1.01 * m["clean renders"]
-            and m["one clip for each class"] > 1.5 * m["clean renders"]
-        ),
+        sees_repeats_alone,
     ),
     "fooled_attributes": (
         "what is told in closed form sees one clip for each class, and finds little "

@@ -237,7 +237,8 @@ def functions(name: str, cells: Sequence[tuple[str, str]]) -> list[ast.AST]:
         if len(source) > MAX_SOURCE:
             continue
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():  # of escapes such as \d
+                warnings.simplefilter("ignore")
                 body = ast.parse(source).body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue

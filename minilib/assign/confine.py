@@ -1,7 +1,8 @@
 """What a process gives up before it runs answers: new processes, sockets, more memory.
 
 Linux only. The filter of system calls is a seccomp program (see seccomp(2)); a process
-can't remove it. Elsewhere `missing_guards` says what is not guarded.
+can't remove it. On other systems, and on other machines than `REFUSED` knows, nothing
+refuses these calls.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ def program(machine: str) -> bytes:
     return b"".join(steps)
 
 
-def filter_calls() -> bool:
-    """Refuse those system calls from now on; False where that is not possible."""
+def filter_calls() -> None:
+    """Refuse those system calls from now on, where that is possible."""
     machine = platform.machine()
     if platform.system() != "Linux" or machine not in REFUSED:
-        return False
+        return
     code = program(machine)
     # struct sock_fprog: the number of instructions, and where they are
     buffer = ctypes.create_string_buffer(code, len(code))
@@ -76,7 +77,7 @@ def filter_calls() -> bool:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 4]
     prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    return prctl(SET_SECCOMP, FILTER, ctypes.create_string_buffer(head), 0, 0) == 0
+    prctl(SET_SECCOMP, FILTER, ctypes.create_string_buffer(head), 0, 0)
 
 
 def limit() -> None:

@@ -59,7 +59,7 @@ class Assignment:
     @property
     def points(self) -> float:
         """The most points that a student can get."""
-        return float(sum(mark(cell, "points", 0) for cell in self.notebook.cells))
+        return sum(self.most.values())
 
     @property
     def given(self) -> list[str]:
@@ -149,7 +149,8 @@ def read(path: Path) -> NotebookNode:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path.name} is larger than {MAX_BYTES // 10**6} MB")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of a copied cell's id
+        with warnings.catch_warnings():  # of a copied cell's id
+            warnings.simplefilter("ignore")
             notebook = nbformat.read(path, as_version=4)
             nbformat.validate(notebook)
         return notebook
@@ -302,7 +303,7 @@ def submissions(folder: Path, out: Path) -> tuple[list[Submission], list[Row]]:
             continue
         fits = form.fullmatch(path.stem)
         given = place.parts[0] if len(place.parts) > 1 else fits and fits[1]
-        student = given and re.sub(r"[^\w .@-]", "_", given)
+        student = given and re.sub(r"[^\w .@-]|^\.+$", "_", given)
         note = "" if student == given else f"handed in as {given}"
         if path.suffix == ".zip":
             why = "not graded: unpack it first"
@@ -682,8 +683,7 @@ def scores(api: NbGraderAPI, task: Assignment, student: str) -> dict[str, float 
             grade.name: None if grade.needs_manual_grade else grade.score
             for grade in notebook.grades
         }
-    graded = [mark(c, "grade_id") for c in task.notebook.cells if mark(c, "grade")]
-    return {name: found[name] for name in graded}
+    return {name: found[name] for name in task.most}
 
 
 def answers_in(notebook: NotebookNode) -> dict[str, str]:
@@ -804,11 +804,9 @@ def feedback(name: str, root: Path) -> Feedback:
     """
     task, table = assignment(name), root / f"{name}.csv"
     if not list(root.glob(f"autograded/*/{name}")):
-        missing = (
-            "no submission of it was graded there: run minilib assign grade FOLDER"
-        )
-        where = f"{str(root)!r} has no grades for {name}"
-        raise FileNotFoundError(f"{where}: {missing} --out {root}")
+        missing = f"{str(root)!r} has no grades for {name}"
+        how = f"run minilib assign grade FOLDER --out {root}"
+        raise FileNotFoundError(f"{missing}: {how}")
     api = nbgrader_api(root.resolve())
     rows = read_rows(table, task, api)
     warn(write_table(table, rows))
@@ -844,13 +842,12 @@ def page_of(
             )
             for x in paper.grades
         }
-    order = [mark(c, "grade_id") for c in task.notebook.cells if mark(c, "grade")]
     cells = [
         cell
         for cell in notebook.cells
         if "remove-cell" not in cell.metadata.get("tags", [])
     ]
-    grades = {name: found[name] for name in order}
+    grades = {name: found[name] for name in task.most}
     kinds = [kind(cell) for cell in cells]
     page = pages.page(task.title, student, cells, kinds, grades)
     if "HIDDEN TESTS" in page:

@@ -127,6 +127,7 @@ def report(name: str, trials: list[Trial]) -> bool:
                 )
             elif " raised " in trial.fault:  # caught, but perhaps for another reason
                 print(f"    ({function}, {trial.variant.label}: {trial.fault})")
+        # the reference is a right one more
         enough = len(wrong) >= MIN_WRONG and len(right) > MIN_RIGHT
         if not enough:
             print(f"    {function} needs {MIN_WRONG} wrong answers, {MIN_RIGHT} right")

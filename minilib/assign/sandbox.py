@@ -28,6 +28,7 @@ SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/fonts")
 CELL_SECONDS = 10  # that one cell may take
 START_SECONDS = 60  # for Python, torch and the notebook's cells together
 TEMPORARY_BYTES = 2**26  # of all files that answers write
+RUN, FIND, PUT = range(3)  # the functions that `answers.main` offers
 
 
 def visible() -> list[str]:
@@ -132,7 +133,6 @@ class Answers:
         pipes = self.process.stdout.fileno(), self.process.stdin.fileno()
         self.peer = Peer(*pipes)
         self.allow(START_SECONDS)
-        self.filtered = self.peer.call(0, (), {})
         self.faults = {}
         for name, source in self.cells:
             fault = self.run(source)
@@ -145,19 +145,19 @@ class Answers:
 
     def run(self, source: str) -> str:
         """Run one more cell; what went wrong in one line, or nothing."""
-        fault = self.peer.call(1, (source, CELL_SECONDS), {})
+        fault = self.peer.call(RUN, (source, CELL_SECONDS), {})
         return printable(fault) if isinstance(fault, str) else "its result is forged"
 
     def find(self, name: str) -> Callable[..., Any]:
         """The function of that name, to be called there."""
-        found = self.peer.call(2, (name,), {})
+        found = self.peer.call(FIND, (name,), {})
         if not callable(found):
             raise WireError("its result is forged")
         return found
 
     def put(self, name: str, function: Callable[..., Any]) -> None:
         """Let a name stand for a function of this process there."""
-        self.peer.call(3, (name, function), {})
+        self.peer.call(PUT, (name, function), {})
 
     def stop(self) -> None:
         """End the process and whatever it has started."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 Table = dict[str, dict[str, str]]  # student -> column -> text
@@ -83,8 +83,3 @@ def number(text: str) -> float | None:
     """The number in a cell, with a point or a comma; None if it is not one."""
     text = f"{text}".strip().replace(",", ".")
     return float(text) if re.fullmatch(r"\d+(\.\d*)?", text) else None
-
-
-def points(row: Mapping[str, str], column: str) -> float | None:
-    """The number in a column of a row."""
-    return number(row.get(column) or "")

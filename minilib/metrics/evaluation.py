@@ -19,7 +19,7 @@ from minilib.metrics.questions import BATCH, Scenes
 # Settings
 
 
-def check_asked(n: int, candidates: int = 1, seed: int = 0) -> tuple[int, int, int]:
+def check_asked(n: int, seed: int = 0, candidates: int = 1) -> tuple[int, int, int]:
     """Number of scenes, seed and candidates as plain numbers; impossible ones raise a
     sentence.
     """

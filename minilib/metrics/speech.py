@@ -188,7 +188,7 @@ def resounded(
         empty = pipe.encode([""] * len(some))  # nothing but the LOA is read
         told = {**empty, "loa": pipe.loa_of_negative(empty, how)}
         latents = pipe.noise(len(some), some.shape[1], generator=generator)
-        z0 = pipe.sample(loa, empty, how, told, latents)
+        z0 = pipe.sample(loa, empty, how, told, latents, generator)
         made.append(pipe.decode(z0, some.shape[1]).float().cpu())
         bar.update(len(some))
     return torch.cat(made)

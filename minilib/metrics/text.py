@@ -73,9 +73,11 @@ def evaluate(
             and `frechet.clap` the same in the listener's embeddings.
     Raises:
         ValueError, TypeError: `n`, `seed`, `candidates` or `sampling` is not as
-            described, or the weights know no scenes of these kinds.
+            described, or the weights read no captions alone, or know no scenes of
+            these kinds.
     """
-    n, seed, candidates = check_asked(n, candidates, seed)
+    n, seed, candidates = check_asked(n, seed, candidates)
+    check_reads_captions(pipe)
     how, listener = check_sampling(sampling, pipe.sampling), listener or pipe.clap
     draw, drawn = partial(held_out_scenes, judge, seed=seed, seconds=pipe.seconds), {}
     if "single" in kinds:
@@ -126,13 +128,21 @@ def evaluate_recordings(
         ValueError, TypeError: numbers are not as described, or the judge knows fewer
             than two of the classes.
     """
-    n, seed, candidates = check_asked(n, candidates, seed)
+    n, seed, candidates = check_asked(n, seed, candidates)
     how = check_sampling(sampling, pipe.sampling)
+    check_reads_captions(pipe)
     scenes = recorded_scenes(judge, folder, n, seed, pipe.seconds)
     with tqdm(total=n, desc="evaluate", unit="sound", disable=not progress) as bar:
         sounds = sounds_of(pipe, scenes, how, seed, candidates, bar)
     found = compared(judge, pipe.clap, n, scenes, sounds, seed=seed)
     return {**settings(n, seed, how, candidates), **found}
+
+
+def check_reads_captions(pipe: AudioLDM2) -> None:
+    """Raise ValueError for a pipeline that makes no sound from a caption alone."""
+    if pipe.sees or pipe.speaks:
+        read = "pictures" if pipe.sees else "transcriptions"
+        raise ValueError(f"pipe must follow captions: its weights read {read}")
 
 
 def plays(pipe: AudioLDM2) -> bool:

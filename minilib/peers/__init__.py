@@ -40,7 +40,7 @@ def peer_of(folder: str | Path) -> str | None:
 
     description = Path(folder) / "pipeline.json"
     name = read_json(description).get("peer") if description.is_file() else None
-    if name is not None and name not in PEERS:
+    if name not in (None, *PEERS):
         raise ValueError(f"{description} is damaged: there is no peer {name!r}")
     return name
 
@@ -70,6 +70,7 @@ def coder(folder: str | Path, codebooks: int | None = None) -> Any:
     if peer_of(folder) == "codec":
         return peer("codec").CodecAndVocoder.from_pretrained(folder, codebooks)
     if codebooks is not None:
-        here = f"{folder} holds none (name its folder with --weights)"
+        how = "train one with minilib train-peer codec, and name it with --weights"
+        here = f"{folder} holds none; {how}"
         raise ValueError(f"--codebooks needs the weights of a codec: {here}")
     return None

@@ -96,9 +96,8 @@ class CodecClips:
         events = [self.events[i, :, at : at + FRAMES] for i, at in chosen]
         batch = {"mel": torch.stack([*words, *events])}
         if self.kept:
-            batch["keep"] = torch.tensor(self.kept)[
-                draw(len(self.kept), (len(words) + n,))
-            ]
+            drawn = draw(len(self.kept), (self.batch_size,))
+            batch["keep"] = torch.tensor(self.kept)[drawn]
         return batch
 
 

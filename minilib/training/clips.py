@@ -80,6 +80,11 @@ class TrainingData:
         """Whether the clips are read when they are asked for."""
         return isinstance(self.corpus, Stream)
 
+    def close(self) -> None:
+        """End the processes that read a stream."""
+        if self.streamed:
+            self.corpus.close()
+
     def clips(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw the indices (n,) of clips; of a stream, those that can be read."""
         if not self.streamed:
@@ -147,8 +152,8 @@ class TrainingData:
         told, empty, batch = {}, {}, {}
         for name, encoder in encoders.items():
             if encoder.reads == "picture":  # it hears the clips
-                heard = self.heard(name, encoder)[indices]
-                told[name], empty[name] = Context(heard[:, None]), encoder.empty(1)
+                sounds = self.heard(name, encoder)[indices]
+                told[name], empty[name] = Context(sounds[:, None]), encoder.empty(1)
                 continue
             every = self.texts(encoder)
             texts = [every[i] for i in indices.tolist()]

@@ -39,8 +39,9 @@ WORDS = 16  # tokens in a caption
 FLOAT = 4  # bytes of a number
 LAION_CLAP = 193_913_882  # parameters of the released ClapModel
 STATES = 4  # of each trained number: itself, its gradient and AdamW's two means
-# chip: memory in bytes, and operations a second in half precision, without sparsity, as
-# NVIDIA's data sheets have them
+# chip: memory in bytes, and operations a second in half precision without sparsity, by
+# NVIDIA's data sheets of T4, A100 80GB and H100 SXM; the last gives twice as many, with
+# sparsity
 CHIPS = {"T4": (16e9, 65e12), "A100": (80e9, 312e12), "H100": (80e9, 989e12)}
 SHARE = 0.3  # of a chip's operations that training is taken to reach
 # the attention of a CPU, which torch's counter does not know
@@ -313,6 +314,7 @@ def report(rows: list[StageCost]) -> str:
             text += f"{taken:12,.1f}"
         lines.append(text)
     total = "".join(f"{taken:12,.1f}" for taken in totals.values())
+    peaks = ", ".join(f"{chip} {x / 1e12:.0f}" for chip, (_, x) in CHIPS.items())
     lines.append(f"{'total':84}" + total)
     fits = []
     for chip, (memory, _) in CHIPS.items():
@@ -323,9 +325,11 @@ def report(rows: list[StageCost]) -> str:
         "state: weights, gradients, AdamW's means and average in float32, in GB;",
         "a clip: activations kept for each clip in float32, in GB; again: where blocks",
         "recompute theirs (Recipe.recompute); TFLOP: of one step of the whole batch;",
-        f"days: on one chip at {SHARE:.0%} of its operations in half precision, as",
-        "NVIDIA's data sheets have them without sparsity. Steps and batches are the",
-        "preset's. Without what encoders and frozen parts compute for each batch.",
+        f"days: on one chip at {SHARE:.0%} of the TFLOPS in NVIDIA's data sheets, for",
+        f"half precision without sparsity: {peaks} (SXM).",
+        "Stages take longer in float32 (Recipe.precision), and T4 has no bfloat16.",
+        "Steps and batches are the preset's. Without what encoders and frozen parts",
+        "compute for each batch, and without what is computed again.",
         "",
         "clips at a time that fit beside state and frozen parts (+: recomputed):",
         *fits,

@@ -53,7 +53,7 @@ def draw(out: Path) -> Path | None:
     n_columns = min(COLUMNS, len(curves))
     n_rows = -(-len(curves) // n_columns)
     figure = Figure(figsize=(3.4 * n_columns, 2.5 * n_rows), layout="constrained")
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for panel, (name, points) in zip(panels, curves.items()):
         for key in points[-1].losses:
             known = [point for point in points if key in point.losses]
@@ -62,7 +62,7 @@ def draw(out: Path) -> Path | None:
             panel.plot(steps, values, label=key, marker="." if len(known) < 3 else "")
         panel.set(title=name, xlabel="step", ylabel="loss")
         panel.legend(frameon=False, fontsize="small")
-    for panel in list(panels):  # the rest of the last row
+    for panel in panels[len(curves) :]:  # the rest of the last row
         panel.set_axis_off()
     with replacing(out / PICTURE) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

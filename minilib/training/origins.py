@@ -26,7 +26,7 @@ from minilib.training.loop import Recipe
 
 Origin = dict[str, Any]
 
-OPTIONS = ("crop", "recorded", "levels", "blur", "start", "unet")  # of stages
+OPTIONS = ("crop", "recorded", "levels", "blur", "start", "unet", "widths")  # of stages
 # fields of a recipe that may differ when a run is resumed
 FREE = ("steps", "checkpoint_every")
 ENCODERS = {"clap", "text", "bind"}  # these read with the tokenizer

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -314,9 +314,7 @@ def train_stages(
         FileNotFoundError: a stage needs a part that does not exist yet.
         ModuleNotFoundError: what `log_with` names is not installed.
     """
-    every = RUNS[preset].stages if preset in RUNS else ALL_STAGES
-    asked = every if stages == "all" else stages
-    names = [asked] if isinstance(asked, str) else list(asked)
+    names = stage_names(stages, preset)
     steps, seed = check_run(names, preset, steps, seed)
     check_watched(log_with, sound_every, names)
     out, run, todo = Path(out), RUNS[preset], names
@@ -328,22 +326,25 @@ def train_stages(
         check_settings(out, run, recipes, sizes, seed, data)
         todo = [name for name in names if not finished(out, name)]
     check_startable(out, {name: recipes[name] for name in todo}, borrowed)
-    with files.alone(out) if is_main() else nullcontext():
+    with ExitStack() as stack:
+        if is_main():
+            stack.enter_context(files.alone(out))
         if todo or data is not None:
             how = resume, progress, borrowed
             clips = prepare_data(run, out, data, seed, names, *how)
+            stack.enter_context(closing(clips))
         for name in names:
             if name not in todo:
                 say(f"{name}: {told_finished(out, name)}", progress)
         if todo:
             log(out, opening_line(preset, seed, clips))
         watch = Watch(out, log_with, sound_every, {"preset": preset, "seed": seed})
-        with closing(watch):
-            for name in todo:
-                check_needs(out, name)
-                how = run.options.get(name, {}), clips, sizes, out, seed, resume
-                given = recipes[name], *how, progress
-                run_stage(name, *given, kind=run.kind(name), watch=watch)
+        stack.enter_context(closing(watch))
+        for name in todo:
+            check_needs(out, name)
+            how = run.options.get(name, {}), clips, sizes, out, seed, resume
+            given = recipes[name], *how, progress
+            run_stage(name, *given, kind=run.kind(name), watch=watch)
         if todo and is_main():
             curves.draw(out)
     return out
@@ -524,6 +525,13 @@ def holds(out: Path, part: str) -> bool:
 
 # --------------------------------------------------------------------------------------
 # Checks of a run's arguments
+
+
+def stage_names(stages: str | list[str], preset: str) -> list[str]:
+    """The stages that are asked for; of "all", those of a preset."""
+    every = RUNS[preset].stages if preset in RUNS else ALL_STAGES
+    asked = every if stages == "all" else stages
+    return [asked] if isinstance(asked, str) else list(asked)
 
 
 def check_run(
@@ -869,9 +877,7 @@ def write_words(
         folders.save_tokenizers(out, data.tokenizer, data.tokenizer)
     # these stages learn how the words sound
     if not stays or {"gpt", "joint", "speak", "depict"}.intersection(names):
-        corpus = data.corpus
-        own = run.speech or data.streamed or data.folder is not None
-        words = caption_words(corpus) if own else soundworld_words(run, corpus)
+        words = known_words(run, data)
         if run.speech:
             most = max(len(x.split()) for x in data.transcriptions)
             words |= {"classes": list(SPEAKERS), "spoken": most}
@@ -894,13 +900,8 @@ def write_description(
             forget(out, names)
         path = out / "pipeline.json"
         if borrowed or not path.is_file():
-            recorded = data.folder is not None
-            known = (
-                caption_words(data.corpus)
-                if recorded
-                else soundworld_words(run, data.corpus)
-            )
-            folders.save_description(out, run.seconds, known, run.sampling, borrowed)
+            words = known_words(run, data)
+            folders.save_description(out, run.seconds, words, run.sampling, borrowed)
     meet().wait_for_everyone()
 
 
@@ -916,6 +917,13 @@ def cached_soundworld(
             corpus = Corpus.from_soundworld(world, run.n_clips, **shown)
             corpus.save(cache / name)
     return Corpus.load(cache / name)
+
+
+def known_words(run: Run, data: TrainingData) -> dict[str, Any]:
+    """The vocabulary of a pipeline that is trained on these clips."""
+    if run.speech or data.streamed or data.folder is not None:
+        return caption_words(data.corpus)
+    return soundworld_words(run, data.corpus)
 
 
 def soundworld_words(run: Run, corpus: Corpus) -> dict[str, list[str]]:

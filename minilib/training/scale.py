@@ -32,6 +32,8 @@ from minilib.unet import UNet
 from minilib.vae import VAE, SpatialAttention, centre
 
 MOST_MEASURED = 256  # clips from which the latent's scale is measured
+VAE_BLOCKS = (ResBlock, SpatialAttention)  # that may recompute their activations
+MAE_BLOCKS = (ViTBlock,)
 
 
 class AdversarialVAEStage(VAEStage):
@@ -43,8 +45,7 @@ class AdversarialVAEStage(VAEStage):
         self.vae = seeded(VAE, self.preset, self.seed)
         centre(self.vae, MEL_MEAN, MEL_STD)
         discriminator = seeded(PatchDiscriminator, self.preset, self.seed)
-        blocks = (x for x in self.vae.modules() if isinstance(x, VAE_BLOCKS))
-        recompute(blocks, self.recipe.recompute)
+        recompute(self.vae, VAE_BLOCKS, self.recipe.recompute)
         calls = self.start * self.recipe.accumulate
         return AdversarialVAE(self.vae, discriminator, calls)
 
@@ -61,7 +62,7 @@ class AdversarialVAEStage(VAEStage):
         """
         vae = self.vae
         vae.config = replace(vae.config, scaling_factor=1.0)
-        recompute((x for x in vae.modules() if isinstance(x, VAE_BLOCKS)), False)
+        recompute(vae, VAE_BLOCKS, False)
         draws = []
         generator = torch.Generator().manual_seed(self.seed)
         for mel in self.data.mels(MOST_MEASURED).split(8):
@@ -73,16 +74,12 @@ class AdversarialVAEStage(VAEStage):
         return {"vae": vae}
 
 
-VAE_BLOCKS = (ResBlock, SpatialAttention)
-
-
 class FbankStage(AudioMAEStage):
     """The masked autoencoder on Kaldi's filterbank, as its authors trained it."""
 
     def build(self) -> nn.Module:
         audiomae = super().build()
-        blocks = (x for x in audiomae.modules() if isinstance(x, ViTBlock))
-        recompute(blocks, self.recipe.recompute)
+        recompute(audiomae, MAE_BLOCKS, self.recipe.recompute)
         return audiomae
 
     def batch(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -95,7 +92,7 @@ class FbankStage(AudioMAEStage):
         variance.
         """
         audiomae, n = self.model, min(512, len(self.data.corpus))
-        recompute((x for x in audiomae.modules() if isinstance(x, ViTBlock)), False)
+        recompute(audiomae, MAE_BLOCKS, False)
         pieces = torch.arange(n).split(8)
         mels = (heard(audiomae, self.data.corpus.wave(some)) for some in pieces)
         audiomae.fit_statistics(concatenated(n, mels))

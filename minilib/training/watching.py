@@ -27,7 +27,7 @@ TRACKERS = ("tensorboard", "wandb")
 EVERY = 10  # steps from one point of a curve to the next
 N_SOUNDS = 4  # captions that are sounded
 # The stages during which captions can sound, and the parts that their model holds.
-# Before them there is no pipeline yet; what `depict` learns from, pictures, is no text.
+# Before them there is no pipeline yet; `depict` learns from pictures, not captions.
 SOUNDED: dict[str, Callable[[Any], dict[str, nn.Module]]] = {
     "ldm": lambda unet: {"unet": unet},
     "utter": lambda unet: {"unet": unet},
