@@ -341,6 +341,7 @@ def add_train(commands: Any) -> None:
         minilib train all --log-with tensorboard --sound-every 500
         minilib train vae --data recordings     (metadata.csv: file_name, caption)
         minilib train vae --data user/name      (of the hub)
+        minilib train gpt ldm joint --data user/name --features shards
         minilib train judge --out data/weights/judges
         minilib train all --preset picture --out data/weights/picture
         minilib train all --preset speech --out data/weights/speech
@@ -376,6 +377,12 @@ def add_train(commands: Any) -> None:
     add("--encoders", nargs="+", type=named, metavar="FOLDER", help=about)
     about = "folder for weights, log and checkpoints (default: runs/PRESET)"
     add("--out", type=path_name, metavar="DIR", help=about)
+    about = "where what frozen parts (VAE, AudioMAE, encoders) make of all clips and "
+    about += "captions is kept: memory; shards, files in OUT/features, which all "
+    about += "processes compute once, even over several runs, and read row by row; or "
+    about += "fly, nowhere, and computed for every batch (default: memory for clips in "
+    about += "memory, fly for clips that are read from disk)"
+    add("--features", metavar="WHERE", help=about)
     about = "skip finished stages and continue from the last checkpoint, with the same "
     about += "data, preset and seed; without this flag, stages start from the beginning"
     add("--resume", action="store_true", help=about)
@@ -688,7 +695,7 @@ def sampling_changes(args: argparse.Namespace) -> dict[str, Any]:
 def train(args: argparse.Namespace) -> None:
     """Train stages of the pipeline into a folder."""
     out = args.out or Path("runs") / args.preset
-    keys = "preset", "data", "steps", "seed", "log_with", "sound_every"
+    keys = "preset", "data", "steps", "seed", "features", "log_with", "sound_every"
     options = {key: getattr(args, key) for key in keys}
     line = ["minilib", "train", *args.stages, "--out", str(out)]
     for key, value in options.items():

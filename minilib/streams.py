@@ -94,6 +94,11 @@ class Stream:
         self.readers = Readers(self.n_samples, n)
         self.check: Callable[[str], Any] = lambda caption: None  # raises ValueError
         self.skipped: dict[int, str] = {}  # by row
+        self.warned = False  # that rows are skipped
+        # pieces that are together as long as a recording is on average
+        self.covered = 1
+        # places at which clips begin: all, or as many as there are pieces
+        self.grid = places(PLACES)
         self._asked: dict[int, Future[np.ndarray]] = {}  # by clip, oldest first
         self._kept = 0  # the most clips that are kept
 
@@ -101,11 +106,43 @@ class Stream:
         return self.n_rows
 
     def drawn(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw clips (n,): different rows if there are enough, each at any place."""
+        """Draw clips (n,): different rows if there are enough, each at any place of the
+        grid.
+        """
         seed = int(torch.randint(2**62, (), generator=generator))
         rng = np.random.default_rng(seed)
         rows = rng.choice(self.n_rows, n, replace=n > self.n_rows)
-        return torch.from_numpy(rows + self.n_rows * rng.integers(PLACES, size=n))
+        k = rng.integers(len(self.grid), size=n)
+        return torch.from_numpy(rows + self.n_rows * self.grid[k])
+
+    def cut(self, pieces: int | None = None) -> None:
+        """Let clips be drawn from so many pieces of each recording, which are spread
+        evenly, or from all.
+        """
+        self.grid = places(pieces or PLACES)
+
+    def clips(self, numbers: Sequence[int]) -> list[int]:
+        """The clips of the grid with these numbers: first one of every row, then the
+        next.
+        """
+        n = self.n_rows
+        return [i % n + n * int(self.grid[i // n]) for i in numbers]
+
+    def numbers(self, clips: Sequence[int] | torch.Tensor) -> list[int]:
+        """The numbers of clips of the grid."""
+        n, clips = self.n_rows, np.array(_whole(clips), dtype=np.int64)
+        return (clips % n + n * np.searchsorted(self.grid, clips // n)).tolist()
+
+    @contextmanager
+    def unprejudiced(self) -> Iterator[dict[int, str]]:
+        """Settle clips as if no row had been skipped before; yields those that are
+        skipped inside.
+        """
+        known, self.skipped = self.skipped, {}
+        try:
+            yield self.skipped
+        finally:
+            self.skipped = known
 
     def ahead(self, indices: Sequence[int] | torch.Tensor) -> None:
         """Let the processes begin to read clips that will be asked for."""
@@ -135,6 +172,14 @@ class Stream:
     def caption(self, index: int) -> str:
         """The caption of a clip; "" if its row has none."""
         return _text(self._said[index % self.n_rows][self._caption])
+
+    def said(self, row: int) -> str:
+        """The caption of a row; "" if it can't be used."""
+        caption = self.caption(row)
+        try:
+            return "" if self._unsaid(caption) else caption
+        except ValueError:
+            return ""
 
     def source(self, row: int) -> str | bytes:
         """The path of the file of a row, or all its bytes."""
@@ -175,11 +220,14 @@ class Stream:
             yield hashlib.sha256(sound).digest() if sound else named.encode()
             yield self.caption(row).encode()
 
-    def report(self) -> str:
-        """How many rows were skipped, and why, as one line; "" if none."""
-        if not self.skipped:
+    def report(self, others: dict[int, str] | None = None) -> str:
+        """How many rows were skipped, and why, as one line; "" if none. `others` were
+        skipped by other processes, or before.
+        """
+        skipped = {**(others or {}), **self.skipped}
+        if not skipped:
             return ""
-        told = [f"row {row + 1}: {why}" for row, why in sorted(self.skipped.items())]
+        told = [f"row {row + 1}: {why}" for row, why in sorted(skipped.items())]
         more = f"; and {len(told) - TOLD} more" * (len(told) > TOLD)
         many = f"{len(told)} of {self.n_rows} rows of {self.name} skipped"
         return f"{many}: {'; '.join(told[:TOLD])}{more}"
@@ -275,9 +323,10 @@ class Stream:
     def _skip(self, row: int, why: str) -> None:
         if self.n_rows <= CHECKED:
             raise ValueError(f"{self.name}, row {row + 1}: {why}")
-        if not self.skipped:
+        if not self.warned:
             said = f"{self.name}, row {row + 1} is skipped, as all like it will be"
             warnings.warn(f"{said}: {why}", stacklevel=5)
+            self.warned = True
         self.skipped[row] = why
 
 
@@ -390,6 +439,13 @@ def open_stream(
 
     pyarrow.default_memory_pool().release_unused()  # what the conversion took
     return Stream(rows, folder, seconds, str(where), workers)
+
+
+def places(n: int) -> np.ndarray:
+    """Places (n,) that are spread evenly over a recording, the first at its beginning;
+    at most PLACES.
+    """
+    return np.linspace(0, PLACES - 1, min(n, PLACES)).round().astype(np.int64)
 
 
 def n_rows(table: Path) -> int:

@@ -3,9 +3,10 @@ comes out with what an unbroken run makes: the same bytes.
 
     .venv/bin/python tests/kill_nine.py [SEED]
 
-Three stages of the small preset, twenty kills in all, two minutes. Each run is a
-process of its own. pytest does not collect this file; the exit status is 1 where
-anything differs.
+Three stages of the small preset, twenty kills in all; then twenty kills of `ldm` on
+recordings that two processes read from disk, while features are computed into shards
+and while it trains on them: three minutes. Each run is a process of its own. pytest
+does not collect this file; the exit status is 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -18,18 +19,26 @@ import signal
 import sys
 import tempfile
 import time
+from io import BytesIO
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import accelerate  # noqa: E402, F401
+import datasets  # noqa: E402
+import numpy as np  # noqa: E402
+import pyarrow  # noqa: E402
 import small_world  # noqa: E402
+import soundfile  # noqa: E402
 import torch  # noqa: E402
+from pyarrow import parquet  # noqa: E402
 
-from minilib.training import train_stages  # noqa: E402
+from minilib.training import shards, train_stages  # noqa: E402
 
 KILLS = {"clap": 7, "gpt": 7, "ldm": 6}
+KILLS_OF_SHARDS = 20
+RECORDINGS, IN_A_SHARD = 1600, 64
 STEPS = 120
 BEFORE = ["vae", "audiomae", "clap", "text", "gpt"]  # what the three build on
 
@@ -46,6 +55,25 @@ def prepare(out: Path) -> None:
     shutil.rmtree(out / "finished")  # they are to be trained on
 
 
+def run_on_shards(name: str, out: Path) -> None:
+    """Train a stage on recordings that are read from disk, with features in shards."""
+    os.cpu_count = lambda: 2  # so many processes read
+    how = {"steps": STEPS, "resume": True, "progress": False, "features": "shards"}
+    train_stages(name, "small", out, out.parent / "set.parquet", **how)
+
+
+def write_recordings(path: Path) -> None:
+    """Hisses with captions, as one file."""
+    rng, cells = np.random.default_rng(0), []
+    for i in range(RECORDINGS):
+        file = BytesIO()
+        hiss = rng.uniform(-0.5, 0.5, rng.integers(8000, 24000))
+        soundfile.write(file, hiss, 22050, format="FLAC")
+        cells.append({"bytes": file.getvalue(), "path": f"{i}.flac"})
+    said = [f"a {'bell dog rain drum'.split()[i % 4]}" for i in range(RECORDINGS)]
+    parquet.write_table(pyarrow.table({"audio": cells, "text": said}), path)
+
+
 def start(function, *given) -> multiprocessing.Process:
     """A process that begins where this one is: everything is imported."""
     process = multiprocessing.get_context("fork").Process(target=function, args=given)
@@ -59,16 +87,24 @@ def to_the_end(function, *given) -> None:
     assert process.exitcode == 0, f"it ended with {process.exitcode}"
 
 
-def unbroken(name: str, out: Path) -> tuple[float, float]:
-    """Seconds to the first checkpoint, and from there to the end."""
+def unbroken(name: str, out: Path, how=run) -> tuple[float, float]:
+    """Seconds until a run has something to lose, a checkpoint or a shard, and from
+    there to the end.
+    """
     began, first = time.monotonic(), 0.0
-    process = start(run, name, out)
+    process = start(how, name, out)
     while process.is_alive():
-        if not first and (out / "checkpoints" / f"{name}.pt").is_file():
+        if not first and kept(name, out) != (0, 0):
             first = time.monotonic() - began
         time.sleep(0.002)
     assert process.exitcode == 0 and first
     return first, time.monotonic() - began - first
+
+
+def kept(name: str, out: Path) -> tuple[int, int]:
+    """How many checkpoints of a stage there are, and how many shards."""
+    shards_ = list((out / "features").rglob("[0-9]*.safetensors"))
+    return int((out / "checkpoints" / f"{name}.pt").is_file()), len(shards_)
 
 
 def step_of(name: str, out: Path) -> int:
@@ -78,26 +114,54 @@ def step_of(name: str, out: Path) -> int:
 
 
 def broken(
-    name: str, out: Path, longest: float, rng: random.Random
-) -> list[tuple[float, int]]:
-    """Kill a stage again and again; the seconds after which, and the step then kept."""
+    name: str, out: Path, waits: list[float], how=run
+) -> list[tuple[float, int, int]]:
+    """Kill a stage again and again; the seconds after which, and the step and the
+    number of shards then kept.
+    """
     kills = []
-    for _ in range(KILLS[name]):
-        process, wait = start(run, name, out), rng.uniform(0.0, longest)
+    for wait in waits:
+        process = start(how, name, out)
         process.join(wait)
         assert process.exitcode is None, f"{name} ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        kills.append((wait, step_of(name, out)))
-    to_the_end(run, name, out)
+        kills.append((wait, step_of(name, out), kept(name, out)[1]))
+    to_the_end(how, name, out)
     return kills
 
 
 def weights(out: Path) -> dict[str, bytes]:
-    """The bytes of all parts and tokenizers."""
+    """The bytes of all parts, tokenizers and shards."""
     kept = [*out.rglob("*.safetensors"), *out.rglob("config.json")]
     kept += [out / "tokenizer.json", out / "pipeline.json", out / "vocabulary.json"]
     return {str(path.relative_to(out)): path.read_bytes() for path in kept}
+
+
+def longest(first: float, rest: float, kills: int) -> float:
+    """The longest seconds to a kill, such that a run that is killed so often after
+    random times up to it does some 0.7 of its work.
+    """
+    # at each kill, where d is added to `first`: d^2 / (first + d) / 2 on average
+    share = 1.4 * rest / kills
+    return first + (share + (share**2 + 4 * share * first) ** 0.5) / 2
+
+
+def compare(
+    name: str, base: Path, kills: int, rng: random.Random, how=run
+) -> tuple[bool, str]:
+    """Whether a stage that is killed ends with the bytes of one that is not, and how it
+    went.
+    """
+    ends = [base.parent / f"{name}-{how.__name__}-{x}" for x in ("whole", "pieces")]
+    whole, pieces = (Path(shutil.copytree(base, end)) for end in ends)
+    most = longest(*unbroken(name, whole, how), kills)
+    waits = [rng.uniform(0.0, most) for _ in range(kills)]
+    went = broken(name, pieces, waits, how)
+    same = weights(whole) == weights(pieces)
+    of = lambda step, many: f"{step}; {many} shards" if many else f"{step}"
+    told = " ".join(f"{wait:.2f} ({of(*left)})" for wait, *left in went)
+    return same, f"{told}  {'bit-equal' if same else 'DIFFERS'}"
 
 
 def main(seed: int) -> int:
@@ -106,20 +170,20 @@ def main(seed: int) -> int:
     with tempfile.TemporaryDirectory() as folder, small_world.small_world():
         base = Path(folder) / "base"
         to_the_end(prepare, base)
-        for name in KILLS:
-            whole, pieces = (
-                Path(shutil.copytree(base, Path(folder) / f"{name}-{how}"))
-                for how in ("unbroken", "broken")
-            )
-            first, rest = unbroken(name, whole)
-            # so that it is under way at every kill
-            longest = first + 1.2 * rest / KILLS[name]
-            kills = broken(name, pieces, longest, rng)
-            same = weights(whole) == weights(pieces)
-            told = " ".join(f"{wait:.2f} ({step})" for wait, step in kills)
-            print(f"{name:6} {told}  {'bit-equal' if same else 'DIFFERS'}", flush=True)
+        for name, kills in KILLS.items():
+            same, told = compare(name, base, kills, rng)
+            print(f"{name:6} {told}", flush=True)
             wrong += not same
-    print(f"seed {seed}: {sum(KILLS.values())} kills, {wrong} of {len(KILLS)} differ")
+        shards.SHARD, datasets.config.HF_DATASETS_CACHE = (
+            IN_A_SHARD,
+            Path(folder) / "hf",
+        )
+        write_recordings(base.parent / "set.parquet")
+        same, told = compare("ldm", base, KILLS_OF_SHARDS, rng, run_on_shards)
+        print(f"ldm on recordings, features in shards: {told}", flush=True)
+        wrong += not same
+    kills = sum(KILLS.values()) + KILLS_OF_SHARDS
+    print(f"seed {seed}: {kills} kills, {wrong} of {len(KILLS) + 1} differ")
     return int(wrong > 0)
 
 

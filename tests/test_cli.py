@@ -655,12 +655,13 @@ def test_train_hands_on_what_is_asked(capsys, here, monkeypatch):
         "steps": None,
         "resume": False,
         "seed": 0,
+        "features": None,
         "log_with": None,
         "sound_every": None,
     }
     assert run(capsys, "train", "all") == (0, "trained: runs/tiny\n", "")
     line = "vae vocoder --preset colab --data D --steps 3 --out O --resume --seed 5"
-    line += " --log-with wandb --sound-every 7"
+    line += " --log-with wandb --sound-every 7 --features shards"
     assert run(capsys, "train", *line.split())[0] == 0
     given = {
         "preset": "colab",
@@ -669,6 +670,7 @@ def test_train_hands_on_what_is_asked(capsys, here, monkeypatch):
         "steps": 3,
         "resume": True,
         "seed": 5,
+        "features": "shards",
         "log_with": "wandb",
         "sound_every": 7,
     }

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from minilib.audiomae import AudioMAE, Columns, heard
 from minilib.conditions import Context, drop, to_batch
 from minilib.data import AudioFolder, Corpus
 from minilib.files import replacing
+from minilib.model import Model
 from minilib.soundworld import (
     VOICES,
     WORDS,
@@ -40,12 +42,25 @@ from minilib.soundworld.espeak import Spoken
 from minilib.soundworld.speech import lexicon, spoken, voices
 from minilib.streams import Stream
 from minilib.tokenizer import Tokenizer
+from minilib.training.features import (
+    TOGETHER,
+    Computed,
+    Encoded,
+    Kept,
+    KeptTexts,
+    concatenated,
+    in_order,
+    of_sounds,
+    of_texts,
+    on_device,
+)
+from minilib.training.fingerprints import fingerprint, samples, weights
 from minilib.training.processes import is_main, n_processes
+from minilib.training.shards import Shards
 from minilib.vae import VAE
 
 RENDERS = 4000  # the most clips of SoundWorld
 FEWEST = 20  # the fewest recordings from which a class can be learned
-BATCH = 64  # captions that are encoded together
 BEGIN = 0.04  # seconds of silence before speech
 # how the judge of words hears them: variants of espeak-ng, and manners of each word
 VARIANTS = tuple(f"en-us+{x}" for x in ("m3", "f2", "m3", "f2", "m1", "m7", "f3", "f5"))
@@ -69,16 +84,33 @@ class TrainingData:
     voices: list[str] | None = None  # and the voice that speaks them
     folder: AudioFolder | None = None  # the clips' source; None for SoundWorld
     # outputs of frozen parts for all clips, kept between stages: by part and setting
-    features: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    features: dict[tuple[str, int], Tensor | Kept] = field(default_factory=dict)
     # outputs of frozen encoders for all their texts, kept in the same way: by part
-    encoded: dict[str, Encoded] = field(default_factory=dict)
+    encoded: dict[str, Encoded | KeptTexts] = field(default_factory=dict)
     progress: bool = True  # show bars
-    hears: bool = True  # False for a stage that only reads: no clip of a stream is read
+    # False for a stage whose batches need no sound: no clip of a stream is read ahead
+    hears: bool = True
+    # folder in which outputs of frozen parts are kept for all clips, instead of memory
+    shards: Path | None = None
+    fly: bool = False  # compute them when they are asked for, even of clips in memory
+    # of a stream, what the present stage draws from in the place of unusable clips
+    usable: Tensor | None = None
+    unusable: dict[int, str] = field(default_factory=dict)  # its rows, and why
 
     @property
     def streamed(self) -> bool:
         """Whether the clips are read when they are asked for."""
         return isinstance(self.corpus, Stream)
+
+    def begin(self, hears: bool) -> None:
+        """Get ready for a stage whose batches need sounds, or only what is kept."""
+        self.hears, self.usable = hears, None
+        if self.streamed:
+            self.corpus.cut()
+
+    def report(self) -> str:
+        """The rows of a stream that were skipped, as one line; "" if none."""
+        return self.corpus.report(self.unusable) if self.streamed else ""
 
     def close(self) -> None:
         """End the processes that read a stream."""
@@ -89,13 +121,21 @@ class TrainingData:
         """Draw the indices (n,) of clips; of a stream, those that can be read."""
         if not self.streamed:
             return draw(len(self.corpus), n, generator)
+        drawn = self.drawn(n, generator)
+        known = self.usable is not None or not self.hears
+        return drawn if known else self.corpus.settled(drawn)
+
+    def drawn(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw the indices (n,) of a stream's clips: usable ones if they are known."""
         drawn = self.corpus.drawn(n, generator)
-        return self.corpus.settled(drawn) if self.hears else drawn
+        if self.usable is None:
+            return drawn
+        return self.usable[self.corpus.numbers(drawn)]
 
     def ahead(self, n: int, generator: torch.Generator) -> None:
         """Let a stream begin to read the clips that a later batch will draw first."""
         if self.streamed and self.hears:
-            self.corpus.ahead(self.corpus.drawn(n, generator))
+            self.corpus.ahead(self.drawn(n, generator))
 
     def first(self, n: int) -> Tensor:
         """The indices of the first n clips, or of all; of a stream, of n that are
@@ -162,6 +202,10 @@ class TrainingData:
                 batch |= {f"{name}_ids": ids, f"{name}_ids_mask": mask}
                 batch["dropped"] = dropped
                 continue
+            if self.shards is not None:
+                known = self.kept_texts(name, encoder)
+                told[name], empty[name] = known(indices), known.empty
+                continue
             if name not in self.encoded:
                 known = () if self.streamed else every
                 self.encoded[name] = Encoded(encoder, known)
@@ -173,7 +217,8 @@ class TrainingData:
         """The embeddings (N, dim) of the sounds of all clips, in the place of pictures,
         by the encoder of this name; computed once.
         """
-        return self.over_clips((name, 0), lambda mel: encoder.embed("audio", mel))
+        embed = lambda mel: encoder.embed("audio", mel)
+        return self.over_clips((name, 0), embed, of=(encoder,))
 
     def loa(self, audiomae: AudioMAE, n_tokens: int) -> Tensor:
         """The LOA (N, L, D) of all clips, for the lambda that gives `n_tokens` vectors,
@@ -181,19 +226,20 @@ class TrainingData:
         """
         pool = audiomae.config.pool_for(n_tokens)
         loa = lambda mel: audiomae.loa(mel, pool)
-        return self.over_clips(("audiomae", pool), loa, partial(heard, audiomae))
+        hear = partial(heard, audiomae)
+        return self.over_clips(("audiomae", pool), loa, hear, of=(audiomae,))
 
     def columns(self, audiomae: AudioMAE, columns: Columns) -> Tensor:
         """The LOA (N, L, D) of all clips, a vector for each column of patches, computed
         once.
         """
         loa = lambda mel: columns.loa(audiomae, mel)
-        return self.over_clips(("columns", 0), loa)
+        return self.over_clips(("columns", 0), loa, of=(audiomae, columns))
 
     def latents(self, vae: VAE) -> Tensor:
         """The latents z0 (N, C, T/r, F/r) of all clips, computed once."""
         vae.to(memory_format=torch.channels_last)
-        return self.over_clips(("vae", 0), vae.encode)
+        return self.over_clips(("vae", 0), vae.encode, of=(vae,))
 
     @torch.no_grad()
     def over_clips(
@@ -201,80 +247,92 @@ class TrainingData:
         key: tuple[str, int],
         function: Callable[[Tensor], Tensor],
         hear: Callable[[Tensor], Tensor] = audio.log_mel,
-    ) -> Tensor | Computed:
+        of: Sequence[Model] = (),
+    ) -> Tensor | Computed | Kept:
         """The values (N, ...) of a function of all clips' log-mels, or of what `hear`
-        makes of their waves, computed once; of a stream's, whenever some of them are
-        asked for.
+        makes of their waves, computed once. Those of a stream are computed whenever
+        some are asked for, if they are not kept as shards.
+
+        `of` are the frozen parts on whose weights the values depend; what depends on
+        none is quick to compute, and is never kept as shards.
         """
-        if self.streamed:
+        if self.shards is not None and of:
+            return self.kept(key, function, hear, of)
+        if self.streamed or self.fly:
             return Computed(lambda wave: function(hear(wave)), self.corpus)
         if key not in self.features:
             n = len(self.corpus)
-            batches = torch.arange(n).split(8)  # small enough for the CPU's cache
+            batches = torch.arange(n).split(TOGETHER)
             batches = bar(batches, key[0], self.progress)
             mels = (hear(self.corpus.wave(batch)) for batch in batches)
             self.features[key] = concatenated(n, map(function, mels))
         return self.features[key]
+
+    def kept(
+        self,
+        key: tuple[str, int],
+        function: Callable[[Tensor], Tensor],
+        hear: Callable[[Tensor], Tensor],
+        of: Sequence[Model],
+    ) -> Kept:
+        """The values (N, ...) of `over_clips` in shards; of a stream, those of as many
+        pieces of each recording as cover one on average.
+        """
+        n = len(self.corpus)
+        if self.streamed:
+            self.corpus.cut(self.corpus.covered)
+            n *= len(self.corpus.grid)
+        if key not in self.features:
+            folder = self.shards / "-".join(map(str, key))
+            make = partial(of_sounds, self.corpus, function, hear)
+            shards = Shards(folder, n, self.source(key, of), make)
+            with on_device(of):
+                shards.fill(self.progress)
+            self.features[key] = Kept(shards, self.corpus)
+        found = self.features[key]
+        if self.streamed and self.usable is None:
+            self.usable, skipped = found.shards.heard()
+            self.unusable |= skipped
+        return found
+
+    def kept_texts(self, name: str, encoder: Any) -> KeptTexts:
+        """What an encoder returns for the texts of all clips, in shards: each different
+        text once, or, of a stream, the text of each row.
+        """
+        if name not in self.encoded:
+            n, read, place, every = len(self.corpus), None, None, []
+            if self.streamed:
+                read, place = self.corpus.said, lambda clip: clip % n
+            else:
+                texts = self.texts(encoder)
+                every = in_order(texts)
+                n, at = len(every), {text: i for i, text in enumerate(every)}
+                read, place = every.__getitem__, lambda clip: at[texts[clip]]
+            source = self.source((name, 0), (encoder,), every)
+            make = partial(of_texts, encoder, read)
+            shards = Shards(self.shards / name, n, source, make)
+            with on_device((encoder,)):
+                shards.fill(self.progress)
+            self.encoded[name] = KeptTexts(encoder, shards, place)
+        return self.encoded[name]
+
+    def source(
+        self, key: tuple[str, int], of: Sequence[Model], texts: Sequence[str] = ()
+    ) -> str:
+        """A fingerprint of all that the features of some frozen parts depend on."""
+        about = [repr(key), *(repr(part.config) for part in of), *texts]
+        if self.streamed:
+            about.append(repr(self.corpus.grid.tolist()))
+        if self.tokenizer is not None:
+            about.append(self.tokenizer.backend.to_str())
+        known = (text.encode() for text in about)
+        return fingerprint(chain(known, samples(self.corpus), *map(weights, of)))
 
     def forget(self, part: str) -> None:
         """Drop cached outputs of a part that has been trained again."""
         self.encoded.pop(part, None)
         for key in [key for key in self.features if key[0] == part]:
             del self.features[key]
-
-
-class Computed:
-    """The values (N, ...) of a function of a stream's waves; only those that are asked
-    for are computed.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor], corpus: Stream):
-        self.function, self.corpus = function, corpus
-
-    @torch.no_grad()
-    def __getitem__(self, indices: Tensor) -> Tensor:
-        waves = self.corpus.wave(indices).split(8)
-        return concatenated(len(indices), map(self.function, waves))
-
-
-class Encoded:
-    """The outputs of a frozen encoder for texts, each encoded once and stored without
-    padding. A call returns some of them as one context; other texts are encoded for it.
-    """
-
-    @torch.no_grad()
-    def __init__(self, encoder: Any, texts: Sequence[str]):
-        self.encoder = encoder
-        self.empty: Context = on_cpu(encoder.empty(1))
-        self.rows = self.encode(texts)
-
-    def encode(self, texts: Iterable[str]) -> dict[str, Tensor]:
-        """What the encoder returns for each text."""
-        found: dict[str, Tensor] = {}
-        different = sorted(set(texts), key=lambda text: (len(text), text))
-        for start in range(0, len(different), BATCH):
-            some = different[start : start + BATCH]
-            x, mask = on_cpu(self.encoder.encode(some))
-            rows = x if mask is None else x[mask].split(mask.sum(dim=1).tolist())
-            found |= zip(some, rows)
-        return found
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> Context:
-        """The context (B, S, D), padded as the encoder pads."""
-        others = self.encode(text for text in texts if text not in self.rows)
-        rows = [others[x] if x in others else self.rows[x] for x in texts]
-        if self.empty.mask is None:
-            return Context(torch.stack(rows))
-        lengths = torch.tensor([len(row) for row in rows])
-        S = max(self.empty.sequence.shape[1], int(lengths.max()))
-        padded = [F.pad(row, (0, 0, 0, S - len(row))) for row in rows]
-        return Context(torch.stack(padded), torch.arange(S) < lengths[:, None])
-
-
-def on_cpu(context: Context) -> Context:
-    """A context with its tensors on the CPU."""
-    return Context(*(x if x is None else x.cpu() for x in context))
 
 
 def spoken_data(seconds: float, cache: Path, progress: bool = True) -> TrainingData:
@@ -323,21 +381,6 @@ def bar(batches: Sequence[Tensor], part: str, progress: bool) -> Iterable[Tensor
     """The batches, with a progress bar that names the part that processes them."""
     shown = {"desc": f"{part} over all clips", "unit": "batch", "leave": False}
     return tqdm(batches, disable=not (progress and is_main()), **shown)
-
-
-def concatenated(n: int, pieces: Iterable[Tensor]) -> Tensor:
-    """Join pieces (k, ...) into one tensor (n, ...), copying each to its final place at
-    once.
-
-    Kept separately, they would be scattered in memory among values that were computed
-    and freed between them, and the process would grow by several times their size.
-    """
-    whole, end = torch.empty(0), 0
-    for piece in pieces:
-        whole = whole if len(whole) else piece.new_empty(n, *piece.shape[1:])
-        whole[end : end + len(piece)] = piece
-        end += len(piece)
-    return whole
 
 
 def draw(total: int, n: int, generator: torch.Generator) -> Tensor:

@@ -7,21 +7,14 @@ silently continue towards the wrong weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from minilib.data import Corpus
-from minilib.streams import Stream
 from minilib.training.clips import TrainingData
+from minilib.training.fingerprints import fingerprint, samples, weights
 from minilib.training.loop import Recipe
 
 Origin = dict[str, Any]
@@ -30,8 +23,6 @@ OPTIONS = ("crop", "recorded", "levels", "blur", "start", "unet", "widths")  # o
 # fields of a recipe that may differ when a run is resumed
 FREE = ("steps", "checkpoint_every")
 ENCODERS = {"clap", "text", "bind"}  # these read with the tokenizer
-READ_WHOLE = 256  # clips of a corpus that are read whole; of the others, the middle
-MIDDLE = 64  # samples in the middle
 
 
 def of_settings(
@@ -60,7 +51,10 @@ def of_data(
     if kind.reads_classes and data.folder is not None:
         said += [row.get("class", "").encode() for row in data.folder.rows]
     found = data.corpus if data.streamed else data.folder
-    return {"source": source(found), "data": fingerprint(chain(pieces, said))}
+    origin = {"source": source(found), "data": fingerprint(chain(pieces, said))}
+    if data.streamed and "audiomae" in kind.needs:  # which clips it draws
+        origin["pieces"] = data.corpus.covered if data.shards else 0
+    return origin
 
 
 def of_tokenizer(kind: Any, path: Path) -> Origin:
@@ -96,37 +90,6 @@ def source(folder: Any) -> str:
     return "SoundWorld" if folder is None else "recordings"
 
 
-def samples(corpus: Corpus | Stream) -> Iterator[bytes]:
-    """The captions of a corpus, some whole clips, and the middle of all clips; of a
-    stream, some rows.
-    """
-    if isinstance(corpus, Stream):
-        yield from corpus.identity()
-        return
-    waves, n = corpus.waves, len(corpus)
-    yield json.dumps([waves.shape, corpus.captions]).encode()
-    start = max(0, (waves.shape[1] - MIDDLE) // 2)
-    yield waves[:, start : start + MIDDLE].tobytes()
-    for i in np.unique(np.linspace(0, n - 1, min(n, READ_WHOLE)).round().astype(int)):
-        yield waves[i].tobytes()
-
-
-def weights(model: nn.Module) -> Iterator[bytes]:
-    """All tensors of a model."""
-    for name, x in sorted(model.state_dict().items()):
-        yield name.encode()
-        yield x.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def fingerprint(pieces: Iterable[bytes]) -> str:
-    """A short text that almost surely differs for other pieces."""
-    found = hashlib.sha256()
-    for piece in pieces:
-        found.update(len(piece).to_bytes(8, "big"))
-        found.update(piece)
-    return found.hexdigest()[:16]
-
-
 def differences(known: Origin, now: Origin) -> list[str]:
     """The differences between two origins, in words; entries that either lacks are
     assumed to be equal.
@@ -136,6 +99,7 @@ def differences(known: Origin, now: Origin) -> list[str]:
     plain = [name for name in after if name not in ("recipe", "parts", *FREE)]
     changed = [name for name in plain if before.get(name, after[name]) != after[name]]
     words = {"data": "other clips or captions", "tokenizer": "another tokenizer"}
+    words["pieces"] = "other features, shards or fly"
     told = [
         words.get(name, f"{name} {before[name]}, not {after[name]}") for name in changed
     ]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from minilib import files, folders
-from minilib.arguments import MAX_SEED, check_whole
+from minilib.arguments import MAX_SEED, check_whole, check_word
 from minilib.data import (
     CHECKED,
     OPEN_LICENCES,
@@ -45,7 +45,7 @@ from minilib.training.checkpoints import (
     train,
 )
 from minilib.training.clips import TrainingData, learnable, spoken_data
-from minilib.training.loop import Recipe
+from minilib.training.loop import Recipe, step_generator
 from minilib.training.processes import (
     check_shares,
     is_main,
@@ -54,10 +54,11 @@ from minilib.training.processes import (
     one_voice,
 )
 from minilib.training.scale import SCALED
-from minilib.training.stages import ALL_STAGES, SEEING, SPEECH, STAGES, Stage
+from minilib.training.stages import ALL_STAGES, SEEING, SOUNDLESS, SPEECH, STAGES, Stage
 from minilib.training.watching import Watch, check_watched
 
 KINDS = {**STAGES, **SPEECH, **SEEING}  # the class of every stage
+FEATURES = ("memory", "shards", "fly")  # where outputs of frozen parts are kept
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,7 @@ def train_stages(
     shipped: str | Path | None = None,
     log_with: str | None = None,
     sound_every: int | None = None,
+    features: str | None = None,
 ) -> Path:
     """Train stages in turn and write each finished part to `out`, which becomes a
     pipeline.
@@ -304,6 +306,12 @@ def train_stages(
             None for neither. `out` keeps a log, and `loss.png`, in any case.
         sound_every: steps between the sounds of a few captions, which are told as well;
             None for none.
+        features: where what frozen parts make of the clips and captions is kept:
+            "memory"; "shards", files in `out`/features, computed once by all processes
+            and read row by row; or "fly", nowhere: it is computed for every batch. None
+            for "fly" if the clips are read from disk, else "memory". Of long recordings
+            on disk, shards hold as many pieces, spread evenly, as cover them on
+            average, and the stages draw from these.
 
     Raises:
         ValueError: a stage or preset is unknown, steps are below 1, recordings or
@@ -317,6 +325,7 @@ def train_stages(
     names = stage_names(stages, preset)
     steps, seed = check_run(names, preset, steps, seed)
     check_watched(log_with, sound_every, names)
+    check_features(features, data)
     out, run, todo = Path(out), RUNS[preset], names
     borrowed = check_borrowed(preset, out, shipped, data, names)
     changed = {} if steps is None else {"steps": steps}
@@ -330,7 +339,7 @@ def train_stages(
         if is_main():
             stack.enter_context(files.alone(out))
         if todo or data is not None:
-            how = resume, progress, borrowed
+            how = resume, progress, borrowed, features
             clips = prepare_data(run, out, data, seed, names, *how)
             stack.enter_context(closing(clips))
         for name in names:
@@ -367,12 +376,16 @@ def run_stage(
     is its class, None for the usual one.
     """
     began, kind = time.monotonic(), kind or KINDS[name]
+    kept = data.shards is not None and "audiomae" in kind.needs
+    # `text` learns from captions alone
+    data.begin(kind.makes != ("text",) and not (kept and kind in SOUNDLESS))
     renewed = [part for part in kind.renews if holds(out, part)]
     parts = {x: folders.load_part(out, x, torch.float32) for x in kind.needs}
     parts |= {x: folders.load_part(out, x, torch.float32) for x in renewed}
     stage = kind(preset, recipe, data, parts, seed, **options)
     origin = origins.of_stage(stage)
-    data.hears = kind.makes != ("text",)  # which learns from captions alone
+    if kept:  # in all processes, as they share in the shards that a batch reads
+        stage.batch(step_generator(seed, name, 0))
     if watch is not None:
         watch.open(stage)
     train(stage, out, resume, progress, watch and watch.step)
@@ -384,7 +397,7 @@ def run_stage(
         note_finished(out, name, taken | origin)
         taken = f"{recipe.steps} steps in {seconds:.0f} s, caches included"
         log(out, f"{name:9s} finished: {taken}")
-        if data.streamed and (skipped := data.corpus.report()):
+        if skipped := data.report():
             log(out, f"{name:9s} {skipped}")
             say(f"{name}: {skipped}", progress)
         checkpoint_path(out, name).unlink(missing_ok=True)
@@ -559,6 +572,16 @@ def check_run(
     return steps, check_whole("seed", seed, 0, MAX_SEED)
 
 
+def check_features(features: str | None, data: str | Path | None) -> None:
+    """Raise ValueError unless features can be kept like this."""
+    if features is None:
+        return
+    check_word("features", features, FEATURES)
+    if features == "memory" and data is not None and is_stream(data):
+        said = f"as {str(data)!r} is read from disk clip by clip"
+        raise ValueError(f"features must be shards or fly, not memory, {said}")
+
+
 def check_borrowed(
     preset: str,
     out: Path,
@@ -676,6 +699,7 @@ def prepare_data(
     resume: bool = True,
     progress: bool = True,
     borrowed: dict[str, str] | None = None,
+    features: str | None = None,
 ) -> TrainingData:
     """Clips, captions, tokenizer and recordings for these stages of a run, kept in
     `out` for later runs. Everything is checked before anything is written.
@@ -687,6 +711,8 @@ def prepare_data(
     if run.encodes and borrowed:
         encoders = (out / borrowed["clap"]).parent
     data = read_clips(run, out, folder, seed, names, progress, encoders)
+    data.fly = features == "fly"
+    data.shards = out / "features" if features == "shards" else None
     new = [name for name in names if not (resume and finished(out, name))]
     if resume:
         check_clips(out, run, names, data)
@@ -760,7 +786,9 @@ def read_stream(
     with meet().main_process_first():  # which converts it
         stream = open_stream(where, run.seconds, progress=progress)
     many = len(stream) > CHECKED
-    faults = stream.faults(SAMPLE if many else None).faults
+    found = stream.faults(SAMPLE if many else None)
+    faults, n = found.faults, max(1, found.rates.total())
+    stream.covered = max(1, round(found.seconds / n / run.seconds))
     if faults and (not many or len(faults) == SAMPLE):
         raise ValueError(told(faults, where))
     return stream

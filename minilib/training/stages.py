@@ -547,7 +547,8 @@ class SpeakStage(GPTStage):
         sizes |= {"learned_positions": MOST_PHONEMES}
         self.gpt = seeded(LOARegressor, self.preset, self.seed, **sizes)
         self.loa, self.learning = self.data.columns(audiomae, columns), {"text": text}
-        self.sounds = self.data.over_clips(("clap", 0), clap.embed_audio)  # (N, D)
+        heard = ("clap", 0), clap.embed_audio
+        self.sounds = self.data.over_clips(*heard, of=(clap,))  # (N, D)
         same: dict[str, list[int]] = {}
         for i, voice in enumerate(self.data.voices):
             same.setdefault(voice, []).append(i)
@@ -657,6 +658,8 @@ SPEECH: dict[str, type[Stage]] = {
     x.name: x for x in (SpeakStage, UtterStage, WordsStage, VoicesStage)
 }
 SEEING: dict[str, type[Stage]] = {DepictStage.name: DepictStage}  # pictures
+# of a stream, their batches need no sound where outputs of frozen parts are kept
+SOUNDLESS = (GPTStage, LDMStage, JointStage)
 ALL_STAGES = tuple(name for name in STAGES if name not in APART)
 
 
