@@ -98,14 +98,14 @@ def weights(out: Path) -> dict[str, bytes]:
     return {x: (out / x / "model.safetensors").read_bytes() for x in ENDS}
 
 
-def kept(out: Path) -> list[Path]:
+def written(out: Path) -> list[Path]:
     """The shards of a run."""
     return sorted((out / "features").rglob("*.safetensors"))
 
 
 def files(out: Path) -> dict[str, bytes]:
     """Their bytes."""
-    return {f"{x.parent.name}/{x.name}": x.read_bytes() for x in kept(out)}
+    return {f"{x.parent.name}/{x.name}": x.read_bytes() for x in written(out)}
 
 
 def told(caught) -> list[str]:
@@ -128,13 +128,14 @@ def test_runs_end_with_the_same_bytes_wherever_features_are(out, tmp_path):
     outs = {x: Path(shutil.copytree(out, tmp_path / x)) for x in runs.FEATURES}
     ends = [weights(use(path, features=how)) for how, path in outs.items()]
     assert ends[0] == ends[1] == ends[2]
-    names = {how: {x.parent.name for x in kept(path)} for how, path in outs.items()}
+    names = {how: {x.parent.name for x in written(path)} for how, path in outs.items()}
     assert names["shards"] == {"audiomae-2", "vae-0", "clap", "text"}
     assert names["memory"] == names["fly"] == set()
 
 
 def test_shards_hold_what_memory_holds(data, parts, tmp_path):
     kept = replace(data, features={}, encoded={}, shards=tmp_path)
+    fly = replace(data, features={}, encoded={}, fly=True).latents(parts["vae"])
     indices, dropped = torch.tensor([13, 0, 7, 8]), torch.tensor([0, 0, 1, 0]).bool()
     for made, found in (
         (data.latents(parts["vae"]), kept.latents(parts["vae"])),
@@ -143,6 +144,10 @@ def test_shards_hold_what_memory_holds(data, parts, tmp_path):
     ):
         assert torch.equal(made[indices], found[indices])
         assert torch.equal(made[2:11], found[2:11]) and made.shape == found.shape
+    z0 = data.latents(parts["vae"])
+    assert fly.shape == z0.shape
+    torch.testing.assert_close(fly[indices], z0[indices])
+    torch.testing.assert_close(fly[2:11], z0[2:11])
     encoders = {name: parts[name] for name in ("clap", "text")}
     one = data.told(encoders, indices, dropped)
     two = kept.told(encoders, indices, dropped)
@@ -268,7 +273,7 @@ def test_a_caption_that_can_not_be_read_ends_no_shard(small, data, parts, tmp_pa
     torch.testing.assert_close(one["text"], two["text"])
 
 
-def test_a_stream_with_long_recordings_is_not_resumed_with_other_pieces(out, tmp_path):
+def test_a_stream_is_not_resumed_with_features_from_elsewhere(out, tmp_path):
     where = recordings(tmp_path / "set")
     use(out, ["gpt"], data=where, steps=1, features="shards")
     said = "gpt.json was made with other features, shards or fly: use the same again"

@@ -11,6 +11,7 @@ that one process in float32 is no nearer to itself in float64.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ from safetensors.torch import load_file
 from small_world import weights
 
 from minilib import cli, training
-from minilib.training import STAGES, TrainingData, fit, stages, train
+from minilib.training import STAGES, TrainingData, fit, shards, stages, train
+from minilib.training.processes import is_main, meet
 
 ROOT = Path(__file__).parents[1]
 # The stages that a whole run in float32 compares. Adversarial is compared in float64
@@ -120,7 +122,23 @@ def train_everything(folder: Path, make: Make) -> None:
     ends["resumed"] = resumed(make("clap"), folder / "one")
     break_off(make("clap"), folder / "two")
     assert command(folder / "run", *ROUNDED) == 0
+    train_on_shards(folder)
     torch.save(ends, folder / f"{os.environ['RANK']}.pt")
+
+
+def train_on_shards(folder: Path) -> None:
+    """Some stages again, with features in shards of eight clips; each process notes
+    which shards it writes.
+    """
+    if is_main():
+        shutil.copytree(folder / "run", folder / "kept")
+    meet().wait_for_everyone()
+    shards.SHARD, write, wrote = 8, shards.Shards.write, []
+    noted = lambda self, k: (wrote.append((self.folder.name, k)), write(self, k))
+    shards.Shards.write = noted
+    again = "gpt", "ldm", "joint", "--features", "shards"
+    assert command(folder / "kept", *again) == 0
+    (folder / f"wrote-{os.environ['RANK']}.json").write_text(json.dumps(wrote))
 
 
 def fail_in_one(folder: Path) -> int:
@@ -248,6 +266,22 @@ def test_two_processes_write_the_folder_of_one(folder, run_of_one):
             assert one == two
         elif path.name != "train.log":
             assert path.read_bytes() == twos[name].read_bytes(), name
+
+
+def test_two_processes_share_in_computing_shards(folder):
+    for rank in (0, 1):
+        wrote = json.loads((folder / f"wrote-{rank}.json").read_text())
+        # the captions fill more than a shard, the sixteen clips two
+        assert {name for name, _ in wrote} == {"audiomae-2", "vae-0", "clap", "text"}
+        assert [k for name, k in wrote if name == "vae-0"] == [rank]
+    for part in ("gpt", "unet", "loudness"):
+        one, two = (
+            torch.cat([x.float().flatten() for x in load_file(path).values()])
+            for path in (
+                folder / x / part / "model.safetensors" for x in ("run", "kept")
+            )
+        )
+        assert (one - two).norm() < 1e-3 * one.norm(), part
 
 
 def losses(log: list[str]) -> list[float]:
