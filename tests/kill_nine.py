@@ -38,7 +38,7 @@ from minilib.training import shards, train_stages  # noqa: E402
 
 KILLS = {"clap": 7, "gpt": 7, "ldm": 6}
 KILLS_OF_SHARDS = 20
-RECORDINGS, IN_A_SHARD = 1600, 64
+RECORDINGS, IN_A_SHARD, STEPS_ON_SHARDS = 200, 8, 24
 STEPS = 120
 BEFORE = ["vae", "audiomae", "clap", "text", "gpt"]  # what the three build on
 
@@ -58,8 +58,9 @@ def prepare(out: Path) -> None:
 def run_on_shards(name: str, out: Path) -> None:
     """Train a stage on recordings that are read from disk, with features in shards."""
     os.cpu_count = lambda: 2  # so many processes read
-    how = {"steps": STEPS, "resume": True, "progress": False, "features": "shards"}
-    train_stages(name, "small", out, out.parent / "set.parquet", **how)
+    how = {"resume": True, "progress": False, "features": "shards"}
+    given = name, "small", out, out.parent / "set.parquet", STEPS_ON_SHARDS
+    train_stages(*given, **how)
 
 
 def write_recordings(path: Path) -> None:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def train_on_shards(folder: Path) -> None:
     noted = lambda self, k: (wrote.append((self.folder.name, k)), write(self, k))
     shards.Shards.write = noted
     again = "gpt", "ldm", "joint", "--features", "shards"
-    assert command(folder / "kept", *again) == 0
+    with redirect_stdout(None):  # a test reads what the other run says
+        assert command(folder / "kept", *again) == 0
     (folder / f"wrote-{os.environ['RANK']}.json").write_text(json.dumps(wrote))
 
 

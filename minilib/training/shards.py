@@ -149,12 +149,12 @@ class Shards:
         """
         for left in self.folder.glob(".*.part"):
             left.unlink(missing_ok=True)
-        others, known = 0, {self.path(k) for k in range(self.many)}
+        others = 0
         for path in sorted(self.folder.glob("*.safetensors")):
             source = source_of(path)
             if source is None:
                 warnings.warn(f"{path} is damaged and is computed again", stacklevel=4)
-            elif source == self.source and path in known:
+            elif source == self.source:
                 continue
             others += source is not None
             path.unlink()
