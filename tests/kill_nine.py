@@ -32,6 +32,7 @@ import pyarrow  # noqa: E402
 import small_world  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401
 from pyarrow import parquet  # noqa: E402
 
 from minilib.training import shards, train_stages  # noqa: E402
