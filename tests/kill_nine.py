@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -116,21 +117,28 @@ def step_of(name: str, out: Path) -> int:
 
 
 def broken(
-    name: str, out: Path, waits: list[float], how=run
-) -> list[tuple[float, int, int]]:
-    """Kill a stage again and again; the seconds after which, and the step and the
-    number of shards then kept.
+    name: str, base: Path, out: Path, waits: list[float], how=run
+) -> Iterator[tuple[float, int, int]]:
+    """Kill a stage again and again; yields the seconds after which, and the step and
+    the number of shards then kept. What ends before its kill starts from `base` again,
+    and yields -1 for seconds, as the last run does.
     """
-    kills = []
+    shutil.copytree(base, out)
     for wait in waits:
-        process = start(how, name, out)
-        process.join(wait)
-        assert process.exitcode is None, f"{name} ended before it could be killed"
+        while True:
+            process = start(how, name, out)
+            process.join(wait)
+            if process.exitcode is None:
+                break
+            assert process.exitcode == 0, f"it ended with {process.exitcode}"
+            yield -1.0, 0, 0
+            shutil.rmtree(out)
+            shutil.copytree(base, out)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        kills.append((wait, step_of(name, out), kept(name, out)[1]))
+        yield wait, step_of(name, out), kept(name, out)[1]
     to_the_end(how, name, out)
-    return kills
+    yield -1.0, 0, 0
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -141,11 +149,11 @@ def weights(out: Path) -> dict[str, bytes]:
 
 
 def longest(first: float, rest: float, kills: int) -> float:
-    """The longest seconds to a kill, such that a run that is killed so often after
-    random times up to it does some 0.7 of its work.
+    """The longest seconds to a kill, such that a run that is killed so often, after
+    random times up to it, does its work about once.
     """
     # at each kill, where d is added to `first`: d^2 / (first + d) / 2 on average
-    share = 1.4 * rest / kills
+    share = 2 * rest / kills
     return first + (share + (share**2 + 4 * share * first) ** 0.5) / 2
 
 
@@ -155,15 +163,17 @@ def compare(
     """Whether a stage that is killed ends with the bytes of one that is not, and how it
     went.
     """
-    ends = [base.parent / f"{name}-{how.__name__}-{x}" for x in ("whole", "pieces")]
-    whole, pieces = (Path(shutil.copytree(base, end)) for end in ends)
-    most = longest(*unbroken(name, whole, how), kills)
-    waits = [rng.uniform(0.0, most) for _ in range(kills)]
-    went = broken(name, pieces, waits, how)
-    same = weights(whole) == weights(pieces)
-    of = lambda step, many: f"{step}; {many} shards" if many else f"{step}"
-    told = " ".join(f"{wait:.2f} ({of(*left)})" for wait, *left in went)
-    return same, f"{told}  {'bit-equal' if same else 'DIFFERS'}"
+    whole, pieces = (base.parent / f"{name}-{how.__name__}-{x}" for x in ("a", "b"))
+    most = longest(*unbroken(name, Path(shutil.copytree(base, whole)), how), kills)
+    waits, same, told = [rng.uniform(0.0, most) for _ in range(kills)], True, []
+    for wait, step, many in broken(name, base, pieces, waits, how):
+        if wait >= 0:
+            told.append(f"{wait:.2f} ({step}{f'; {many} shards' * bool(many)})")
+            continue
+        equal = weights(whole) == weights(pieces)
+        same = same and equal
+        told.append("bit-equal" if equal else "DIFFERS")
+    return same, " ".join(told)
 
 
 def main(seed: int) -> int:
