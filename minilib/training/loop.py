@@ -131,8 +131,8 @@ class Loop:
         share_batch_norm(model)
         self.accelerator = make_accelerator(recipe)
         self.trained = model
-        # then `model` stays as it is, and gets the weights at the end
         if asks_for_shards() and can_be_cut(model):
+            # of a copy; `model` itself is whole, and gets its weights at the end
             self.trained = copy.deepcopy(model)
             self.wrapped = shard(LossModule(self.trained), self.accelerator)
             optimizer = make_optimizer(self.trained, recipe)
