@@ -1,8 +1,8 @@
 """Several processes that train as one, started by `torchrun` or `accelerate launch` on
 one machine or many.
 
-Each holds the whole model, draws the same global batch and takes its share of it; the
-gradients are averaged. Operations that couple the clips of a batch, CLAP's contrastive
+Each holds the whole model, or its share where `sharding` cuts it. All draw the same
+global batch, of which each takes its share; the gradients are averaged. Operations that couple the clips of a batch, CLAP's contrastive
 loss and batch norm, must see the clips of all processes. Only the main process writes
 files, to a folder that all of them can see.
 """
