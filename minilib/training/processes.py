@@ -2,9 +2,10 @@
 one machine or many.
 
 Each holds the whole model, or its share where `sharding` cuts it. All draw the same
-global batch, of which each takes its share; the gradients are averaged. Operations that couple the clips of a batch, CLAP's contrastive
-loss and batch norm, must see the clips of all processes. Only the main process writes
-files, to a folder that all of them can see.
+global batch, of which each takes its share; the gradients are averaged. Operations that
+couple the clips of a batch, CLAP's contrastive loss and batch norm, must see the clips
+of all processes. Only the main process writes files, to a folder that all of them can
+see.
 """
 
 from __future__ import annotations
@@ -110,12 +111,11 @@ def one_voice() -> Iterator[None]:
         yield
     except Exception as error:
         lost = is_lost(error)
-        first = fails_first(otherwise=lost or is_main())
         # the launcher is about to end this process too, which has something to say
         on_end((lambda *about: None) if lost else before)
-        if first and lost:
-            raise ConnectionAbortedError(LOST) from error
-        if first:
+        if fails_first(otherwise=lost or is_main()):
+            if lost:
+                raise ConnectionAbortedError(LOST) from error
             raise
         on_end(signal.SIG_DFL)
         # if this process ended first, the launcher would stop the other too early
