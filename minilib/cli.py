@@ -1063,7 +1063,8 @@ def shipped_for(preset: str) -> Path:
     """The folder of the weights that ship for a preset: tiny, speech or picture."""
     if preset == "tiny":
         return shipped_weights()
-    how = "name a folder with --weights, or train weights with: minilib train all"
+    own = f"name the course's data/weights/{preset}, or another folder, with --weights"
+    how = f"{own}, or train weights with: minilib train all"
     return shipped(preset, f"{how} --preset {preset} --out data/weights/{preset}")
 
 
@@ -1089,12 +1090,26 @@ def shipped(name: str, remedy: str) -> Path:
 
 
 def place_of(name: str) -> Path:
-    """Where a folder of data/weights is: in the checkout that contains this module, in
-    the one it was installed from, or where the command runs, since `train` may have put
-    it there.
+    """Where a folder of data/weights is: in the checkout that contains this module,
+    beside an installed copy, in the checkout from which that was installed, or where
+    the command runs, since `train` may have put it there.
     """
-    folders = [data / "weights" / name for data in (DATA, *origin(), Path("data"))]
+    places = [DATA, *beside(), *origin(), Path("data")]
+    folders = [data / "weights" / name for data in places]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def beside() -> list[Path]:
+    """The folder of the weights that pip installed with a copy of this package."""
+    from importlib import metadata
+
+    try:
+        files = metadata.distribution("minilib").files or []
+    except metadata.PackageNotFoundError:
+        return []
+    wanted = "share/minilib/weights/*/pipeline.json"
+    found = [Path(file.locate()).resolve() for file in files if file.match(wanted)]
+    return [path.parents[2] for path in found[:1]]
 
 
 def origin() -> list[Path]:

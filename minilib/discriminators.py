@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from minilib import audio
+from minilib.layers import gathered
 from minilib.model import Model
 from minilib.vae import VAE
 from minilib.vocoder import Vocoder
@@ -265,11 +266,14 @@ class AdversarialVAE(nn.Module):
         return {"loss": loss, **{name: x.detach() for name, x in losses.items()}}
 
     def balance(self, l1: Tensor, adversarial: Tensor, n: int) -> Tensor:
-        """The weight of the adversarial loss beside the mean L1 over n values."""
+        """The weight of the adversarial loss beside the mean L1 over n values; both are
+        means over the clips of all processes, and so are their gradients.
+        """
         if not torch.is_grad_enabled():
             return l1.new_zeros(())
         last = self.vae.decoder.conv_out.weight
-        norm = lambda x: torch.autograd.grad(x, last, retain_graph=True)[0].norm()
+        slope = lambda x: torch.autograd.grad(x, last, retain_graph=True)[0]
+        norm = lambda x: gathered(slope(x)[None]).mean(dim=0).norm()
         ratio = n * norm(l1) / (norm(adversarial) + 1e-4)
         return self.weight / n * ratio.clamp(max=self.most).detach()
 

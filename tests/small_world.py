@@ -16,18 +16,38 @@ from minilib import training, vocoder
 from minilib.bind import BindConfig, ImageBind, SenseConfig, TextConfig
 from minilib.classifier import Classifier, ClassifierConfig
 from minilib.data import Corpus
-from minilib.discriminators import Discriminators, DiscriminatorsConfig
+from minilib.discriminators import (
+    Discriminators,
+    DiscriminatorsConfig,
+    PatchDiscriminator,
+    PatchDiscriminatorConfig,
+)
 from minilib.gpt import Loudness, LoudnessConfig
 from minilib.soundworld import CLASSES, INSTRUMENTS, SoundWorld
 from minilib.text import T5
 from minilib.tokenizer import Tokenizer
 from minilib.training import RUNS, STAGES, Recipe, TrainingData, stages
+from minilib.training.scale import AdversarialVAEStage
 
 RECIPE = Recipe(steps=3, batch_size=8, lr=3e-3, warmup=1, ema=0.9, checkpoint_every=2)
 OPTIONS = {
     **{name: {"crop": 48} for name in ("vae", "vocoder", "adversarial")},
     "joint": {"levels": 2},
 }
+
+
+class SharpStage(AdversarialVAEStage):
+    """The VAE of the released scale; the discriminator joins in at the second step."""
+
+    name, start = "sharp", 1
+
+    def build(self) -> torch.nn.Module:
+        model = super().build()
+        model.most = 1e12  # so that the adversarial loss has the weight it is to have
+        return model
+
+
+KINDS = {**STAGES, "sharp": SharpStage}
 
 
 def add_small(patch: pytest.MonkeyPatch) -> None:
@@ -45,6 +65,7 @@ def add_small(patch: pytest.MonkeyPatch) -> None:
         (2, 3), (2, 2, 4, 4, 4), 1, (4, 4, 4, 8, 8, 8, 8), (1, 2, 2, 2, 2, 2, 1)
     )
     patch.setitem(Discriminators.presets, "small", small)
+    patch.setitem(PatchDiscriminator.presets, "small", PatchDiscriminatorConfig(4))
     of = lambda name: replace(RECIPE, muon=RUNS["tiny"].recipes[name].muon)
     patch.setitem(ImageBind.presets, "small", small_senses())
     recipes = {name: of(name) for name in STAGES}
@@ -92,9 +113,9 @@ def make(
     name: str, data: TrainingData, parts: dict, double: bool = False, **changes
 ) -> training.Stage:
     """A stage of the small preset; in float64 if `double`."""
-    kind = STAGES[name]
+    kind = KINDS[name]
     given = {k: copy.deepcopy(parts[k]) for k in (*kind.needs, *kind.renews)}
-    recipe = replace(RUNS["small"].recipes[name], **changes)
+    recipe = replace(RUNS["small"].recipes.get(name, RECIPE), **changes)
     stage = kind("small", recipe, data, given, **OPTIONS.get(name, {}))
     if double:
         stage.model.double()

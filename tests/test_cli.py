@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import soundfile
+import tomllib
 import torch
 
 from minilib import audio, cli
@@ -246,7 +247,7 @@ def an_installed_copy(monkeypatch, note: str | None) -> None:
     """What pip says of where the package comes from."""
     from importlib import metadata
 
-    told = SimpleNamespace(read_text=lambda name: note)
+    told = SimpleNamespace(read_text=lambda name: note, files=None)
     monkeypatch.setattr(metadata, "distribution", lambda name: told)
 
 
@@ -267,6 +268,36 @@ def test_an_installed_copy_takes_the_weights_of_the_checkout_it_was_made_from(
     ):
         an_installed_copy(monkeypatch, other)
         assert cli.place_of("tiny") == here / "data" / "weights" / "tiny"
+
+
+def test_an_installed_copy_takes_the_weights_that_were_installed_with_it(
+    here, monkeypatch
+):
+    from importlib import metadata
+
+    share = here / "venv" / "share" / "minilib"
+    (share / "weights" / "tiny").mkdir(parents=True)
+    names = ("tiny/vae/config.json", "tiny/pipeline.json")
+    files = [metadata.PackagePath("../share/minilib/weights", name) for name in names]
+    for file in files:
+        file.dist = SimpleNamespace(locate_file=lambda path: here / "venv/lib" / path)
+    (here / "venv" / "lib").mkdir()
+    told = SimpleNamespace(read_text=lambda name: None, files=files)
+    monkeypatch.setattr(metadata, "distribution", lambda name: told)
+    monkeypatch.setattr(cli, "DATA", here / "data")
+    assert cli.place_of("tiny") == (share / "weights" / "tiny").resolve()
+    assert cli.place_of("speech") == here / "data" / "weights" / "speech"
+
+
+def test_what_is_installed_are_all_parts_of_the_weights():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    installed, weights = set(), ROOT / "data" / "weights" / "tiny"
+    for target, globs in patterns["tool"]["setuptools"]["data-files"].items():
+        for path in (path for pattern in globs for path in ROOT.glob(pattern)):
+            place = Path(target).relative_to("share/minilib/weights/tiny") / path.name
+            assert path == weights / place
+            installed.add(path)
+    assert installed == {path for path in weights.rglob("*") if path.is_file()}
 
 
 def test_without_weights_the_sentence_names_a_command_after_which_the_line_works(

@@ -26,6 +26,7 @@ WEIGHTS = "data/weights"
 COURSE = (
     *("pyproject.toml", "README.md", "LICENSE", "CITATION.cff"),
     *("minilib", "chapters/*.ipynb", "data/*.md", "data/*.csv", "data/results"),
+    "data/accelerate",
     *(f"{WEIGHTS}/{x}" for x in ("tiny", "speech", "picture", "judges", "*.json")),
     *(f"{WEIGHTS}/peers/{x}" for x in ("instructed_t5", "text_ldm")),
 )

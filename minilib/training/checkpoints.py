@@ -17,6 +17,7 @@ from minilib.files import replacing
 from minilib.training import origins
 from minilib.training.loop import Loop, Recipe, all_steps, sentence, step_generator
 from minilib.training.processes import is_main
+from minilib.training.sharding import share_like, share_optimizer, whole
 
 # the entries of a checkpoint and their types; "origin" and "scaler" were added later
 HOLDS = {
@@ -107,7 +108,7 @@ def save_checkpoint(
     """
     scaler = loop.accelerator.scaler
     checkpoint = {
-        "model": loop.model.state_dict(),
+        "model": loop.trained.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
         "ema": loop.average,
         "step": loop.done,
@@ -116,6 +117,8 @@ def save_checkpoint(
         "scaler": {} if scaler is None else scaler.state_dict(),
         "origin": origin,
     }
+    if loop.trained is not loop.model:
+        checkpoint = whole(checkpoint, keep=is_main())
     if wrong := not_finite(checkpoint):
         what = f"{wrong} is not finite after step {loop.done - 1}"
         raise FloatingPointError(f"{loop.name}: {what}; lower the learning rate")
@@ -161,7 +164,9 @@ def restore(
     check_steps(path, checkpoint["step"], loop.recipe.steps)
     scaler = loop.accelerator.scaler
     try:
-        loop.model.load_state_dict(checkpoint["model"])
+        if loop.trained is not loop.model:
+            checkpoint = cut(checkpoint, loop)
+        loop.trained.load_state_dict(checkpoint["model"])
         loop.optimizer.load_state_dict(checkpoint["optimizer"])
         for name, average in loop.average.items():
             average.copy_(checkpoint["ema"][name])
@@ -171,6 +176,21 @@ def restore(
         other = f"does not hold the model that {loop.name} trains"
         raise ValueError(f"{path} {other}: {anew(path)}") from error
     loop.done, loop.losses = checkpoint["step"], checkpoint["losses"]
+
+
+def cut(checkpoint: dict[str, Any], loop: Loop) -> dict[str, Any]:
+    """A checkpoint with this process's share of each tensor."""
+    present = loop.trained.state_dict()
+    model = {
+        name: share_like(x, present[name]) if name in present else x
+        for name, x in checkpoint["model"].items()
+    }
+    ema = {
+        name: share_like(checkpoint["ema"][name], average)
+        for name, average in loop.average.items()
+    }
+    optimizer = share_optimizer(checkpoint["optimizer"], loop.optimizer)
+    return {**checkpoint, "model": model, "optimizer": optimizer, "ema": ema}
 
 
 def check_steps(path: Path, done: int, steps: int) -> None:

@@ -8,6 +8,7 @@ noise is the same for any device and number of processes. Chapter 16 explains it
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from minilib.arguments import check_whole
 from minilib.model import has_gpu
 from minilib.training.muon import Muon
 from minilib.training.processes import check_shares, is_main, meet, share_batch_norm
+from minilib.training.sharding import asks_for_shards, can_be_cut, gather, shard, whole
 
 Batches = Callable[[torch.Generator], dict[str, Tensor]]
 
@@ -128,9 +130,17 @@ class Loop:
         model.train().to(memory_format=torch.channels_last)  # fastest for convolutions
         share_batch_norm(model)
         self.accelerator = make_accelerator(recipe)
-        trained = LossModule(model), make_optimizer(model, recipe)
-        self.wrapped, self.optimizer = self.accelerator.prepare(*trained)
-        learned = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        self.trained = model
+        if asks_for_shards() and can_be_cut(model):
+            # of a copy; `model` itself is whole, and gets its weights at the end
+            self.trained = copy.deepcopy(model)
+            self.wrapped = shard(LossModule(self.trained), self.accelerator)
+            optimizer = make_optimizer(self.trained, recipe)
+            self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        else:
+            trained = LossModule(model), make_optimizer(model, recipe)
+            self.wrapped, self.optimizer = self.accelerator.prepare(*trained)
+        learned = {k: p for k, p in self.trained.named_parameters() if p.requires_grad}
         self.learned = learned
         kept = learned if recipe.ema else {}
         self.average = {k: p.detach().clone() for k, p in kept.items()}
@@ -151,7 +161,7 @@ class Loop:
         # if the loss of one process is not finite, all see it and stop
         total = accelerator.reduce(total, reduction="mean")
         losses = dict(zip(losses, total.tolist()))
-        check_finite(self, losses["loss"], float(norm))
+        check_finite(self, losses["loss"], float(gather(norm)))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
@@ -165,6 +175,9 @@ class Loop:
         """The model in evaluation mode, with averaged weights if asked for."""
         for name, average in self.average.items():
             self.learned[name].data.copy_(average)
+        if self.trained is not self.model:
+            self.model.load_state_dict(whole(self.trained.state_dict()))
+            self.model.to(self.accelerator.device)
         return self.model.eval()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minilib.training.sharding import gather, share_like
+
 MOMENTUM = 0.95
 # a, b, c of the Newton-Schulz iteration s -> a s + b s^3 + c s^5 (Jordan et al.)
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -91,16 +93,15 @@ class Muon(torch.optim.AdamW):
                     }
                 momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1.0 - MOMENTUM)
-                ahead = weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
+                ahead = gather(weight.grad.lerp(momentum, MOMENTUM))  # Nesterov's
                 # (O, k, k, I), the order of a convolution's weights in memory
                 ahead = ahead.movedim(1, -1)
                 update = orthogonal(ahead.flatten(1))  # (O, k k I)
                 # the root mean square of AdamW's steps (2502.16982)
                 size = 0.2 * max(update.shape) ** 0.5
                 weight.mul_(1.0 - group["lr"] * group["weight_decay"])
-                weight.add_(
-                    update.view_as(ahead).movedim(-1, 1), alpha=-group["lr"] * size
-                )
+                update = share_like(update.view_as(ahead).movedim(-1, 1), weight)
+                weight.add_(update, alpha=-group["lr"] * size)
                 weight.grad = None  # its step is done
         super().step()
         return loss

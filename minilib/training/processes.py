@@ -1,20 +1,23 @@
 """Several processes that train as one, started by `torchrun` or `accelerate launch` on
 one machine or many.
 
-Each holds the whole model, draws the same global batch and takes its share of it; the
-gradients are averaged. Operations that couple the clips of a batch, CLAP's contrastive
-loss and batch norm, must see the clips of all processes. Only the main process writes
-files, to a folder that all of them can see.
+Each holds the whole model, or its share where `sharding` cuts it. All draw the same
+global batch, of which each takes its share; the gradients are averaged. Operations that
+couple the clips of a batch, CLAP's contrastive loss and batch norm, must see the clips
+of all processes. Only the main process writes files, to a folder that all of them can
+see.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +33,12 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(hours=6)
 # seconds; when one process fails, the launcher ends the others within a second
 GRACE = 5.0
+# the launcher's variable that asks for shards, and where it is kept from accelerate
+FSDP, SHARDS = "ACCELERATE_USE_FSDP", "MINILIB_SHARDS"
+LOST = (
+    "a process of this run has ended; all is kept up to the last checkpoint: go on "
+    "with --resume"
+)
 
 
 def n_processes() -> int:
@@ -60,6 +69,9 @@ def meet() -> PartialState:
     state = PartialState(
         cpu=not gpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE
     )
+    # accelerate's own shards exist on GPUs alone: `sharding` makes them everywhere
+    if FSDP in os.environ:
+        os.environ[SHARDS] = os.environ.pop(FSDP)
     if state.num_processes != n_processes():
         raise ValueError(
             f"{n_processes()} processes were started, but accelerate sees "
@@ -85,21 +97,58 @@ def one_voice() -> Iterator[None]:
     with it, end silently.
 
     Either all fail in the same way, or one fails and the others wait for it in vain
-    until the launcher ends them.
+    until the launcher ends them. One that is killed reports nothing: then the first of
+    the others that loses it, or is ended by the launcher, says so.
+
+    Raises:
+        ConnectionAbortedError: another process of this run has ended.
     """
+    if n_processes() == 1:
+        yield
+        return
+    before = on_end(abort)
     try:
         yield
     except Exception as error:
-        if n_processes() == 1 or fails_first():
+        lost = is_lost(error)
+        # the launcher is about to end this process too, which has something to say
+        on_end((lambda *about: None) if lost else before)
+        if fails_first(otherwise=lost or is_main()):
+            if lost:
+                raise ConnectionAbortedError(LOST) from error
             raise
+        on_end(signal.SIG_DFL)
         # if this process ended first, the launcher would stop the other too early
         time.sleep(GRACE)
         raise SystemExit(2) from error
+    except BaseException:
+        on_end(before)
+        raise
+    on_end(before)
 
 
-def fails_first() -> bool:
+def on_end(act: Any) -> Any:
+    """Set what this process does when the launcher ends it, if this is its main thread;
+    return what it did before.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGTERM, act)
+    return act
+
+
+def abort(*about: Any) -> None:
+    """Stop what this process is doing."""
+    raise ConnectionAbortedError(LOST)
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that the connection to another process has broken."""
+    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+
+
+def fails_first(otherwise: bool) -> bool:
     """Whether no other process of this run has failed before; failures are counted in
-    the launcher's store.
+    the launcher's store. Without a store, what stands in `otherwise`.
     """
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
@@ -107,9 +156,8 @@ def fails_first() -> bool:
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=GRACE))
         return store.add(f"minilib failed, start {start}", 1) == 1
     except (KeyError, RuntimeError):
-        # There is no store: the main process, which would hold it, has not created it
-        # yet or has ended.
-        return is_main()
+        # The main process, which may hold it, has not created it yet or has ended.
+        return otherwise
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

@@ -237,15 +237,18 @@ RUNS["full"] = Run(
         "vocoder": Recipe(
             steps=100_000, batch_size=16, lr=2e-4, ema=0.999, checkpoint_every=1000,
         ),
-        # as in HiFi-GAN's paper (2010.05646 §3), whose rate falls by a factor an epoch
+        # steps, rate and betas of HiFi-GAN's authors (2010.05646), whose rate falls by
+        # a thousandth an epoch
         "adversarial": Recipe(
             steps=2_500_000, batch_size=16, lr=2e-4, betas=(0.8, 0.99),
             checkpoint_every=1000,
         ),
-        # near MAE's (2111.06377), with fewer clips a batch
+        # batch, rate, betas and decay of AudioMAE's training code: 2e-4 for every 256
+        # clips, and 33 passes over the two million clips of AudioSet, three of them
+        # for the warm-up. Its targets are also normalised patch by patch; ours are not
         "audiomae": replace(
-            AS_RELEASED, steps=120_000, batch_size=512, lr=2e-4, betas=(0.9, 0.95),
-            ema=0.0, final_lr=0.0, accumulate=8,
+            AS_RELEASED, steps=129_000, batch_size=512, lr=4e-4, warmup=11_700,
+            betas=(0.9, 0.95), weight_decay=1e-4, ema=0.0, final_lr=0.0, accumulate=8,
         ),
         "gpt": replace(AS_RELEASED, steps=200_000),
         "ldm": AS_RELEASED,

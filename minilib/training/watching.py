@@ -21,6 +21,7 @@ from minilib.arguments import check_whole, check_word
 from minilib.audioldm2 import AudioLDM2
 from minilib.training.loop import Loop, learning_rate
 from minilib.training.processes import is_main, meet
+from minilib.training.sharding import asks_for_shards
 from minilib.training.stages import Stage
 
 TRACKERS = ("tensorboard", "wandb")
@@ -53,6 +54,9 @@ def check_watched(
         if not set(SOUNDED).intersection(names):
             known = f"captions can sound during {', '.join(SOUNDED)}"
             raise ValueError(f"sound_every must be None: {known}, not {names[0]}")
+        if asks_for_shards():
+            said = "no process holds the whole model while weights are sharded"
+            raise ValueError(f"sound_every must be None: {said}")
     if log_with is None:
         return
     check_word("log_with", log_with, TRACKERS)
