@@ -17,7 +17,7 @@ CHAPTERS = notebooks.chapters()
 MAX_BYTES = 1_200_000  # of a notebook with its outputs
 MAX_LINES = 300  # of the library that one chapter builds
 COLUMNS = 88  # as many as the page shows
-USE_ONLY = {"02", "16b", "18"}  # chapters that build nothing of the library
+USE_ONLY = {"02", "16b", "18", "18b"}  # chapters that build nothing of the library
 
 # The modules that teach: what is tagged "Chapter 07." stands in them alone.
 TEACH = {

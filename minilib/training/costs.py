@@ -249,7 +249,8 @@ def of_gpt(run: Run, sizes: str) -> Example:
 
 def encoders() -> int:
     """Parameters of the frozen encoders: FLAN-T5-large and LAION's CLAP."""
-    return n_parameters(sized(T5Encoder, "full")) + LAION_CLAP
+    with torch.device("meta"):  # counted without taking their memory
+        return n_parameters(sized(T5Encoder, "full")) + LAION_CLAP
 
 
 def noisy(run: Run, vae: VAE, levels: tuple[int, ...] = ()) -> dict[str, Tensor]:
