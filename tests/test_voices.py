@@ -8,7 +8,7 @@ import torch
 
 from minilib.soundworld import espeak, talkers
 from minilib.soundworld.speech import WORDS
-from minilib.voices import CEPSTRA, LAGS, KnownVoices, traits
+from minilib.voices import CEPSTRA, LAGS, RIDGE, KnownVoices, traits
 
 
 def hum(pitch: float, formant: float, seed: int) -> torch.Tensor:
@@ -55,8 +55,17 @@ def test_distances_are_those_of_mahalanobis(judge):
         [((x - centre) @ root).square().sum(dim=1) for centre in judge.centres], dim=1
     )
     torch.testing.assert_close(judge.distances(waves), expected)
-    own = judge.distances(hums(0, 12)[0]).view(3, 12, 3).mean(dim=1)
-    assert (own.argmin(dim=1) == torch.arange(3)).all()
+    known = (traits(hums(0, 12)[0]) - judge.mean) / judge.scale
+    rest = (known.view(3, 12, -1) - judge.centres[:, None]).flatten(0, 1)
+    within = rest.T @ rest / 36 + RIDGE * torch.eye(rest.shape[1])
+    one = torch.eye(len(within)).double()
+    torch.testing.assert_close(within @ judge.precision, one, atol=1e-6, rtol=0)
+
+
+def test_the_level_of_a_sound_is_no_trait_of_its_voice():
+    wave = hum(100, 900, 0)
+    louder, softer = traits(torch.stack([wave, 0.5 * wave]))
+    assert (louder - softer).abs().max() < 0.01 < louder.abs().max()
 
 
 def test_what_varies_within_a_voice_counts_less_than_what_tells_voices_apart():
