@@ -134,7 +134,7 @@ def noise(restored: Tensor, x: Tensor) -> float:
 
 @torch.no_grad()
 def points(
-    source: str, kind: str, seed: int, frozen: bool, steps: int = 400
+    source: str, kind: str, seed: int, frozen: bool, steps: int = 800
 ) -> dict[str, float]:
     """The SNR of fresh points in dB, and what the first two codes share in bits; for
     groups also the SNR if they get dimensions of the latent at random, and new
@@ -205,12 +205,12 @@ def factors(seed: int) -> Measured:
             if kind != "RVQ 4":
                 shared[f"{said}, as they are"] = made["shared"]
     for kind in KINDS:
-        made = points("rotated", kind, seed, False, 2000)
+        made = points("rotated", kind, seed, False)
         found["joint_factors"][kind] = made["snr"]
         if kind == "GRVQ 2 x 2":
             shared["turned, learned"] = made["shared"]
             dealt = made["dealt"]
-        gaussian = points("gaussian", kind, seed, False, 800)
+        gaussian = points("gaussian", kind, seed, False)
         found["joint_gaussian"][kind] = gaussian["snr"]
     # the control: the learned latent, its dimensions dealt to the groups at random
     found["joint_factors"]["GRVQ 2 x 2, shuffled halves"] = dealt
@@ -410,11 +410,9 @@ def starts(seed: int) -> Measured:
 )
 def dropout(seed: int) -> Measured:
     """The first n of 8 codebooks, n = 1, 2, 4, 8."""
-    whole, arms = codec(seed, recipe=LONG), {}
-    dropped = codec(seed, dropout=True, recipe=LONG)
+    whole, dropped, arms = codec(seed), codec(seed, dropout=True), {}
     for n in KEEP.tolist():
-        own = codec(seed, n_levels=n, recipe=LONG)
-        arms[f"{n}: own codec"] = error(restored(own))
+        arms[f"{n}: own codec"] = error(restored(codec(seed, n_levels=n)))
         arms[f"{n}: dropout"] = error(restored(dropped, n))
         if n < 8:
             arms[f"{n}: cut short"] = error(restored(whole, n))
