@@ -70,8 +70,8 @@ class CodecConfig:
 
 
 class Means(nn.Module):
-    """The running mean of the vectors of each symbol: FunCodec's V_s, which the
-    quantiser needs not say (2309.07405 §2.3).
+    """The running mean of the vectors of each symbol, as the V_s of FunCodec's semantic
+    residual (2309.07405 §2.3): what the quantiser need not say.
 
     The means get no gradient. What the decoder gets is V_s plus the quantised rest, and
     the rest is the encoder's vector minus V_s: passed straight through, the two

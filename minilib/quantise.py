@@ -126,9 +126,8 @@ def k_means(rows: Tensor, n_codes: int, rounds: int, seed: int = 0) -> Tensor:
     drawn = torch.randperm(max(N, n_codes), generator=generator)[:n_codes] % N
     centres = rows[drawn.to(rows.device)].clone()
     for _ in range(rounds):
-        own = F.one_hot(torch.cdist(rows, centres).argmin(1), n_codes).to(
-            rows
-        )  # (N, K)
+        nearest = torch.cdist(rows, centres).argmin(dim=1)
+        own = F.one_hot(nearest, n_codes).to(rows)  # (N, K)
         sizes = own.sum(dim=0)[:, None]
         centres = torch.where(sizes > 0, own.T @ rows / sizes.clamp_min(1), centres)
     return centres
