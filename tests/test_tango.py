@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from minilib import audio, peers
+from minilib.conditions import Context
 from minilib.folders import load_part
 from minilib.peers import tango
 from minilib.peers.tango import (
@@ -186,14 +187,47 @@ def test_training_writes_a_pipeline_that_reads_the_instructed_t5(folder):
     assert wave.shape == (1, 16_000) and wave.isfinite().all()
 
 
+def test_a_denoiser_reads_a_new_encoder_as_it_read_the_old_one():
+    """New states that are an affine map of the old ones are read without a loss."""
+    torch.manual_seed(0)
+    old = load_part(TINY, "text", torch.float32)
+    turn = torch.linalg.qr(torch.randn(128, 128)).Q
+
+    class Turned:
+        def encode(self, captions):
+            x, mask = old.encode(captions)
+            return torch.nn.functional.rms_norm(x, (128,)) @ turn, mask
+
+    start, model = (
+        tango.TextLDM.from_pretrained(
+            WEIGHTS / "peers/text_ldm/unet", dtype=torch.float32
+        )
+        for _ in range(2)
+    )
+    world = SoundWorld("train")
+    tango.read_by(model, old, Turned(), [world.caption(i) for i in range(300)])
+    z, t = torch.randn(2, 4, 32, 16), torch.tensor([500, 900])
+    captions = ["a dog barks, then a bell rings", "rain falls"]
+    with torch.no_grad():
+        told, turned = ({"text": x.encode(captions)} for x in (old, Turned()))
+        turned["text"] = Context(*turned["text"])
+        wanted, found, lost = (
+            m(z, t, c) for m, c in ((start, told), (model, turned), (start, turned))
+        )
+    gap = lambda v: float((v - wanted).norm() / wanted.norm())
+    assert gap(found) < 0.02 and gap(lost) > 0.1
+
+
 def test_training_starts_from_text_ldm_and_moves(folder):
     start, new = (
         tango.TextLDM.from_pretrained(path / "unet", dtype=torch.float32)
         for path in (WEIGHTS / "peers/text_ldm", folder)
     )
-    pairs = zip(start.state_dict().values(), new.state_dict().values())
-    moved = [float((a - b).norm() / a.norm()) for a, b in pairs]
-    assert 0 < max(moved) < 0.5
+    start, new = start.state_dict(), new.state_dict()
+    moved = {k: float((a - new[k]).norm() / a.norm()) for k, a in start.items()}
+    translated = {k for k, by in moved.items() if by > 0.5}
+    assert translated == {"projection.weight", "projection.bias"}
+    assert 0 < moved["blocks.0.qkv.weight"] < 0.1
 
 
 def test_a_missing_reader_is_named_before_anything_is_made(tmp_path):

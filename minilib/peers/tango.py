@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilib import audio
@@ -31,6 +32,7 @@ from minilib.training import Recipe, fit
 FRAME = 2048  # samples in one frame of the level
 FLOOR = -80.0  # dB
 PEAK = 0.5  # largest |sample| of a mixture
+N_CAPTIONS = 1500  # by which one reader is translated into another
 N_SOUNDS = 800  # of each kind: single sounds, short ones to be joined, mixtures
 JOINED = 0.4  # share of a batch that consists of two joined sounds
 RECIPE = Recipe(
@@ -186,6 +188,36 @@ def quiet_about_loudness(scene: Scene, rng: np.random.Generator) -> str:
     return describe(replace(scene, events=events), rng)
 
 
+@torch.no_grad()
+def read_by(
+    model: TextLDM, old: nn.Module, new: nn.Module, captions: list[str]
+) -> TextLDM:
+    """Let a denoiser that learned to read one text encoder read another one.
+
+    Ridge regression finds the affine map from the new state of a token to its old one,
+    and the denoiser's first layer takes it in. TANGO has no such step.
+
+    Args:
+        model: its projection is changed.
+        old, new: text encoders of one width; captions: those that they split into
+            unequally many tokens are left out.
+    Returns:
+        the model. Chapter 21.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for some in (captions[at : at + 50] for at in range(0, len(captions), 50)):
+        (x, x_mask), (y, y_mask) = new.encode(some), old.encode(some)
+        for k in (x_mask.sum(dim=1) == y_mask.sum(dim=1)).nonzero()[:, 0]:
+            pairs.append((x[k, x_mask[k].bool()], y[k, y_mask[k].bool()]))
+    x, y = (F.rms_norm(torch.cat(z), z[0].shape[1:]) for z in zip(*pairs))  # (n, D)
+    x = F.pad(x, (0, 1), value=1.0)
+    ridge = x.T @ x + 10 * torch.eye(x.shape[1])
+    slope, offset = torch.linalg.solve(ridge, x.T @ y).split([x.shape[1] - 1, 1])
+    model.projection.bias += model.projection.weight @ offset[0]
+    model.projection.weight.copy_(model.projection.weight @ slope.T)
+    return model
+
+
 def train(
     out: str | Path,
     seed: int = 0,
@@ -203,7 +235,7 @@ def train(
         progress: show a bar.
         weights: the folder whose VAE and vocoder it uses. Beside it lies `peers`, with
             the text encoder of `instructed_t5` and the denoiser of `text_ldm`, from
-            which it starts.
+            which it starts, and which has read the encoder in `weights`.
 
     Raises:
         ValueError, FileNotFoundError: an argument is not as described.
@@ -213,8 +245,10 @@ def train(
     out, weights = check_path("out", out), check_path("weights", weights)
     peers = weights.parent / "peers"
     text = load_part(peers / "instructed_t5", "text", torch.float32)
-    vae = load_part(weights, "vae", torch.float32)
+    old, vae = (load_part(weights, x, torch.float32) for x in ("text", "vae"))
     model = TextLDM.from_pretrained(peers / "text_ldm" / "unet", dtype=torch.float32)
+    world = SoundWorld("train", seed)
+    read_by(model, old, text, [world.caption(i) for i in range(N_CAPTIONS)])
     batches = MixedClips(text, vae, seed=seed)
     fit(model, batches, replace(RECIPE, steps=steps), seed, "tango", progress)
     parts = {x: weights / x for x in BORROWED} | {"text": peers / "instructed_t5/text"}
