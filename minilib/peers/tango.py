@@ -33,10 +33,10 @@ FRAME = 2048  # samples in one frame of the level
 FLOOR = -80.0  # dB
 PEAK = 0.5  # largest |sample| of a mixture
 N_CAPTIONS = 1500  # by which one reader is translated into another
-N_SOUNDS = 800  # of each kind: single sounds, short ones to be joined, mixtures
+N_SOUNDS = 1500  # of each kind: single sounds, short ones to be joined, mixtures
 JOINED = 0.4  # share of a batch that consists of two joined sounds
 RECIPE = Recipe(
-    steps=300, batch_size=32, lr=1e-3, warmup=20, ema=0.99, muon=("linear", "conv")
+    steps=1500, batch_size=32, lr=1e-3, warmup=20, ema=0.99, muon=("linear", "conv")
 )
 
 
