@@ -15,6 +15,7 @@ from typing import Any
 PEERS: dict[str, str] = {
     "codec": "a codec whose 8 codes for each 20 ms language models write",
     "instructed_t5": "a T5 encoder that has learned to follow instructions",
+    "tango": "latent diffusion with an instructed T5 and sounds mixed at one level",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
 }
 
