@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minilib import audio, diffusion, peers
+from minilib import audio, cli, diffusion, peers
 from minilib.conditions import Context, to_batch
 from minilib.folders import load_part
 from minilib.peers import make_an_audio_2
@@ -271,6 +271,17 @@ def test_training_writes_a_folder_that_borrows_encoder_and_vocoder(folder):
     assert sorted(x.name for x in folder.iterdir()) == ["pipeline.json", "unet", "vae"]
 
 
+def test_draws_of_its_latent_have_mean_0_and_variance_1(folder):
+    vae = VAE1D.from_pretrained(folder / "vae", dtype=torch.float32)
+    world = SoundWorld("train", 0, 2.56)
+    mels = audio.log_mel(torch.stack([world[i].wave for i in range(20)]))
+    with torch.no_grad():
+        mean, log_variance = vae.moments(mels)
+    z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape)
+    assert (z.mean(dim=(0, 2, 3)).abs() < 0.3).all()
+    assert ((z.std(dim=(0, 2, 3)) - 1).abs() < 0.25).all()
+
+
 def test_it_sounds_as_the_pipeline_does(folder):
     pipe = peers.pipeline(folder)
     pipe.unet.out.weight.data.normal_(std=0.1)
@@ -281,6 +292,13 @@ def test_it_sounds_as_the_pipeline_does(folder):
     assert not torch.equal(say("a dog barks"), say("rain falls"))
     short = pipe("rain falls", seed=4, steps=2, seconds=1.0, progress=False)
     assert short.shape == (1, 16000)
+
+
+def test_the_command_line_sounds_it(folder, tmp_path):
+    out = tmp_path / "x.wav"
+    line = ["generate", "rain falls after a dog barks", "--weights", str(folder)]
+    assert cli.main([*line, "-o", str(out), "--steps", "1", "--seed", "2"]) == 0
+    assert out.is_file()
 
 
 @pytest.mark.parametrize(

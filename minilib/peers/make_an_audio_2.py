@@ -38,7 +38,7 @@ BORROWED = ("text", "vocoder")
 VAE_RECIPE = Recipe(
     steps=700, batch_size=16, lr=2e-2, warmup=30, ema=0.99, muon=("linear", "conv")
 )
-RECIPE = replace(text_ldm.RECIPE, steps=1200)
+RECIPE = replace(text_ldm.RECIPE, steps=1500, lr=1e-2)
 SAMPLING = Sampling(steps=12, guidance=1.5, temperature=0.7)
 MEL_MEAN, MEL_STD = -6.8, 2.8  # of SoundWorld's log-mel
 N_CROPPED = 3000  # sounds from which the VAE learns
@@ -228,7 +228,9 @@ class StructuredLDMConfig(TextLDMConfig):
     in_channels: int = 20  # C of the 1-D VAE
     bins: int = 1  # it has no frequency
     patch: int = 4  # 80 ms
-    context_dim: int = 192  # of what both encoders tell, after their heads
+    width: int = 128
+    n_layer: int = 3
+    context_dim: int = 128  # of what both encoders tell, after their heads
     context_length: int = 128
     text_dim: int = 128  # width of the first encoder's states
     streams: tuple[str, ...] = ("text", "structure")  # which of the two are read
@@ -325,13 +327,14 @@ class DualEncoder(nn.Module):
     def __init__(self, text: T5Encoder, unet: StructuredLDM, parser: Parser = Parser()):
         super().__init__()
         self.text, self.unet, self.parser = text, unet, parser
+        self.tokenizer = text.tokenizer
 
     def given(
         self, captions: list[str], generator: torch.Generator | None = None
     ) -> Conditions:
         """What `StructuredLDM.read` expects, for B captions."""
         parsed = [self.parser(x, generator) if x else "" for x in captions]
-        ids, mask = self.text.tokenizer.encode(parsed, pad_to=PADDED)
+        ids, mask = self.tokenizer.encode(parsed, pad_to=PADDED)
         with torch.no_grad():
             told = self.text.encode(captions)
         return {"text": told, "structure": Context(ids[..., None], mask)}
