@@ -73,7 +73,7 @@ def one_of(some: Sequence, generator: torch.Generator):
 @dataclass(frozen=True)
 class Expert:
     """A captioner that names the wrong class with a known probability; it stands for
-    the captioning and retrieval models of 2301.12661. Chapter 22.
+    the models that caption or tag sounds in 2301.12661. Chapter 22.
     """
 
     error: float  # the probability of a wrong class, 0 to 1
