@@ -169,7 +169,7 @@ class Reprogrammed(JoinedClips):
         return self.new_pair(generator)
 
     def new_pair(self, generator: torch.Generator) -> tuple[Tensor, str]:
-        """A pair of different classes that nobody has drawn before."""
+        """The same, from any two sounds whose classes differ and are not held out."""
         while True:
             i, j = torch.randint(len(self.names), (2,), generator=generator).tolist()
             pair = self.names[i], self.names[j]

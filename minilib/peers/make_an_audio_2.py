@@ -35,9 +35,7 @@ from minilib.vae import VAE, VAEConfig, standardise
 from minilib.vocoder import vocode
 
 BORROWED = ("text", "vocoder")
-VAE_RECIPE = Recipe(
-    steps=700, batch_size=16, lr=2e-2, warmup=30, ema=0.99, muon=("linear", "conv")
-)
+VAE_RECIPE = Recipe(700, 16, 2e-2, warmup=30, ema=0.99, muon=("linear", "conv"))
 RECIPE = replace(text_ldm.RECIPE, steps=1500, lr=1e-2)
 SAMPLING = Sampling(steps=12, guidance=1.5, temperature=0.7)
 MEL_MEAN, MEL_STD = -6.8, 2.8  # of SoundWorld's log-mel
@@ -49,16 +47,12 @@ PADDED = 24  # tokens of a structured caption, at least
 # The parser
 
 # Each names the event that is heard first `a` and the other `b`.
-FORMS = tuple(
-    re.compile(form)
-    for form in (
-        r"(?:first )?(?P<a>.+?),? (?:and )?then (?P<b>.+)",
-        r"(?:first )?(?P<a>.+?),? followed by (?P<b>.+)",
-        r"after (?P<a>.+?), (?P<b>.+)",
-        r"before (?P<b>.+?), (?P<a>.+)",
-        r"(?P<a>.+?) before (?P<b>.+)",
-        r"(?P<b>.+?) after (?P<a>.+)",
-    )
+FORMS = (
+    r"(?:first )?(?P<a>.+?),? (?:(?:and )?then|followed by) (?P<b>.+)",
+    r"after (?P<a>.+?), (?P<b>.+)",
+    r"before (?P<b>.+?), (?P<a>.+)",
+    r"(?P<a>.+?) before (?P<b>.+)",
+    r"(?P<b>.+?) after (?P<a>.+)",
 )
 
 
@@ -71,7 +65,7 @@ def parse(caption: str) -> list[tuple[str, str]]:
     """
     said = " ".join(caption.lower().rstrip(" .").split()).removeprefix("the sound of ")
     for form in FORMS:
-        if found := form.fullmatch(said):
+        if found := re.fullmatch(form, said):
             return [(found["a"], "start"), (found["b"], "end")]
     return [(said, "all")]
 
@@ -99,8 +93,7 @@ class Parser:
     def __call__(self, caption: str, generator: torch.Generator | None = None) -> str:
         """The structured caption; the generator decides which ones are wrong."""
         events = parse(caption)
-        wrong = torch.rand((), generator=generator) < self.error
-        if len(events) == 2 and wrong:
+        if torch.rand((), generator=generator) < self.error and len(events) == 2:
             (first, _), (second, _) = events
             events = [(second, "start"), (first, "end")]
         return structured(events)
@@ -184,10 +177,9 @@ def mel_batches(seconds: float, seed: int, config: VAE1DConfig) -> Batches:
     """Batches of `VAE1D.loss`: crops of SoundWorld's sounds, singles and pairs."""
     world, n = SoundWorld("train", seed, text_ldm.SECONDS), N_CROPPED
     waves = torch.stack([world[i].wave for i in range(n)])
-    length = round(seconds * audio.SAMPLE_RATE)
+    length, B = round(seconds * audio.SAMPLE_RATE), VAE_RECIPE.batch_size
 
     def batch(generator: torch.Generator) -> dict[str, Tensor]:
-        B = VAE_RECIPE.batch_size
         rows = torch.randint(n, (B,), generator=generator).tolist()
         ends = torch.randint(waves.shape[1] - length + 1, (B,), generator=generator)
         crops = [waves[i, k : k + length] for i, k in zip(rows, ends.tolist())]
@@ -254,6 +246,8 @@ class ConvBlock(TextBlock):
         super().__init__(width, n_head)
         self.up = TokenConv(width, 2 * width, 3, padding=1)
         self.down = nn.Linear(2 * width, width)
+        for parameter in self.modulation.parameters():
+            nn.init.zeros_(parameter)
 
 
 class StructuredLDM(TextLDM):
@@ -267,37 +261,27 @@ class StructuredLDM(TextLDM):
     def __init__(self, config: StructuredLDMConfig):
         super().__init__(config)
         D, dim = config.width, config.text_dim
-        self.blocks = nn.ModuleList(
-            ConvBlock(D, config.n_head) for _ in range(config.n_layer)
+        blocks = [ConvBlock(D, config.n_head) for _ in range(config.n_layer)]
+        self.blocks = nn.ModuleList(blocks)
+        reader = T5Config(config.vocab_size, dim, 32, 256, config.n_reader, 0, 4)
+        self.structure = T5Encoder(reader)
+        head = lambda: nn.Sequential(
+            nn.Linear(dim, D), nn.GELU(), nn.Linear(D, D), nn.LayerNorm(D)
         )
-        for block in self.blocks:
-            nn.init.zeros_(block.modulation.weight)
-            nn.init.zeros_(block.modulation.bias)
-        self.structure = T5Encoder(
-            T5Config(config.vocab_size, dim, 32, 256, config.n_reader, 0, 4)
-        )
-        self.heads = nn.ModuleDict(
-            {
-                name: nn.Sequential(
-                    nn.Linear(dim, D), nn.GELU(), nn.Linear(D, D), nn.LayerNorm(D)
-                )
-                for name in config.streams
-            }
-        )
+        self.heads = nn.ModuleDict({name: head() for name in config.streams})
 
     def read(self, given: Conditions) -> Context:
         """What both encoders tell, one after the other: (B, S1 + S2, width).
 
         `text` holds states (B, S1, D), `structure` tokens (B, S2, 1).
         """
-        told, masks = [], []
+        told = []
         for name in self.config.streams:
             states, mask = given[name]
             if name == "structure":
                 states = self.structure(states[..., 0], mask)
-            told.append(self.heads[name](states))
-            masks.append(mask)
-        return Context(torch.cat(told, dim=1), torch.cat(masks, dim=1))
+            told.append((self.heads[name](states), mask))
+        return Context(*(torch.cat(some, dim=1) for some in zip(*told)))
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean squared error of the velocity; the second encoder learns from it too."""
