@@ -15,6 +15,8 @@ from typing import Any
 PEERS: dict[str, str] = {
     "codec": "a codec whose 8 codes for each 20 ms language models write",
     "instructed_t5": "a T5 encoder that has learned to follow instructions",
+    "make_an_audio": "latent diffusion on captions that CLAP chose among proposals",
+    "make_an_audio_2": "latent diffusion along time that reads parsed captions",
     "tango": "latent diffusion with an instructed T5 and sounds mixed at one level",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
 }

@@ -225,9 +225,15 @@ class JoinedClips:
         u = u[torch.randperm(n, generator=generator)] ** CURVE
         t = 1 + (u * self.n_steps).long().clamp_max(self.n_steps - 1)
         dropped = torch.rand(n, generator=generator) < P_EMPTY
-        read = drop({"text": self.encode(captions)}, self.empty, dropped)
+        read = self.read(captions, dropped, generator)
         eps = torch.randn(z0.shape, generator=generator)
         return {"z0": z0, "t": t, "eps": eps, **to_batch(read)}
+
+    def read(
+        self, captions: list[str], dropped: Tensor, generator: torch.Generator
+    ) -> Conditions:
+        """The captions of a batch as conditions, and nothing for the dropped ones."""
+        return drop({"text": self.encode(captions)}, self.empty, dropped)
 
     def pair(self, generator: torch.Generator) -> tuple[Tensor, str]:
         """Two sounds of different classes, joined: z0 (1, C, T/r, F/r), caption."""
