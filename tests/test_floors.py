@@ -13,7 +13,7 @@ FLOORS = {
     "0 ground": [
         "torchaudio_guard", "files", "arguments", "audio", "pictures", "soundworld",
         "tables", "data", "readers", "streams", "sets", "detectors", "judges",
-        "recogniser", "speakers", "frechet",
+        "recogniser", "speakers", "voices", "frechet",
     ],
     "1 process and shared layers": [
         "model", "layers", "conditions", "diffusion", "guidance", "quantise",

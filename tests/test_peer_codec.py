@@ -12,8 +12,15 @@ import torch
 from minilib import audio, cli
 from minilib.codec import Codec
 from minilib.peers import codec as peer
-from minilib.peers.codec import TALKERS, UNSEEN_TALKERS, CodecAndVocoder, CodecClips
+from minilib.peers.codec import CodecAndVocoder, CodecClips
 from minilib.soundworld.speech import OTHERS, WORDS
+from minilib.soundworld.talkers import (
+    TALKERS,
+    UNSEEN_TALKERS,
+    UNSEEN_VARIANTS,
+    VARIANTS,
+    say,
+)
 from minilib.vocoder import vocode
 
 pytest.importorskip("espeakng_loader")
@@ -51,13 +58,13 @@ def test_words_and_voices_that_are_held_out_are_in_no_clip(monkeypatch):
     words, talkers = zip(*said)
     assert not set(words) & set(WORDS) and set(words) <= set(OTHERS)
     assert set(talkers) == set(TALKERS) and len(TALKERS) == 40
-    assert not set(peer.VARIANTS) & set(peer.UNSEEN_VARIANTS)
+    assert not set(VARIANTS) & set(UNSEEN_VARIANTS)
     assert len(UNSEEN_TALKERS) == 8
 
 
 def test_a_word_is_said_alike_by_equal_seeds_and_not_cut_off():
     said = [
-        peer.say("butterfly" if i == 3 else "butter", TALKERS[i == 2], rng)
+        say("butterfly" if i == 3 else "butter", TALKERS[i == 2], rng)
         for i, rng in enumerate(np.random.default_rng(k) for k in (0, 0, 0, 0, 1))
     ]
     assert torch.equal(said[0], said[1])
@@ -160,7 +167,7 @@ def test_it_learns_to_keep_words_and_refines_what_it_keeps(
     out = peer.train(tmp_path / "out", 0, 150, False, TINY)
     pipe, words = CodecAndVocoder.from_pretrained(out), WORDS[:24]
     rng = np.random.default_rng(4)
-    waves = [peer.say(word, TALKERS[(7 * i) % 40], rng) for i, word in enumerate(words)]
+    waves = [say(word, TALKERS[(7 * i) % 40], rng) for i, word in enumerate(words)]
     mel = peer.log_mels(waves)
     with torch.no_grad():
         codes = pipe.encode(mel)

@@ -13,7 +13,6 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,45 +24,15 @@ from minilib.arguments import MAX_SEED, check_path, check_whole
 from minilib.codec import Codec
 from minilib.files import replacing_folder
 from minilib.folders import load_part
-from minilib.soundworld import SoundWorld, espeak
+from minilib.soundworld import SoundWorld
 from minilib.soundworld.speech import OTHERS
+from minilib.soundworld.talkers import FRAMES, TALKERS, say
 from minilib.training import Recipe, fit
 
-FRAMES = 128  # of the log-mel in one row of a batch: 1.28 s
 N_WORDS, N_EVENTS = 2400, 1400  # clips
-RECIPE = Recipe(steps=700, batch_size=32, lr=2e-3, warmup=30, muon=("linear", "conv"))
+RECIPE = Recipe(steps=1800, batch_size=32, lr=2e-3, warmup=30, muon=("linear", "conv"))
 KEPT = (1, 2, 4, 8)  # codebooks that a row may use (2309.07405: structured dropout)
-VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m7", "m8", "f1", "f2", "f5")
-UNSEEN_VARIANTS = ("m6", "f3")
-HEIGHTS = (15, 35, 55, 75)  # pitch for espeak-ng
-RATES = (100, 150)  # words per minute, the slowest and the fastest
-NOISE = 1e-4  # as under SoundWorld's clips
 BORROWED = ("vocoder",)
-
-
-class Talker(NamedTuple):
-    """A voice that espeak-ng makes: formants by a variant, and a pitch."""
-
-    variant: str
-    height: int
-
-
-TALKERS = tuple(Talker(v, h) for v in VARIANTS for h in HEIGHTS)
-UNSEEN_TALKERS = tuple(Talker(v, h) for v in UNSEEN_VARIANTS for h in HEIGHTS)
-
-
-def say(word: str, talker: Talker, rng: np.random.Generator) -> Tensor:
-    """A word as a wave (N,) of 1.28 s, at a rate, a level and an onset that rng draws;
-    the end of a longer word is cut off.
-    """
-    voice, rate = f"en-us+{talker.variant}", int(rng.integers(*RATES, endpoint=True))
-    said = espeak.speak(word, voice, talker.height, rate)
-    N = FRAMES * audio.HOP
-    onset = int(rng.integers(1 + max(0, min(N - len(said), N // 8))))
-    wave = NOISE * rng.standard_normal(N)
-    part = said[: N - onset]
-    wave[onset : onset + len(part)] += part * (rng.uniform(0.4, 0.9) / abs(said).max())
-    return torch.from_numpy(wave.astype(np.float32))
 
 
 class CodecClips:
