@@ -38,10 +38,11 @@ from minilib.files import replacing_folder
 from minilib.folders import load_part
 from minilib.guidance import Sampling, check_sampling
 from minilib.model import read_json
-from minilib.peers.codec import NOISE, TALKERS, CodecAndVocoder, Talker, log_mels
+from minilib.peers.codec import CodecAndVocoder, log_mels
 from minilib.phonemes import END, PhonemeTokenizer, phonemize
 from minilib.soundworld import SoundWorld, espeak
 from minilib.soundworld.speech import OTHERS
+from minilib.soundworld.talkers import NOISE, TALKERS, Talker
 from minilib.training import Recipe, fit
 from minilib.vocoder import vocode
 
@@ -57,9 +58,9 @@ TASKS = ("ns", "sr", "tse")  # take noise away, leave only noise, leave one talk
 N_SIGNS = 4  # one a task, and one that is never trained
 SHARES = {"tts": 0.25, "ns": 0.2, "sr": 0.2, "tse": 0.35}  # of the rows
 P_NO_PROMPT, P_NO_TEXT = 0.15, 0.5  # in speaking, and in the other tasks
-HOW = {"batch_size": 32, "lr": 2e-3, "warmup": 30, "ema": 0.98, "muon": ("linear",)}
-SPEAKING = {"ar": Recipe(steps=1100, **HOW), "nar": Recipe(steps=600, **HOW)}
-LESS = {**HOW, "lr": 1e-3}
+HOW = {"batch_size": 32, "lr": 7e-3, "warmup": 30, "ema": 0.98, "muon": ("linear",)}
+SPEAKING = {"ar": Recipe(steps=1400, **HOW), "nar": Recipe(steps=650, **HOW)}
+LESS = {**HOW, "lr": 3.5e-3}
 ALL_TASKS = {"ar": Recipe(steps=350, **LESS), "nar": Recipe(steps=250, **LESS)}
 SAMPLING = Sampling(temperature=0.7)
 BORROWED = ("codec", "vocoder")
@@ -517,7 +518,8 @@ class TextToAudio:
         """Say words in a voice.
 
         Args:
-            captions: not read; as many sounds are made as there are captions, or one.
+            captions: not read, and refused without a voice; as many sounds are made as
+                there are captions, or one.
             sampling: only its temperature is used.
             transcription: the words, one text for all or one for each.
             voice: a recording (N,) at 16 kHz of whom to copy; None for any voice.
@@ -536,6 +538,9 @@ class TextToAudio:
         n = 1 if captions is None or isinstance(captions, str) else len(captions)
         if transcription is None:
             raise ValueError("these weights speak: transcription must give the words")
+        if captions is not None and voice is None:
+            said = "leave captions out, or give a recording as voice"
+            raise ValueError(f"these weights read no captions: {said}")
         texts = one_each("transcription", transcription, n)
         if not all(text.strip() for text in texts):
             raise ValueError("a transcription is empty: write the words to speak")
@@ -553,6 +558,10 @@ class TextToAudio:
             codes = self.write(told, n_samples, generators, how.temperature)
         with self.profile.measure("decode"):
             return self.decode(codes)[:, :n_samples]
+
+    def unknown_words(self, caption: str) -> list[str]:
+        """None: captions are not read."""
+        return []
 
     def check_sampling(self, given: Sampling | None, changes: dict) -> Sampling:
         """The sampling to use; a field that VALL-E has no use for, and that was
