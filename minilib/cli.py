@@ -414,7 +414,7 @@ def add_reconstruct(commands: Any) -> None:
     about = "send a recording through autoencoder and vocoder, and show what each loses"
     examples = """
         minilib reconstruct my_recording.wav -o back.wav
-        minilib reconstruct my_recording.wav --weights runs/peers/codec --codebooks 4
+        minilib reconstruct in.wav --weights data/weights/peers/codec --codebooks 4
     """
     add = command(commands, reconstruct, about, examples)
     add(

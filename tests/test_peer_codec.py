@@ -156,6 +156,25 @@ def test_training_refuses_what_it_cannot_do(tmp_path, given, says):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_weights_that_ship_are_small_and_refine_what_they_keep():
+    """The log-mels of words that no model heard in training, off by less with every
+    codebook. Models of codes are tied to these weights by their fingerprint.
+    """
+    folder = TINY.parent / "peers" / "codec"
+    assert sum(x.stat().st_size for x in folder.rglob("*") if x.is_file()) < 1_500_000
+    pipe = CodecAndVocoder.from_pretrained(folder)
+    assert pipe.codec.fingerprint == "73b39261"
+    rng = np.random.default_rng(4)
+    words = [say(word, TALKERS[(7 * i) % 40], rng) for i, word in enumerate(WORDS[:16])]
+    mel = peer.log_mels(words)
+    codes = pipe.encode(mel)
+    with torch.no_grad():
+        back = [pipe.codec.decode(codes[..., :n]) for n in range(1, 9)]
+    off = [audio.DB_PER_NEPER * float((x - mel).abs().mean()) for x in back]
+    assert off == sorted(off, reverse=True)
+    assert off[3] < 3 and off[7] < 2.5 < 3.5 < off[0], off
+
+
 def test_it_learns_to_keep_words_and_refines_what_it_keeps(
     tmp_path, monkeypatch, recogniser
 ):
