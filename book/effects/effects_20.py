@@ -118,8 +118,8 @@ def of_training(words: valle.Words) -> dict[str, Tensor]:
     )
 )
 def nar(seed: int) -> dict[str, dict[str, float]]:
-    """Both forms after 120 steps on 800 words, measured on 120 others."""
-    words, rng = valle.Words.draw(codec(), 800, seed), np.random.default_rng(seed)
+    """Both forms after 120 steps on 600 words, measured on 120 others."""
+    words, rng = valle.Words.draw(codec(), 600, seed), np.random.default_rng(seed)
     who = [TALKERS[i] for i in np.arange(120) % 20]
     said = [WORDS[i] for i in rng.integers(len(WORDS), size=120)]
     test = of_training(valle.Words(codec(), said, who, 1000 + seed))

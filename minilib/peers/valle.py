@@ -61,7 +61,7 @@ P_NO_PROMPT, P_NO_TEXT = 0.15, 0.5  # in speaking, and in the other tasks
 HOW = {"batch_size": 32, "lr": 7e-3, "warmup": 30, "ema": 0.98, "muon": ("linear",)}
 SPEAKING = {"ar": Recipe(steps=1400, **HOW), "nar": Recipe(steps=650, **HOW)}
 LESS = {**HOW, "lr": 3.5e-3}
-ALL_TASKS = {"ar": Recipe(steps=350, **LESS), "nar": Recipe(steps=250, **LESS)}
+ALL_TASKS = {"ar": Recipe(steps=250, **LESS), "nar": Recipe(steps=150, **LESS)}
 SAMPLING = Sampling(temperature=0.7)
 BORROWED = ("codec", "vocoder")
 
@@ -448,8 +448,9 @@ def train(
         key: replace(x, steps=steps or x.steps) for key, x in recipes.items()
     }
     model = untrained(pipe, seed)
-    learn(model, SpeakingBatches(words), few(SPEAKING), seed, "speak", progress)
-    tasks = TaskBatches(words, mixtures)
+    B = SPEAKING["ar"].batch_size  # of all four recipes
+    speaking, tasks = SpeakingBatches(words, B), TaskBatches(words, mixtures, B)
+    learn(model, speaking, few(SPEAKING), seed, "speak", progress)
     learn(model, tasks, few(ALL_TASKS), seed, "tasks", progress)
     save(model, out, codec, weights)
     return out
