@@ -59,9 +59,9 @@ N_SIGNS = 4  # one a task, and one that is never trained
 SHARES = {"tts": 0.25, "ns": 0.2, "sr": 0.2, "tse": 0.35}  # of the rows
 P_NO_PROMPT, P_NO_TEXT = 0.15, 0.5  # in speaking, and in the other tasks
 HOW = {"batch_size": 32, "lr": 7e-3, "warmup": 30, "ema": 0.98, "muon": ("linear",)}
-SPEAKING = {"ar": Recipe(steps=1400, **HOW), "nar": Recipe(steps=650, **HOW)}
+SPEAKING = {"ar": Recipe(steps=1400, **HOW), "nar": Recipe(steps=500, **HOW)}
 LESS = {**HOW, "lr": 3.5e-3}
-ALL_TASKS = {"ar": Recipe(steps=250, **LESS), "nar": Recipe(steps=150, **LESS)}
+ALL_TASKS = {"ar": Recipe(steps=200, **LESS), "nar": Recipe(steps=120, **LESS)}
 SAMPLING = Sampling(temperature=0.7)
 BORROWED = ("codec", "vocoder")
 
