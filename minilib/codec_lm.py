@@ -261,8 +261,8 @@ class PatternLM(CodecLM):
     one code in a pass: flat, with a delay (Copet et al., 2306.05284), or parallel.
 
     Over one codebook it is VALL-E's AR model (2301.02111 Eq. 1). The prefix reads
-    itself whole, as in UniAudio; VALL-E masks the future there, too. All clips of a
-    batch have M frames: a shorter sound ends in codes of silence, with no end sign.
+    itself whole, as in UniAudio. All clips of a batch have M frames: a shorter sound
+    ends in codes of silence, with no end sign.
     Chapter 20.
     """
 
