@@ -1,7 +1,7 @@
 """Systems before and beside AudioLDM 2, each in one module that is trained apart.
 
 A peer's module has `train(out, seed, progress)`, which makes its weights. It stands on
-the models and the loop, and never on another peer.
+the models and the loop, and on no other peer but `text_ldm` and `codec`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ PEERS: dict[str, str] = {
     "make_an_audio_2": "latent diffusion along time that reads parsed captions",
     "tango": "latent diffusion with an instructed T5 and sounds mixed at one level",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
+    "valle": "VALL-E on the codec, which also does SpeechX's tasks",
 }
 
 
