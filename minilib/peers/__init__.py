@@ -16,6 +16,7 @@ PEERS: dict[str, str] = {
     "codec": "a codec whose 8 codes for each 20 ms language models write",
     "instructed_t5": "a T5 encoder that has learned to follow instructions",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
+    "uniaudio": "UniAudio on the codec: speech, other voices and sounds from one model",
 }
 
 
