@@ -189,6 +189,9 @@ def add_generate(commands: Any) -> None:
         minilib generate --voice me.wav --transcription window    (in another's voice)
 
         minilib generate --picture dog.png    (what a picture shows)
+
+        minilib generate --weights data/weights/peers/valle --voice me.wav
+            --transcription window    (by VALL-E instead)
     """
     add = command(commands, generate, "make a sound from each caption", examples)
     about = "a description, in quotes; --voice and --picture need none"

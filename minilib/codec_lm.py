@@ -632,13 +632,13 @@ def start(model: CodecLM) -> None:
     deep stacks (as in GPT-2), norms that ignore the stage.
     """
     model.apply(initialise)
-    for module in model.modules():
-        if isinstance(module, CodeEmbedding):
+    for module in model.modules():  # known by what they hold: a chapter builds its own
+        if hasattr(module, "table"):  # `CodeEmbedding`
             nn.init.normal_(module.table.weight, std=model.config.n_q**-0.5)
-        if isinstance(module, LatentEmbedding):
+        if hasattr(module, "signs"):  # `LatentEmbedding`
             nn.init.normal_(module.signs.weight)
             nn.init.zeros_(module.signs.weight[:1])
-        if isinstance(module, StageNorm):
+        if hasattr(module, "scale_and_shift"):  # `StageNorm`
             nn.init.zeros_(module.scale_and_shift.weight)
         if isinstance(module, GPT2Block):
             for branch in (module.attn, module.mlp):

@@ -1,7 +1,7 @@
 """Systems before and beside AudioLDM 2, each in one module that is trained apart.
 
 A peer's module has `train(out, seed, progress)`, which makes its weights. It stands on
-the models and the loop, and never on another peer.
+the models and the loop, and on no other peer but `text_ldm` and `codec`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ PEERS: dict[str, str] = {
     "instructed_t5": "a T5 encoder that has learned to follow instructions",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
     "uniaudio": "UniAudio on the codec: speech, other voices and sounds from one model",
+    "valle": "VALL-E on the codec, which also does SpeechX's tasks",
 }
 
 
