@@ -20,14 +20,14 @@ from minilib.soundworld.speech import OTHERS, WORDS
 
 pytest.importorskip("espeakng_loader")
 TINY = Path(__file__).parents[1] / "data" / "weights" / "tiny"
-CONFIG = CodecLMConfig(n_q=3, n_codes=64)
+CONFIG = CodecLMConfig(n_q=4, n_codes=64)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_clips():
     """Make data sets small."""
     with pytest.MonkeyPatch.context() as patch:
-        few = (3, 0, (80, 6, 4), OTHERS[:30], "train")
+        few = (0, (80, 6, 4), OTHERS[:30], "train")
         patch.setattr(Clips.__init__, "__defaults__", few)
         patch.setattr(peer, "RECIPE", replace(peer.RECIPE, batch_size=4))
         patch.setattr(Tasks.__init__, "__defaults__", (4,))
@@ -119,11 +119,11 @@ def test_signs_of_all_kinds_follow_the_codes_and_no_two_are_alike():
 
 
 def test_a_prompt_is_the_task_what_it_is_given_and_the_voice():
-    voice = torch.arange(6).view(2, 3)
-    row = peer.prompt(CONFIG, "convert", {"unit": [5, 6]}, voice)
-    first = peer.signs("task", [TASKS.index("convert")], 64)
-    signs = torch.cat([first, peer.signs("unit", [5, 6], 64)])
-    assert torch.equal(row, torch.cat([signs[:, None].expand(-1, 3), voice]))
+    voice = torch.arange(8).view(2, 4)
+    row = peer.prompt(CONFIG, "speak", {"phoneme": [5, 6]}, voice)
+    first = peer.signs("task", [TASKS.index("speak")], 64)
+    signs = torch.cat([first, peer.signs("phoneme", [5, 6], 64)])
+    assert torch.equal(row, torch.cat([signs[:, None].expand(-1, 4), voice]))
 
 
 def test_prompts_of_a_batch_are_padded_at_the_end():
@@ -156,16 +156,17 @@ def test_words_that_are_held_out_are_in_no_clip(monkeypatch):
 
 
 def test_a_word_begins_where_it_is_heard(clips):
-    assert clips.words.shape == (80, 48, 3) and clips.units.shape == (80, 48)
-    assert clips.heard[:, 0].all() and (clips.units[:, 0] > 0).all()
+    assert clips.words.shape == (80, 48, 4)
+    assert clips.heard[:, 0].all() and (clips.words[:, 0, 0] > 0).all()
+    assert torch.equal(clips.words[..., 0] > 0, clips.heard)  # 0 is silence
 
 
 def test_the_voice_comes_from_another_word_of_the_same_talker(clips, pipe):
     tasks, draw = Tasks(clips, pipe.lm.config, pipe.words, {}), torch.Generator()
     for i in (0, 3):
         voice = tasks.voice(i, draw)
-        assert voice.shape == (24, 3)
-        windows = clips.words.unfold(1, 24, 1).transpose(2, 3)  # (n, 25, 24, 3)
+        assert voice.shape == (24, 4)
+        windows = clips.words.unfold(1, 24, 1).transpose(2, 3)  # (n, 25, 24, 4)
         found = (windows == voice).flatten(2).all(dim=2).any(dim=1)
         others = torch.arange(80) % 40 == i % 40
         assert found[others].any() and not found[i]
@@ -185,6 +186,18 @@ def test_batches_hold_one_task_at_its_share(clips, pipe):
         assert batch["codes"].shape == (4, frames, 3)
         assert batch["prompt"].max() < 64 + peer.N_SIGNS
         assert pipe.lm.loss(batch).isfinite()
+
+
+def test_given_semantic_tokens_take_the_first_place_and_the_rest_is_drawn(pipe):
+    rows = [peer.prompt(pipe.lm.config, "convert", {}) for _ in range(2)]
+    seeds = lambda: [torch.Generator().manual_seed(k) for k in (1, 2)]
+    free = peer.write(pipe.lm, rows, 6, seeds(), 0.8)
+    told = {"prompt": peer.together(rows)}
+    assert torch.equal(free, pipe.lm.generate(6, seeds(), told, 0.8))
+    units = torch.arange(12).view(2, 6)
+    led = peer.write(pipe.lm, rows, 6, seeds(), 0.8, units)
+    assert torch.equal(led[..., 0], units)
+    assert led.shape == (2, 6, 4) and not torch.equal(led[..., 1:], free[..., 1:])
 
 
 # ---- Folder and pipeline
@@ -268,17 +281,17 @@ def test_the_codes_of_another_codec_are_refused(folder, tmp_path):
         peer.TextToAudio.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("prompt", ["out of range", "empty", "four codebooks"])
+@pytest.mark.parametrize("prompt", ["out of range", "empty", "five codebooks"])
 def test_wrong_prompts_and_codes_get_one_sentence(pipe, prompt):
     rows = {
-        "out of range": torch.full((1, 2, 3), 64 + peer.N_SIGNS),
-        "empty": torch.zeros(1, 0, 3, dtype=torch.long),
-        "four codebooks": torch.zeros(1, 2, 4, dtype=torch.long),
+        "out of range": torch.full((1, 2, 4), 64 + peer.N_SIGNS),
+        "empty": torch.zeros(1, 0, 4, dtype=torch.long),
+        "five codebooks": torch.zeros(1, 2, 5, dtype=torch.long),
     }
     says = {
         "out of range": "prompt must lie between 0 and",
         "empty": "prompt is empty",
-        "four codebooks": "prompt must have 3 codebooks, as in training, not 4",
+        "five codebooks": "prompt must have 4 codebooks, as in training, not 5",
     }
     told = {"prompt": peer.Context(rows[prompt])}
     with pytest.raises(ValueError, match=says[prompt]):

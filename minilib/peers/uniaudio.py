@@ -1,8 +1,9 @@
 """Several tasks in one language model of codes: UniAudio in small (Yang et al.,
 2310.00704), with the semantic tokens of Make-A-Voice (Huang et al., 2305.19269).
 
-All that a task is given stands in front of the codes, as one prompt: the name of the
-task, phonemes, semantic tokens, notes, the words of a caption, and codes of a voice.
+A frame that is written holds a semantic token and then 3 codes: what is said, and how
+it sounds. All else that a task is given stands in front, as one prompt: the name of the
+task, phonemes, notes, the words of a caption, and frames of a voice.
 Three tasks are learned together: to speak, to convert a voice, and the sounds of
 captions; `Tasks` also knows a fourth, tunes by their notes, for fine-tuning. Codec and
 vocoder are borrowed. Chapter 20b builds what a reader has to see of it.
@@ -36,7 +37,14 @@ from minilib.arguments import (
 )
 from minilib.audioldm2 import Profile
 from minilib.codec import Codec
-from minilib.codec_lm import PROMPT, CodecLMConfig, MultiScaleConfig, MultiScaleLM
+from minilib.codec_lm import (
+    PROMPT,
+    CodecLM,
+    CodecLMConfig,
+    MultiScaleConfig,
+    MultiScaleLM,
+    draw,
+)
 from minilib.conditions import Context
 from minilib.files import replacing_folder
 from minilib.folders import load_part
@@ -53,14 +61,15 @@ from minilib.training import Recipe, fit
 from minilib.vocoder import vocode
 
 SECONDS, SPOKEN = 1.28, 0.96  # of a sound, and of a word from where it begins
+N_WRITTEN = 3  # of the codec's codebooks, behind the semantic token of a frame
 WORD = 48  # frames of the codec in 0.96 s
 VOICE = 24  # frames of another word that tell a voice: 0.48 s
 N_WORDS, N_SOUNDS, N_TUNES = 2400, 1600, 400  # clips to learn from
 TASKS = ("speak", "convert", "sound", "play")
-TOGETHER = {"speak": 0.5, "convert": 0.25, "sound": 0.25}  # shares of the batches
+TOGETHER = {"speak": 0.6, "convert": 0.2, "sound": 0.2}  # shares of the batches
 P_NO_VOICE = 0.1  # share of words that are spoken in a voice of the model's choice
 RECIPE = Recipe(
-    steps=900, batch_size=24, lr=5e-3, warmup=30, ema=0.98, muon=("linear",)
+    steps=1000, batch_size=24, lr=5e-3, warmup=30, ema=0.98, muon=("linear",)
 )
 SAMPLING = Sampling(temperature=0.7)
 BORROWED = ("vocoder",)
@@ -145,7 +154,7 @@ class Units(Model):
 
 LOWEST = 55.0  # Hz, of note 1; note 0 is none, and a semitone lies between two notes
 # What may stand in a prompt beside codes, and how many there are of each kind
-KINDS = {"task": 8, "phoneme": END + 1, "unit": 64, "note": 96, "word": 160}
+KINDS = {"task": 8, "phoneme": END + 1, "note": 96, "word": 160}
 FIRST = dict(zip(KINDS, np.cumsum([0, *KINDS.values()]).tolist()))
 N_SIGNS = sum(KINDS.values())
 
@@ -179,7 +188,7 @@ def prompt(
         task: one of TASKS.
         given: numbers (S,) by kind, in order. A sign takes all Q places of a frame, as
             in UniAudio.
-        voice: codes (V, Q) of another word.
+        voice: frames (V, Q) of another word.
     Chapter 20b.
     """
     parts = {"task": [TASKS.index(task)], **given}
@@ -194,6 +203,26 @@ def together(prompts: Sequence[Tensor]) -> Context:
     rows = [F.pad(x, (0, 0, 0, longest - len(x))) for x in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return Context(torch.stack(rows), torch.arange(longest) < lengths[:, None])
+
+
+@torch.no_grad()
+def write(
+    lm: CodecLM, prompts: Sequence[Tensor], M: int, generators: list[torch.Generator],
+    temperature: float = 1.0, units: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Write frames (B, M, Q) behind prompts; where semantic tokens (B, M) are given,
+    they take the first place of each frame, and only the codes are drawn. Chapter 20b.
+    """
+    done = 0  # codes of each item
+
+    def choose(logits: Tensor) -> Tensor:
+        nonlocal done
+        m, q = divmod(done, lm.config.n_q)
+        done += 1
+        given = units is not None and q == 0
+        return units[:, m] if given else draw(logits, generators, temperature)
+
+    return lm.write(M, len(prompts), {PROMPT: together(prompts)}, choose)
 
 
 # ---- Training
@@ -213,11 +242,11 @@ def notes_of(tune: Tune, M: int) -> Tensor:
 
 
 class Clips:
-    """What there is to learn from, as codes (n, M, Q) and labels.
+    """What there is to learn from, as frames (n, M, Q) and labels.
 
     Args:
-        codec: whose first n_q codebooks are written.
-        units: fitted here unless it has been.
+        codec: whose first codebooks are written.
+        units: the semantic tokens, fitted here unless they have been.
         seed: of the clips.
         n: words, sounds and tunes.
         lexicon: the words that are said.
@@ -225,7 +254,7 @@ class Clips:
     """
 
     def __init__(
-        self, codec: Codec, units: Units, n_q: int = 3, seed: int = 0,
+        self, codec: Codec, units: Units, seed: int = 0,
         n: tuple[int, int, int] = (N_WORDS, N_SOUNDS, N_TUNES),
         lexicon: Sequence[str] = OTHERS, split: str = "train",
     ):  # fmt: skip
@@ -239,16 +268,17 @@ class Clips:
             units.fit(mel)
         heard = audible(mel)
         cut = lambda x: torch.stack([spoken_part(*pair) for pair in zip(x, heard)])
-        self.words, self.heard = cut(coded(codec, mel, n_q)), cut(heard)
-        self.units = cut(units.encode(mel))
+        self.words, self.heard = cut(coded(codec, units, mel)), cut(heard)
         known = set(lexicon)
         self.phonemes = {word: phonemes_of(word) for word in sorted(known)}
         world = SoundWorld(split, seed, SECONDS, pairs=0.0)
-        self.sounds = coded(codec, log_mels([world[i].wave for i in range(n[1])]), n_q)
+        mel = log_mels([world[i].wave for i in range(n[1])])
+        self.sounds = coded(codec, units, mel)
         self.scenes = [world.scene(i) for i in range(n[1])]
         self.captions = [world.caption(i) for i in range(n[1])]
         tunes = SoundWorld(split, seed, SECONDS, music=1.0)
-        self.tunes = coded(codec, log_mels([tunes[i].wave for i in range(n[2])]), n_q)
+        mel = log_mels([tunes[i].wave for i in range(n[2])])
+        self.tunes = coded(codec, units, mel)
         self.melodies = [tunes.scene(i).events[0] for i in range(n[2])]
 
 
@@ -259,9 +289,10 @@ def spoken_part(x: Tensor, heard: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def coded(codec: Codec, mel: Tensor, n_q: int) -> Tensor:
-    """The first codes (B, M, n_q) of log-mels."""
-    return torch.cat([codec.encode(some)[..., :n_q] for some in mel.split(64)])
+def coded(codec: Codec, units: Units, mel: Tensor) -> Tensor:
+    """Log-mels as frames (B, M, 1 + N_WRITTEN): a semantic token, then codes."""
+    codes = torch.cat([codec.encode(some)[..., :N_WRITTEN] for some in mel.split(64)])
+    return torch.cat([units.encode(mel)[..., None], codes], dim=2)
 
 
 class Tasks:
@@ -307,8 +338,8 @@ class Tasks:
         return told, self.voice(i, generator)
 
     def convert(self, i: int, generator: torch.Generator) -> tuple[dict, Tensor]:
-        """Semantic tokens and a voice."""
-        return {"unit": self.clips.units[i]}, self.voice(i, generator)
+        """A voice: the semantic tokens are given as they are written."""
+        return {}, self.voice(i, generator)
 
     def sound(self, i: int, generator: torch.Generator) -> tuple[dict]:
         """The words of a caption."""
@@ -330,7 +361,7 @@ class Tasks:
 
 
 def excerpt(codes: Tensor, heard: Tensor, generator: torch.Generator) -> Tensor:
-    """VOICE frames of codes (M, Q), drawn from those that are heard (M,) bool."""
+    """VOICE of frames (M, Q), drawn from those that are heard (M,) bool."""
     where = heard.nonzero()[:, 0]
     first, last = int(where[0]), max(int(where[0]), int(where[-1]) + 1 - VOICE)
     start = int(torch.randint(first, last + 1, (), generator=generator))
@@ -395,8 +426,8 @@ def train(
 def sizes(codec: Codec) -> MultiScaleConfig:
     """The config of the language model for a codec."""
     return replace(
-        MultiScaleLM.presets["tiny"], n_layer=3, n_local=1, n_positions=256,
-        n_signs=N_SIGNS, conditions=(), condition_dims=(),
+        MultiScaleLM.presets["tiny"], n_layer=3, n_local=1, n_q=1 + N_WRITTEN,
+        n_positions=256, n_signs=N_SIGNS, conditions=(), condition_dims=(),
         n_codes=codec.config.n_codes, codec=codec.fingerprint,
     )  # fmt: skip
 
@@ -504,9 +535,10 @@ class TextToAudio:
             said = f"(N,) with at most {most} samples and not silent"
             raise ValueError(f"wave must be {said}, not {tuple(wave.shape)}")
         mel = log_mels([F.pad(wave.float(), (0, most - len(wave)))])
-        told = {"unit": spoken_part(self.units.encode(mel)[0], audible(mel)[0])}
-        row = prompt(self.lm.config, "convert", told, self.excerpt(voice))
-        return self.sounds([row], seeded(seed, 1), temperature, SPOKEN)[0]
+        units = spoken_part(self.units.encode(mel)[0], audible(mel)[0])
+        row = prompt(self.lm.config, "convert", {}, self.excerpt(voice))
+        given = [row], seeded(seed, 1), temperature, SPOKEN, units[None]
+        return self.sounds(*given)[0]
 
     def play(
         self, instrument: str, notes: Sequence[tuple[float, float]], seed: int = 0,
@@ -532,19 +564,20 @@ class TextToAudio:
 
     def sounds(
         self, prompts: list[Tensor], generators: list[torch.Generator],
-        temperature: float, seconds: float | None = None,
+        temperature: float, seconds: float | None = None, units: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Write codes behind prompts, and sound them: (B, N)."""
+        """Write frames behind prompts, with semantic tokens (B, M) if they are given,
+        and sound them: (B, N).
+        """
         seconds = check_seconds(SECONDS if seconds is None else seconds)
         if seconds > SECONDS:
             raise ValueError(f"seconds must be at most {SECONDS}, not {seconds:g}")
         n_samples, self.profile = round(seconds * audio.SAMPLE_RATE), Profile()
         with self.profile.measure("sample"):
             M = -(-n_samples // (audio.HOP * self.pipe.codec.config.stride))
-            told = {PROMPT: together(prompts)}
-            codes = self.lm.generate(M, generators, told, temperature)
+            frames = write(self.lm, prompts, M, generators, temperature, units)
         with self.profile.measure("decode"), torch.no_grad():
-            mel = self.pipe.codec.decode(codes)
+            mel = self.pipe.codec.decode(frames[..., 1:])
             return vocode(self.pipe.vocoder, mel)[:, :n_samples]
 
     def prompt_of(self, caption: str) -> Tensor:
@@ -562,7 +595,7 @@ class TextToAudio:
         return prompt(self.lm.config, "speak", {"phoneme": phonemes_of(text)}, voice)
 
     def excerpt(self, voice: Tensor) -> Tensor:
-        """Codes (VOICE, Q) from the middle of what is heard in a recording (N,)."""
+        """Frames (VOICE, Q) from the middle of what is heard in a recording (N,)."""
         least = round(VOICE / 50 * audio.SAMPLE_RATE)
         if not isinstance(voice, Tensor) or voice.ndim != 1 or not voice.any():
             raise ValueError("voice must be a recording (N,) that is not silent")
@@ -576,8 +609,8 @@ class TextToAudio:
         where = audible(mel)[0].nonzero()[:, 0]
         start = int(where.float().mean()) - VOICE // 2
         start = min(max(0, start), mel.shape[2] // 2 - VOICE)
-        codes = coded(self.pipe.codec, mel, self.lm.config.n_q)[0]
-        return codes[start : start + VOICE]
+        frames = coded(self.pipe.codec, self.units, mel)[0]
+        return frames[start : start + VOICE]
 
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption that these weights do not know."""
