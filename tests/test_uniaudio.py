@@ -183,7 +183,7 @@ def test_batches_hold_one_task_at_its_share(clips, pipe):
     assert abs(first["speak"] - 150) < 20
     for task, frames in (("speak", 48), ("convert", 48), ("sound", 64), ("play", 64)):
         batch = tasks.batch(task, torch.Generator())
-        assert batch["codes"].shape == (4, frames, 3)
+        assert batch["codes"].shape == (4, frames, 4)
         assert batch["prompt"].max() < 64 + peer.N_SIGNS
         assert pipe.lm.loss(batch).isfinite()
 
