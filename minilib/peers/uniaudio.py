@@ -69,7 +69,7 @@ TASKS = ("speak", "convert", "sound", "play")
 TOGETHER = {"speak": 0.6, "convert": 0.2, "sound": 0.2}  # shares of the batches
 P_NO_VOICE = 0.1  # share of words that are spoken in a voice of the model's choice
 RECIPE = Recipe(
-    steps=1000, batch_size=24, lr=5e-3, warmup=30, ema=0.98, muon=("linear",)
+    steps=800, batch_size=24, lr=5e-3, warmup=30, ema=0.98, muon=("linear",)
 )
 SAMPLING = Sampling(temperature=0.7)
 BORROWED = ("vocoder",)
