@@ -1,6 +1,6 @@
 """The experiments of chapter 20b: what semantic tokens tell, who is heard after a
-conversion, how few transcripts two stages need, and what several tasks in one language
-model, and a new one, cost each other.
+conversion, what recordings without transcripts bring, and whether codes lean on
+semantic tokens.
 
 The weights that ship are those of `minilib train-peer uniaudio`. Everything else is
 trained here, in a hundred steps or two. Words of tests are held out of all training.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -53,11 +52,8 @@ from minilib.vocoder import vocode
 from minilib.voices import KnownVoices
 
 N_HEARD = 36  # sounds that the judges hear, for each seed and arm
-STEPS = 160  # as many as the shipped model spent on conversion, and on sounds
-ALONE = replace(uniaudio.RECIPE, steps=STEPS)
 FEW = 120  # transcripts, 5 in 100
 TEACH = Recipe(steps=60, batch_size=16, lr=5e-3, warmup=15, ema=0.95, muon=("linear",))
-TUNE = Recipe(steps=40, batch_size=12, lr=2e-3, warmup=10, ema=0.95, muon=("linear",))
 
 # --------------------------------------------------------------------------------------
 # Material
@@ -136,17 +132,6 @@ def new_lm(seed: int) -> MultiScaleLM:
     """An untrained language model of the size of the shipped one."""
     torch.manual_seed(seed)
     return MultiScaleLM(pipe().lm.config)
-
-
-@torch.no_grad()
-def nats(lm: CodecLM, test: Clips, task: str, n: int = 48) -> float:
-    """Nats a code of a task, semantic tokens not counted, on clips that are new to the
-    model.
-    """
-    tasks = Tasks(test, lm.config, pipe().words, {task: 1.0}, n)
-    batch = tasks.batch(task, torch.Generator().manual_seed(7))
-    log_prob = lm.log_prob(batch["codes"], given(lm.config, batch))
-    return -float(log_prob[..., 1:].mean())
 
 
 # --------------------------------------------------------------------------------------
@@ -411,142 +396,3 @@ def labels(seed: int) -> Measured:
             cost = lm.log_prob(codes, given(lm.config, batch))
         own[name] = -float(cost[..., 1:].mean())
     return {"few_labels": found, "semantic_first": own}
-
-
-# --------------------------------------------------------------------------------------
-# UniAudio: several tasks
-
-
-OLD = tuple(uniaudio.TOGETHER)
-
-
-@cache
-def alone(task: str) -> CodecLM:
-    """A model that has learned one task, as long as the shipped one has."""
-    model = new_lm(0)
-    draw = Tasks(learned(), model.config, pipe().words, {task: 1.0})
-    return taught(model, draw, ALONE, 0, task)
-
-
-@experiment(
-    Claim(
-        "transfer",
-        "one model for three tasks costs no task more than 0.05 nats a code beside a "
-        "model that spent equally many steps on this task alone",
-        "nats a code on held-out words and sounds",
-        lambda x: all(
-            x[f"{task}, together"] < x[f"{task}, alone"] + 0.05
-            for task in ("convert", "sound")
-        ),
-        ceiling=math.log(64),
-    )
-)
-def transfer(seed: int) -> Measured:
-    """What learning together costs, or saves."""
-    found = {}
-    for task in ("convert", "sound"):
-        found[f"{task}, together"] = nats(pipe().lm, fresh(seed), task)
-        found[f"{task}, alone"] = nats(alone(task), fresh(seed), task)
-    return {"transfer": found}
-
-
-def note_spectra() -> tuple[Tensor, Tensor]:
-    """Frequencies in quarter tones, and the fine shape of the log-mel of each."""
-    hertz = uniaudio.LOWEST * 2 ** (torch.arange(114) / 24)
-    t = torch.arange(4096) / audio.SAMPLE_RATE
-    k = torch.arange(1, 20)[:, None]
-    tones = [
-        (torch.sin(2 * math.pi * f * k * t + k**2) / k * (f * k < 7500)).sum(dim=0)
-        for f in hertz
-    ]
-    mel = audio.log_mel(0.1 * torch.stack(tones))
-    return hertz, fine(mel[:, 0, 8:16].mean(dim=1))
-
-
-def fine(x: Tensor) -> Tensor:
-    """Spectra (..., F) without their envelope, of norm 1."""
-    flat = torch.nn.functional.pad(x.flatten(0, -2)[:, None], (4, 4), mode="replicate")
-    x = x - torch.nn.functional.avg_pool1d(flat, 9, 1)[:, 0].view(x.shape)
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-9)
-
-
-@torch.no_grad()
-def notes_right(frames: Tensor, notes: Tensor) -> float:
-    """The share of frames with a note whose log-mel looks like that note, or like one
-    that is a semitone off at most.
-    """
-    hertz, spectra = note_spectra()
-    mel = (
-        pipe()
-        .pipe.codec.decode(frames[..., 1:])[:, 0]
-        .unflatten(1, (-1, 2))
-        .mean(dim=2)
-    )
-    found = hertz[(fine(mel) @ spectra.T).argmax(dim=2)]  # (B, M)
-    wanted = uniaudio.LOWEST * 2 ** ((notes - 1) / 12)
-    off = 12 * (found / wanted).log2().abs()
-    return float((off[notes > 0] < 1.01).float().mean())
-
-
-@experiment(
-    Claim(
-        "new_task",
-        "fine-tuning teaches tunes by their notes in 40 steps, old tasks in half of "
-        "the batches or not",
-        "nats a code of tunes of the test split",
-        lambda x: max(x["with old tasks"], x["alone"]) < x["before"] - 0.3,
-        control="before",
-        ceiling=math.log(64),
-    ),
-    Claim(
-        "old_tasks",
-        "the old tasks survive if they go on, and suffer if they do not",
-        "nats a code, mean over the three old tasks",
-        lambda x: (
-            x["with old tasks"] < x["before"] + 0.05 and x["alone"] > x["before"] + 0.1
-        ),
-        control="alone",
-        ceiling=math.log(64),
-    ),
-    Claim(
-        "notes",
-        "notes are followed: the frames of a tune have the pitch that is asked for "
-        "more often than with the notes of another tune",
-        "share of frames within a semitone",
-        lambda x: x["its notes"] > x["another tune's notes"] + 0.1,
-        control="another tune's notes",
-        ceiling=1.0,
-    ),
-)
-def new_task(seed: int) -> Measured:
-    """A fourth task for the shipped model."""
-    test, base = fresh(seed), pipe().lm
-    models = {"before": base}
-    for name, shares in (
-        (
-            "with old tasks",
-            {"play": 0.5} | {k: x / 2 for k, x in uniaudio.TOGETHER.items()},
-        ),
-        ("alone", {"play": 1.0}),
-    ):
-        draw = Tasks(learned(), base.config, pipe().words, shares, TUNE.batch_size)
-        models[name] = taught(deepcopy(base), draw, TUNE, seed, name)
-    old = lambda lm: float(np.mean([nats(lm, test, task) for task in OLD]))
-    tasks = Tasks(test, base.config, pipe().words, {})
-    M, n = test.tunes.shape[1], 16
-    rows = [tasks.play(i, torch.Generator())[0] for i in range(n)]
-    notes = torch.stack([row["note"] for row in rows])
-    turned = [row | {"note": notes[(i + 1) % n]} for i, row in enumerate(rows)]
-    tuned = models["with old tasks"]
-    play = lambda rows: notes_right(
-        written(tuned, [prompt(tuned.config, "play", x) for x in rows], M, seed), notes
-    )
-    return {
-        "new_task": {k: nats(lm, test, "play") for k, lm in models.items()},
-        "old_tasks": {k: old(lm) for k, lm in models.items()},
-        "notes": {
-            "codes of the tune": notes_right(test.tunes[:n], notes),
-            "its notes": play(rows),
-            "another tune's notes": play(turned),
-        },
-    }
