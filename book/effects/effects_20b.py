@@ -1,6 +1,6 @@
 """The experiments of chapter 20b: what semantic tokens tell, who is heard after a
-conversion, what recordings without transcripts bring, and whether codes lean on
-semantic tokens.
+conversion, what further steps on recordings without transcripts bring, whether codes
+lean on semantic tokens, and what two tasks in one model cost each other.
 
 The weights that ship are those of `minilib train-peer uniaudio`. Everything else is
 trained here, in a hundred steps or two. Words of tests are held out of all training.
@@ -351,8 +351,8 @@ class FewLabels(Tasks):
 @experiment(
     Claim(
         "few_labels",
-        "with 120 transcripts, recordings without any make words that were held out "
-        "cheaper to write from their phonemes",
+        "beside 120 transcripts, as many further steps on recordings without any make "
+        "held-out words cheaper to write from their phonemes",
         "nats a frame, semantic token and 3 codes",
         lambda x: x["and 2,400 recordings"] < x["120 transcripts alone"] - 0.1,
         control="120 transcripts alone",
@@ -396,3 +396,55 @@ def labels(seed: int) -> Measured:
             cost = lm.log_prob(codes, given(lm.config, batch))
         own[name] = -float(cost[..., 1:].mean())
     return {"few_labels": found, "semantic_first": own}
+
+
+# --------------------------------------------------------------------------------------
+# UniAudio: what tasks that are learned together cost each other
+
+PAIR = ("convert", "sound")
+SHARED = Recipe(
+    steps=50, batch_size=12, lr=5e-3, warmup=15, ema=0.95, muon=("linear",)
+)  # for each task
+
+
+@torch.no_grad()
+def nats(lm: CodecLM, test: Clips, task: str) -> float:
+    """Nats a code of a task, semantic tokens not counted, on clips that are new to the
+    model.
+    """
+    tasks = Tasks(test, lm.config, pipe().words, {}, 96)
+    batch = tasks.batch(task, torch.Generator().manual_seed(7))
+    log_prob = lm.log_prob(batch["codes"], given(lm.config, batch))
+    return -float(log_prob[..., 1:].mean())
+
+
+@experiment(
+    Claim(
+        "transfer",
+        "learning two tasks together costs neither more than 0.05 nats a code, beside "
+        "a model that learns it alone in as many steps with this task",
+        "nats a code on held-out words and on sounds of the test split",
+        lambda x: all(
+            x[f"{task}, together"] < x[f"{task}, alone"] + 0.05 for task in PAIR
+        ),
+        ceiling=math.log(64),
+    )
+)
+def transfer(seed: int) -> Measured:
+    """What learning together costs, or saves, in as many steps with each task, and in
+    as many steps overall.
+    """
+    material, equal = clips(0, OTHERS, (600, 600, 1)), dict.fromkeys(PAIR, 0.5)
+    arms = {f"{task}, alone": ((task,), {task: 1.0}, SHARED.steps) for task in PAIR} | {
+        "together": (PAIR, equal, 2 * SHARED.steps),
+        "together, half of the steps": (PAIR, equal, SHARED.steps),
+    }
+    found = {}
+    for arm, (tested, shares, steps) in arms.items():
+        model, how = new_lm(seed), replace(SHARED, steps=steps)
+        draw = Tasks(material, model.config, pipe().words, shares, how.batch_size)
+        taught(model, draw, how, seed, arm)
+        for task in tested:
+            name = arm if len(tested) == 1 else f"{task}, {arm}"
+            found[name] = nats(model, fresh(seed), task)
+    return {"transfer": dict(sorted(found.items()))}

@@ -97,7 +97,7 @@ def cepstra(mel: Tensor, n: int, stride: int = 2) -> Tensor:
 
 
 def audible(mel: Tensor, stride: int = 2, decibels: float = 35.0) -> Tensor:
-    """Which frames (B, M) are less than so many decibels below the loudest of theirs.
+    """Which frames (B, M) are less than so many decibels below the loudest of a clip.
 
     Chapter 20b.
     """
@@ -109,9 +109,9 @@ class Units(Model):
     """Semantic tokens: the cluster of each frame's cepstra.
 
     The mean of a voice's cepstra tells the voice, and so does their spread. Normalised,
-    each clip has mean 0 and variance 1, and what is left is how its frames differ: the
-    phonemes. HuBERT, from which Make-A-Voice takes its tokens, learns that instead.
-    Chapter 20b.
+    each clip has mean 0 and variance 1, and what is left is how its frames differ,
+    mostly by phoneme. HuBERT, from which Make-A-Voice takes its tokens, learns that
+    instead. Chapter 20b.
     """
 
     config_class = UnitsConfig
