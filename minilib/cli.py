@@ -192,6 +192,8 @@ def add_generate(commands: Any) -> None:
 
         minilib generate --weights data/weights/peers/valle --voice me.wav
             --transcription window    (by VALL-E instead)
+        minilib generate --weights data/weights/peers/uniaudio "a dog barks"
+            (by UniAudio; it takes --voice and --transcription, too)
     """
     add = command(commands, generate, "make a sound from each caption", examples)
     about = "a description, in quotes; --voice and --picture need none"

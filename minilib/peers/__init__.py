@@ -19,6 +19,7 @@ PEERS: dict[str, str] = {
     "make_an_audio_2": "latent diffusion along time that reads parsed captions",
     "tango": "latent diffusion with an instructed T5 and sounds mixed at one level",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
+    "uniaudio": "UniAudio on the codec: speech, other voices and sounds from one model",
     "valle": "VALL-E on the codec, which also does SpeechX's tasks",
 }
 
