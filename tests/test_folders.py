@@ -239,12 +239,14 @@ def test_a_pipeline_may_take_a_part_from_another_folder(copied, tiny_pipe):
 def test_the_weights_that_ship_are_in_half_precision():
     paths = sorted(shipped_weights().parent.rglob("model.safetensors"))
     found = {path.parent.name for path in paths}
-    assert found == {*CLASSES, "judge", "words", "voices", "codec", "valle"}
+    peers = {"codec", "valle", "lm", "units"}
+    assert found == {*CLASSES, "judge", "words", "voices", *peers}
     for path in paths:
         with safe_open(path, "pt") as file:
             names = file.keys()  # it is no dictionary
             kinds = {file.get_slice(name).get_dtype() for name in names}
-        assert kinds <= {"F16", "I64"}, path
+        exact = {"F32"} if path.parent.name == "units" else set()  # 63 cluster centres
+        assert kinds <= {"F16", "I64", *exact}, path
 
 
 def as_before(folder: Path, pack: int) -> None:
