@@ -215,8 +215,9 @@ RUNS = {
     ),
 }  # fmt: skip
 # the recipe of the paper and its code: AdamW as torch sets it, a constant rate after
-# 10,000 steps of warm-up, an average of the weights. Batch and steps are those of the
-# authors' training code; other numbers of steps are ours where no source is named
+# 10,000 steps of warm-up, an average of the weights. The number of steps is that of the
+# authors' training code, the batch that of the released models' configurations (in that
+# code it is 2); other numbers of steps are ours where no source is named
 AS_RELEASED = Recipe(
     steps=800_000, batch_size=16, lr=1e-4, warmup=10_000, final_lr=1.0,
     betas=(0.9, 0.999), ema=0.9999, precision="bf16", checkpoint_every=1000,
