@@ -1,0 +1,378 @@
+"""The effects of chapter 25: any sense in, any sense out, and what each part is for.
+
+Classes are judged by networks that none of the parts has met: the shipped judge hears
+sounds, a small one trained here sees pictures. Scenes of the test split have
+combinations of attributes that no part was trained on. Ceilings of 1 are the largest
+possible share, not measured.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from effects import Claim, Measured, experiment
+from torch import Tensor, nn
+
+from minilib.audio import SAMPLE_RATE
+from minilib.classifier import Classifier
+from minilib.cli import shipped_judge, shipped_weights
+from minilib.folders import load_part
+from minilib.peers import nextgpt
+from minilib.peers.nextgpt import (
+    MODES,
+    REQUESTS,
+    Decoders,
+    Dialogues,
+    NextGPT,
+    NextGPTConfig,
+    Pictures,
+    describe_event,
+    draw_pictures,
+    known_words,
+    perceive,
+    told,
+)
+from minilib.peers.text_ldm import SAMPLING, TextLDM, TextToAudio
+from minilib.soundworld import CLASSES, SENSES, SoundWorld, plain
+from minilib.training import Recipe, fit
+from minilib.training.fingerprints import fingerprint, weights
+
+N_SCENES, N_ASKED = 1500, 87  # scenes of training; of the test
+STEPS = {stage: recipe.steps for stage, recipe in nextgpt.RECIPES.items()}
+ICON_STEPS, JUDGE_STEPS = nextgpt.ICON_RECIPE.steps, 300
+NAMES = tuple(CLASSES)
+
+
+@functools.cache
+def part(name: str) -> nn.Module:
+    """A part that ships: text, vae or vocoder of `tiny`, or ImageBind, `bind`."""
+    folder = shipped_weights()
+    folder = folder.parent / "picture" if name == "bind" else folder
+    return load_part(folder, name, torch.float32)
+
+
+@functools.cache
+def player() -> TextLDM:
+    """The decoder that plays: the shipped weights of `text_ldm`."""
+    folder = shipped_weights().parent / "peers/text_ldm/unet"
+    return TextLDM.from_pretrained(folder, dtype=torch.float32)
+
+
+@functools.cache
+def decoders() -> Decoders:
+    """The decoders' own encoders."""
+    return Decoders(part("bind"), part("text"))
+
+
+@functools.cache
+def icons() -> TextLDM:
+    """The decoder that draws, the same for all seeds and arms."""
+    torch.manual_seed(0)
+    model = TextLDM(nextgpt.ICONS)
+    recipe = replace(nextgpt.ICON_RECIPE, steps=ICON_STEPS)
+    fit(model, Pictures(decoders(), N_SCENES), recipe, progress=False)
+    return model
+
+
+class Eye(nn.Module):
+    """Sees which class a picture shows: a small network, trained on pictures of scenes
+    that no other part has seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ((3, 16), (16, 32), (32, 64))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b))
+            for a, b in sizes
+        )
+        self.head = nn.Linear(2 * 64, len(NAMES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of pictures (B, 3, 32, 32)."""
+        for block in self.blocks:
+            x = F.max_pool2d(F.relu(block(x)), 2)
+        x = x.flatten(2)
+        return self.head(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1))
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(self(batch["x"]), batch["label"])
+
+
+@functools.cache
+def eye() -> Eye:
+    """The judge of pictures. A little noise in training, since drawn ones have some."""
+    torch.manual_seed(0)
+    model, world = Eye(), SoundWorld("train", 9025, pairs=0.0)
+    scenes = [world.scene(i) for i in range(N_SCENES)]
+    x = torch.stack([SENSES["image"](scene) for scene in scenes])
+    labels = torch.tensor([NAMES.index(scene.events[0].name) for scene in scenes])
+
+    def batch(g: torch.Generator) -> dict[str, Tensor]:
+        i = torch.randint(len(x), (64,), generator=g)
+        noise = 0.05 * torch.randn(x[i].shape, generator=g)
+        return {"x": x[i] + noise, "label": labels[i]}
+
+    recipe = Recipe(JUDGE_STEPS, 64, 3e-3, warmup=20)
+    fit(model, batch, recipe, progress=False)
+    return model
+
+
+def seen(pictures: Tensor) -> list[str]:
+    """The classes of pictures."""
+    judge = eye()
+    with torch.no_grad():
+        return [NAMES[k] for k in judge(pictures).argmax(dim=1).tolist()]
+
+
+@torch.no_grad()
+def heard(states: Tensor, seed: int) -> list[str]:
+    """The classes of the sounds that a decoder makes from conditions (B, S, D)."""
+    judge = Classifier.from_pretrained(shipped_judge(), dtype=torch.float32)
+    pipe = TextToAudio(player(), part("text"), part("vae"), part("vocoder"))
+    none = {"text": part("text").encode([""]).repeat(len(states))}
+    n = round(pipe.seconds * SAMPLE_RATE)
+    g = [torch.Generator().manual_seed(1000 * seed + i) for i in range(len(states))]
+    read = {"text": Decoders.read(states)}
+    z0 = pipe.sample(read, none, n, SAMPLING, g)
+    waves = torch.cat([pipe.decode(z, n) for z in z0.split(16)])
+    return [judge.config.classes[k] for k in judge.hear(waves).tolist()]
+
+
+@functools.cache
+def senses(seed: int) -> tuple:
+    """The scenes of training, as ImageBind perceives them."""
+    return perceive(part("bind"), N_SCENES, seed)
+
+
+@functools.cache
+def asked() -> tuple:
+    """The scenes of the test."""
+    return perceive(part("bind"), N_ASKED, 0, "test")
+
+
+def stage(model: NextGPT, name: str, seed: int, align: str = "own") -> dict[str, float]:
+    """Train one stage; the last losses."""
+    batches = Dialogues(model, decoders(), name, senses(seed), align)
+    recipe = replace(nextgpt.RECIPES[name], steps=STEPS[name])
+    curves = fit(model.learn(name), batches, recipe, seed, name, progress=False)
+    return {key: float(curve[-20:].mean()) for key, curve in curves.items()}
+
+
+@functools.cache
+def begun(seed: int) -> NextGPT:
+    """A language model that has read dialogues, and has learned to hear and see."""
+    torch.manual_seed(seed)
+    model = NextGPT(NextGPTConfig(known_words()))
+    stage(model, "language", seed)
+    stage(model, "input", seed)
+    return model
+
+
+@functools.cache
+def finished(seed: int, align: str = "own") -> tuple[NextGPT, dict[str, float]]:
+    """The same after its output side and the instructions, and its last losses."""
+    model = copy.deepcopy(begun(seed))
+    stage(model, "output", seed, align)
+    losses = stage(model, "instructions", seed, align)
+    return model, losses
+
+
+@torch.no_grad()
+def answers(model: NextGPT, given: str, out: str, seed: int) -> tuple[list, list]:
+    """What a model says, and the conditions its signals stand for, about all scenes of
+    the test, given as text, picture or sound.
+    """
+    import numpy as np
+
+    events, vectors = asked()
+    rng = np.random.default_rng([seed, 25])
+    wordings = REQUESTS[out]
+    prompts = []
+    for event in events:
+        text = describe_event(event, rng) if given == "text" else None
+        prompts.append(model.prompt(wordings[rng.integers(len(wordings))], text))
+    zero = torch.zeros(len(events), model.config.sensed)
+    return model.answer(prompts, zero if given == "text" else vectors[given])
+
+
+def right(model: NextGPT, given: str, out: str, seed: int) -> dict[str, float]:
+    """How often the answer is of the right class, and of the class of another scene."""
+    events = asked()[0]
+    ids, made = answers(model, given, out, seed)
+    if out == "text":
+        words = [model.write(row) for row in ids]
+        found = [next((n for n in NAMES if x.startswith(plain(n))), "") for x in words]
+    else:
+        found = shown(out, [m.get(out) for m in made], seed)
+    names = [event.name for event in events]
+    other = names[1:] + names[:1]
+    share = lambda them: sum(a == b for a, b in zip(found, them)) / len(names)
+    return {"right": share(names), "another": share(other)}
+
+
+def shown(out: str, states: list[Tensor | None], seed: int) -> list[str]:
+    """The classes of what a decoder makes from conditions; "" where there is none."""
+    some = [i for i, x in enumerate(states) if x is not None]
+    found = [""] * len(states)
+    if some:
+        stacked = torch.stack([states[i] for i in some])
+        of = seen(draw_pictures(icons(), stacked, seed)) if out == "image" else None
+        of = heard(stacked, seed) if of is None else of
+        for i, name in zip(some, of):
+            found[i] = name
+    return found
+
+
+def ceiling(out: str, seed: int) -> float:
+    """How often a decoder is right that reads the caption itself."""
+    events = asked()[0]
+    states = getattr(decoders(), out)([told(event) for event in events])
+    found = shown(out, list(states), seed)
+    return sum(a == event.name for a, event in zip(found, events)) / len(events)
+
+
+NAMED = {"text": "text", "image": "picture", "audio": "sound"}
+SHARE = {
+    "unit": "share of unseen scenes whose class is right",
+    "control": "judged by another scene",
+    "chance": 1 / len(NAMES),
+    "ceiling": 1.0,
+}
+ABOVE = lambda m: min(m[f"from {x}"] for x in NAMED.values()) > 0.5  # noqa: E731
+
+
+@experiment(
+    Claim("to_text", "text, picture and sound are told in words", holds=ABOVE, **SHARE),
+    Claim("to_picture", "text, picture and sound are drawn", holds=ABOVE, **SHARE),
+    Claim("to_sound", "text, picture and sound are played", holds=ABOVE, **SHARE),
+    Claim(
+        "signals",
+        "signals are given exactly when they are asked for",
+        "share of answers",
+        lambda m: min(list(m.values())[:2]) >= 0.95 and m["asked for words"] <= 0.05,
+        control="asked for words",
+        ceiling=1.0,
+    ),
+)
+def matrix(seed: int) -> Measured:
+    """The 3 by 3 matrix of what goes in and what comes out, and the signals."""
+    model, _ = finished(seed)
+    found: Measured = {}
+    for out in MODES:
+        row = found.setdefault(f"to_{NAMED[out]}", {})
+        cells = {given: right(model, given, out, seed) for given in MODES}
+        row |= {f"from {NAMED[given]}": cells[given]["right"] for given in MODES}
+        row["judged by another scene"] = sum(c["another"] for c in cells.values()) / 3
+        if out != "text":
+            row["the decoder told the caption"] = ceiling(out, seed)
+    return found | {"signals": signals(model, seed)}
+
+
+def signals(model: NextGPT, seed: int) -> dict[str, float]:
+    """How often all signals of what is asked for are given, and no others."""
+    exact: dict[str, list[bool]] = {out: [] for out in MODES}
+    for given in MODES:
+        for out in MODES:
+            for row, made in zip(*answers(model, given, out, seed)):
+                only = set(made) == ({out} - {"text"})
+                some = any(k >= len(model.tokens) for k in row)
+                exact[out].append(some if out == "text" else only)
+    share = {out: sum(x) / len(x) for out, x in exact.items()}
+    return {
+        "asked for a picture": share["image"],
+        "asked for a sound": share["audio"],
+        "asked for words": share["text"],
+    }
+
+
+@experiment(
+    Claim(
+        "aligned",
+        "without the alignment loss, or with other captions' conditions, pictures "
+        "and sounds are at chance",
+        "share of pictures and sounds of unseen captions whose class is right",
+        lambda m: m["aligned"] > 0.5 and max(list(m.values())[1:]) < 0.15,
+        control="other captions' conditions",
+        chance=1 / len(NAMES),
+        ceiling=1.0,
+    ),
+    Claim(
+        "text_loss",
+        "though the loss of the text is unchanged",
+        "nats a word or signal",
+        lambda m: abs(m["no alignment loss"] - m["aligned"]) < 0.02,
+    ),
+)
+def alignment(seed: int) -> Measured:
+    """The output side trained with its alignment loss, without, and shuffled."""
+    arms = {"aligned": "own", "no alignment loss": "none"}
+    arms |= {"other captions' conditions": "shuffled"}
+    found: Measured = {"aligned": {}, "text_loss": {}}
+    for name, align in arms.items():
+        model, losses = finished(seed, align)
+        both = [right(model, "text", out, seed)["right"] for out in ("image", "audio")]
+        found["aligned"][name] = sum(both) / 2
+        found["text_loss"][name] = losses["text"]
+    return found
+
+
+def frozen(model: NextGPT) -> dict[str, str]:
+    """The fingerprints of all that must not change."""
+    parts = {x: part(x) for x in ("bind", "text", "vae", "vocoder")}
+    parts |= {"player": player(), "icons": icons()}
+    found = {name: fingerprint(weights(x)) for name, x in parts.items()}
+    llm = {
+        k: x for k, x in model.state_dict().items() if k.startswith(("llm", "words"))
+    }
+    held = nn.ParameterDict(
+        {k.replace(".", "_"): x for k, x in llm.items() if not k.endswith((".A", ".B"))}
+    )
+    return found | {"llm": fingerprint(weights(held))}
+
+
+@experiment(
+    Claim(
+        "frozen",
+        "the parts that are frozen stay as they were, bit by bit",
+        "parts whose fingerprint changed, of 7",
+        lambda m: m["after all stages"] == 0 and m["one weight moved"] > 0,
+        control="one weight moved",
+    ),
+    Claim(
+        "trained",
+        "a small share of the weights is trained",
+        "share of all weights, language model and decoders included",
+        lambda m: m["input, output, instructions"] < 0.06,
+    ),
+)
+def counted(seed: int) -> Measured:
+    """Fingerprints before and after, and the share that is trained."""
+    before, (model, _) = frozen(begun(seed)), finished(seed)
+    after, moved = frozen(model), copy.deepcopy(model)
+    with torch.no_grad():
+        next(moved.llm.h.parameters()).add_(1e-3)
+    differ = lambda a, b: float(sum(a[k] != b[k] for k in a))
+    parts = [part(x) for x in ("bind", "text", "vae", "vocoder")] + [player(), icons()]
+    everything = sum(p.numel() for x in (*parts, model) for p in x.parameters())
+    trained = {}
+    for name in nextgpt.STAGES:
+        learned = model.learn(name).parameters()
+        trained[name] = sum(p.numel() for p in learned if p.requires_grad)
+    model.requires_grad_(False)
+    late = trained["instructions"]
+    return {
+        "frozen": {
+            "after all stages": differ(before, after),
+            "one weight moved": differ(before, frozen(moved)),
+        },
+        "trained": {
+            "input": trained["input"] / everything,
+            "output": trained["output"] / everything,
+            "input, output, instructions": late / everything,
+        },
+    }
