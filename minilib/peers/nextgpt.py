@@ -87,7 +87,7 @@ MOST = 20  # words and signals of an answer
 @dataclass(frozen=True)
 class NextGPTConfig:
     """Sizes of what lies between encoders and decoders; the defaults are those that
-    ship. Chapter 25.
+    ship.
     """
 
     words: tuple[str, ...]  # those that it can read and write
@@ -133,7 +133,34 @@ class OutputProjection(nn.Module):
         return self.out(self.transformer(x, self.queries.expand(len(x), -1, -1)))
 
 
-class NextGPT(Model):
+class Literate:
+    """A base of models that read and write the words of a list, `tokens`."""
+
+    tokens: dict[str, int]
+    config: NextGPTConfig
+
+    def read(self, text: str) -> list[int]:
+        """The ids of a sentence; ValueError names a word that it does not know."""
+        words = [word for word in split_words(text) if word]
+        if unknown := [word for word in words if word not in self.tokens]:
+            said = f"must hold words of SoundWorld, not {unknown[0]!r}"
+            raise ValueError(f"the sentence {said}")
+        return [self.tokens[word] for word in words]
+
+    def write(self, ids: Sequence[int]) -> str:
+        """The words among ids, without signals."""
+        words = list(self.tokens)
+        return " ".join(words[i] for i in ids if len(SPECIAL) <= i < len(words))
+
+    def prompt(self, request: str, text: str | None = None) -> list[int]:
+        """The ids of what a user says: a request, then a text, or if that is None the
+        positions of what is sensed.
+        """
+        given = [SENSED] * self.config.n_sensed if text is None else self.read(text)
+        return [USER, *self.read(request), *given, BOT]
+
+
+class NextGPT(Literate, Model):
     """The language model and the layers around it.
 
     Its words are those of captions and requests. The signals follow them in the
@@ -171,26 +198,6 @@ class NextGPT(Model):
             learns = name.startswith(STAGES[stage]) and name != "llm.wte.weight"
             parameter.requires_grad_(learns)
         return self
-
-    def read(self, text: str) -> list[int]:
-        """The ids of a sentence; ValueError names a word that it does not know."""
-        words = [word for word in split_words(text) if word]
-        if unknown := [word for word in words if word not in self.tokens]:
-            said = f"must hold words of SoundWorld, not {unknown[0]!r}"
-            raise ValueError(f"the sentence {said}")
-        return [self.tokens[word] for word in words]
-
-    def write(self, ids: Sequence[int]) -> str:
-        """The words among ids, without signals."""
-        words = list(self.tokens)
-        return " ".join(words[i] for i in ids if len(SPECIAL) <= i < len(words))
-
-    def prompt(self, request: str, text: str | None = None) -> list[int]:
-        """The ids of what a user says: a request, then a text, or if that is None the
-        positions of what is sensed.
-        """
-        given = [SENSED] * self.config.n_sensed if text is None else self.read(text)
-        return [USER, *self.read(request), *given, BOT]
 
     def embedded(self, ids: Tensor, sensed: Tensor) -> Tensor:
         """Vectors (B, S, n_embd) of ids (B, S); what is sensed, (B, sensed), stands
@@ -417,7 +424,7 @@ def perceive(
     bind: nn.Module, n: int, seed: int, split: str = "train"
 ) -> tuple[list[Event], dict[str, Tensor]]:
     """The events of n scenes, and ImageBind's vectors (n, D) of their pictures and
-    sounds, scaled to numbers of order one. Chapter 25.
+    sounds, scaled to numbers of order one.
     """
     world = SoundWorld(split, seed, text_ldm.SECONDS, pairs=0.0)
     scenes, found = [world.scene(i) for i in range(n)], {"image": [], "audio": []}
@@ -433,7 +440,7 @@ def perceive(
 
 class Pictures:
     """Training batches of the decoder that draws: pictures of scenes, and ImageBind's
-    vectors of their captions. Chapter 25.
+    vectors of their captions.
     """
 
     def __init__(self, decoders: Decoders, n: int = N_SCENES, seed: int = 0):
@@ -472,7 +479,7 @@ def draw_pictures(
 
 
 class Answer(NamedTuple):
-    """What the system says, and what it draws or plays, or None. Chapter 25."""
+    """What the system says, and what it draws or plays, or None."""
 
     words: str
     picture: Tensor | None = None  # (3, 32, 32), 0 to 1
@@ -505,7 +512,7 @@ class Imagined:
 
 class TextToAudio(text_ldm.TextToAudio):
     """The pipeline of `text_ldm`, whose captions pass through the language model; and
-    `ask`, by which any sense is answered in any other. Chapter 25.
+    `ask`, by which any sense is answered in any other.
     """
 
     model: NextGPT
