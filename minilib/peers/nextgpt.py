@@ -189,7 +189,7 @@ class NextGPT(Literate, Model):
             {x: OutputProjection(D, c.width, k, c.state_dim) for x, k in states.items()}
         )
 
-    def learn(self, stage: str) -> NextGPT:
+    def learn(self, stage: str) -> nn.Module:
         """Let only the parameters of a stage learn, one of `STAGES`."""
         if stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
