@@ -315,7 +315,8 @@ class Decoders:
     @torch.no_grad()
     def image(self, captions: list[str]) -> Tensor:
         """(B, 1, D), of length sqrt(D), like a state of T5."""
-        return F.rms_norm(self.bind.embed("text", captions)[:, None], (128,))
+        vectors = self.bind.embed("text", captions)[:, None]
+        return F.rms_norm(vectors, vectors.shape[-1:])
 
     @torch.no_grad()
     def audio(self, captions: list[str]) -> Tensor:
@@ -533,7 +534,9 @@ class TextToAudio(text_ldm.TextToAudio):
         known = {field.name for field in fields(Sampling)} & set(told)
         sampling = Sampling().changed(**{name: told[name] for name in known})
         imagined = Imagined(model, parts[0])
-        pipe = cls(unet, imagined, *parts[1:], sampling, told.get("seconds", 2.56))
+        pipe = cls(
+            unet, imagined, *parts[1:], sampling, told.get("seconds", text_ldm.SECONDS)
+        )
         pipe.model, pipe.bind = model, load_part(folder, "bind", torch.float32)
         pipe.icons = TextLDM.from_pretrained(folder / "icons", **load)
         return pipe
