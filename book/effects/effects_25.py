@@ -75,6 +75,7 @@ def icons() -> TextLDM:
     model = TextLDM(nextgpt.ICONS)
     recipe = replace(nextgpt.ICON_RECIPE, steps=ICON_STEPS)
     fit(model, Pictures(decoders(), N_SCENES), recipe, progress=False)
+    model.as_trained = fingerprint(weights(model))
     return model
 
 
@@ -164,11 +165,18 @@ def stage(model: NextGPT, name: str, seed: int, align: str = "own") -> dict[str,
 
 
 @functools.cache
-def begun(seed: int) -> NextGPT:
-    """A language model that has read dialogues, and has learned to hear and see."""
+def reader(seed: int) -> NextGPT:
+    """A language model that has read dialogues."""
     torch.manual_seed(seed)
     model = NextGPT(NextGPTConfig(known_words()))
     stage(model, "language", seed)
+    return model
+
+
+@functools.cache
+def begun(seed: int) -> NextGPT:
+    """The same after it has learned to hear and see."""
+    model = copy.deepcopy(reader(seed))
     stage(model, "input", seed)
     return model
 
@@ -321,18 +329,22 @@ def alignment(seed: int) -> Measured:
     return found
 
 
-def frozen(model: NextGPT) -> dict[str, str]:
-    """The fingerprints of all that must not change."""
-    parts = {x: part(x) for x in ("bind", "text", "vae", "vocoder")}
-    parts |= {"player": player(), "icons": icons()}
+def frozen(model: NextGPT, fresh: bool = False) -> dict[str, str]:
+    """The fingerprints of all that must not change; `fresh`: of the parts as they are
+    on disk, and of the decoder that draws as it was trained.
+    """
+    load = part.__wrapped__ if fresh else part
+    parts = {x: load(x) for x in ("bind", "text", "vae", "vocoder")}
+    parts["player"] = player.__wrapped__() if fresh else player()
     found = {name: fingerprint(weights(x)) for name, x in parts.items()}
-    llm = {
+    found["icons"] = icons().as_trained if fresh else fingerprint(weights(icons()))
+    held = {
         k: x for k, x in model.state_dict().items() if k.startswith(("llm", "words"))
     }
-    held = nn.ParameterDict(
-        {k.replace(".", "_"): x for k, x in llm.items() if not k.endswith((".A", ".B"))}
-    )
-    return found | {"llm": fingerprint(weights(held))}
+    own = {
+        k.replace(".", "_"): x for k, x in held.items() if k[-2:] not in (".A", ".B")
+    }
+    return found | {"llm": fingerprint(weights(nn.ParameterDict(own)))}
 
 
 @experiment(
@@ -352,7 +364,7 @@ def frozen(model: NextGPT) -> dict[str, str]:
 )
 def counted(seed: int) -> Measured:
     """Fingerprints before and after, and the share that is trained."""
-    before, (model, _) = frozen(begun(seed)), finished(seed)
+    before, (model, _) = frozen(reader(seed), fresh=True), finished(seed)
     after, moved = frozen(model), copy.deepcopy(model)
     with torch.no_grad():
         next(moved.llm.h.parameters()).add_(1e-3)
