@@ -67,19 +67,22 @@ TASKS = {  # what goes in, and what is asked for
     "output": (("text", "image"), ("text", "audio")),
     "instructions": tuple((given, out) for given in MODES for out in MODES),
 }
+HOW = {"batch_size": 36, "warmup": 20, "muon": ("linear",)}
 RECIPES = {
-    "language": Recipe(800, 64, 3e-3, warmup=20),
-    "input": Recipe(300, 64, 3e-3, warmup=20),
-    "output": Recipe(400, 64, 2e-3, warmup=20),
-    "instructions": Recipe(400, 64, 1e-3, warmup=20),
+    "language": Recipe(400, lr=3e-3, **HOW),
+    "input": Recipe(400, lr=3e-3, **HOW),
+    "output": Recipe(900, lr=5e-3, **HOW),
+    "instructions": Recipe(500, lr=2e-3, **HOW),
 }
 ICON_RECIPE = Recipe(
     800, 32, 2e-3, warmup=20, ema=0.99, muon=("linear", "conv")
 )  # of the decoder that draws
+PIXELS = 16  # of a side of a drawn picture, before it is enlarged
 ICONS = TextLDMConfig(
-    in_channels=3, bins=32, patch=4, condition="picture", context_length=1, width=128,
-    n_layer=3,
+    in_channels=3, bins=PIXELS, patch=1, condition="picture", context_length=1,
+    width=128, n_layer=3,
 )  # fmt: skip
+DRAWING = replace(SAMPLING, guidance=3.0)
 N_SCENES = 1500  # that are seen and heard in training
 MOST = 20  # words and signals of an answer
 
@@ -343,7 +346,6 @@ class Dialogues:
         decoders: make the conditions that the signals are to stand for.
         stage: one of `STAGES`.
         senses: the scenes, and what ImageBind makes of them, from `perceive`.
-        align: "own" caption's condition; "shuffled", that of another event; "none".
 
     Chapter 25.
     """
@@ -354,7 +356,6 @@ class Dialogues:
         decoders: Decoders,
         stage: str,
         senses: tuple[list[Event], dict[str, Tensor]],
-        align: str = "own",
         batch_size: int | None = None,
     ):
         self.model, self.stage, (self.events, self.senses) = model, stage, senses
@@ -362,16 +363,8 @@ class Dialogues:
         self.batch_size = batch_size or RECIPES[stage].batch_size
         captions = sorted({told(event) for event in self.events})
         self.row = {caption: i for i, caption in enumerate(captions)}
-        self.targets = {}
-        if self.signals and align != "none":
-            self.targets = {
-                x: getattr(decoders, x)(captions) for x in ("image", "audio")
-            }
-        if align == "shuffled":
-            other = torch.randperm(
-                len(captions), generator=torch.Generator().manual_seed(0)
-            )
-            self.targets = {x: y[other] for x, y in self.targets.items()}
+        modes = MODES[1:] if self.signals else ()
+        self.targets = {x: getattr(decoders, x)(captions) for x in modes}
 
     def dialogue(
         self, event: Event, given: str, out: str, rng: np.random.Generator
@@ -379,9 +372,7 @@ class Dialogues:
         """A prompt and its answer, about an event."""
         model = self.model
         request = REQUESTS[out][rng.integers(len(REQUESTS[out]))]
-        text = None
-        if given == "text":
-            text = describe_event(event, rng)
+        text = describe_event(event, rng) if given == "text" else None
         answer = model.read(f"{told(event)} {ENDINGS[out]}")
         if self.signals and out != "text":
             answer += [*model.places[out]]
@@ -390,29 +381,25 @@ class Dialogues:
     def __call__(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw a batch for `NextGPT.loss`."""
         rng = np.random.default_rng(int(torch.randint(2**32, (), generator=generator)))
-        tasks, rows, lengths, sensed, modes, which = (
-            TASKS[self.stage],
-            [],
-            [],
-            [],
-            [],
-            [],
-        )
-        for k in range(self.batch_size):
-            i, (given, out) = int(rng.integers(len(self.events))), tasks[k % len(tasks)]
-            prompt, answer = self.dialogue(self.events[i], given, out, rng)
-            rows.append(prompt + answer)
-            lengths.append(len(prompt))
-            zero = torch.zeros(self.model.config.sensed)
-            sensed.append(zero if given == "text" else self.senses[given][i])
-            modes.append(MODES.index(out))
-            which.append(self.row[told(self.events[i])])
-        ids, ends = padded(rows)
+        n, tasks = self.batch_size, TASKS[self.stage]
+        asked = [tasks[k % len(tasks)] for k in range(n)]
+        about = rng.integers(len(self.events), size=n).tolist()
+        said = [self.dialogue(self.events[i], *x, rng) for i, x in zip(about, asked)]
+        ids, ends = padded([prompt + answer for prompt, answer in said])
+        starts = torch.tensor([len(prompt) for prompt, _ in said])
         at = torch.arange(ids.shape[1])
-        answer = (at >= torch.tensor(lengths)[:, None]) & (at < ends[:, None])
-        batch = {"ids": ids, "answer": answer, "sensed": torch.stack(sensed)}
-        targets = {x: y[which] for x, y in self.targets.items()}
-        return batch | {"mode": torch.tensor(modes)} | targets
+        sensed = torch.zeros(n, self.model.config.sensed)
+        for k, (i, (given, _)) in enumerate(zip(about, asked)):
+            if given != "text":
+                sensed[k] = self.senses[given][i]
+        batch = {
+            "ids": ids,
+            "answer": (at >= starts[:, None]) & (at < ends[:, None]),
+            "sensed": sensed,
+            "mode": torch.tensor([MODES.index(out) for _, out in asked]),
+        }
+        which = [self.row[told(self.events[i])] for i in about]
+        return batch | {x: y[which] for x, y in self.targets.items()}
 
 
 def describe_event(event: Event, rng: np.random.Generator) -> str:
@@ -447,7 +434,8 @@ class Pictures:
     def __init__(self, decoders: Decoders, n: int = N_SCENES, seed: int = 0):
         world = SoundWorld("train", seed, text_ldm.SECONDS, pairs=0.0)
         scenes = [world.scene(i) for i in range(n)]
-        self.z0 = torch.stack([2 * SENSES["image"](scene) - 1 for scene in scenes])
+        drawn = torch.stack([SENSES["image"](scene) for scene in scenes])
+        self.z0 = 2 * F.adaptive_avg_pool2d(drawn, PIXELS) - 1
         self.states = decoders.image([told(scene.events[0]) for scene in scenes])
 
     def __call__(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -466,17 +454,19 @@ class Pictures:
 
 @torch.no_grad()
 def draw_pictures(
-    model: TextLDM, states: Tensor, seed: int = 0, sampling: Sampling = SAMPLING
+    model: TextLDM, states: Tensor, seed: int = 0, sampling: Sampling = DRAWING
 ) -> Tensor:
-    """Pictures (B, 3, 32, 32), 0 to 1, from conditions (B, 1, D). Chapter 25."""
+    """Pictures (B, 3, 32, 32), 0 to 1, from conditions (B, 1, D), enlarged from 16
+    by 16 pixels. Chapter 25.
+    """
     n, g = len(states), torch.Generator().manual_seed(seed)
-    zT = sampling.temperature * torch.randn(n, 3, 32, 32, generator=g)
+    zT = sampling.temperature * torch.randn(n, 3, PIXELS, PIXELS, generator=g)
     told = {"picture": Context(states)}
     none = {"picture": Context(torch.zeros_like(states))}
     velocity = guided(model, told, none, sampling)
     as_eps = lambda zt, t: model.as_eps(zt, t, velocity(zt, t))
     z0 = diffusion.ddim_sample(as_eps, model.schedule, zT, sampling.steps)
-    return ((z0 + 1) / 2).clamp(0, 1)
+    return F.interpolate(((z0 + 1) / 2).clamp(0, 1), scale_factor=2, mode="bilinear")
 
 
 class Answer(NamedTuple):
