@@ -41,7 +41,7 @@ from minilib.training import Recipe, fit
 from minilib.training.fingerprints import fingerprint, weights
 
 N_SCENES, N_ASKED = 1500, 58  # scenes of training; of the test
-STEPS = 400  # of stage 2 in `alignment`; the weights that ship took more
+STEPS = 300  # of stage 2 in `alignment`; the weights that ship took more
 JUDGE_STEPS = 300
 STAGES_OF_JOINTS = ("input", "output", "instructions")
 NAMES = tuple(CLASSES)
@@ -121,11 +121,11 @@ def eye() -> Eye:
     return model
 
 
-@torch.no_grad()
 def seen(states: Tensor, seed: int) -> list[str]:
     """The classes of the pictures that a decoder draws from conditions (B, 1, D)."""
-    drawn = draw_pictures(decoder("image"), states, seed)
-    return [NAMES[k] for k in eye()(drawn).argmax(dim=1).tolist()]
+    drawn, judge = draw_pictures(decoder("image"), states, seed), eye()
+    with torch.no_grad():
+        return [NAMES[k] for k in judge(drawn).argmax(dim=1).tolist()]
 
 
 @torch.no_grad()
@@ -252,13 +252,31 @@ SHARE = {
     "chance": 1 / len(NAMES),
     "ceiling": 1.0,
 }
-ABOVE = lambda m: min(m[f"from {x}"] for x in NAMED.values()) > 0.5  # noqa: E731
+ALIGNED = {
+    "unit": "share of captions whose class is right",
+    "control": "other captions' conditions",
+    "chance": 1 / len(NAMES),
+    "ceiling": 1.0,
+}
+
+
+def above(m: dict[str, float]) -> bool:
+    """Whether all three cells of a column exceed half of what is possible: what the
+    decoder reaches that is told the caption, or 1.
+    """
+    possible = m.get("the decoder told the caption", 1.0)
+    return min(m[f"from {x}"] for x in NAMED.values()) > possible / 2
+
+
+def needed(m: dict[str, float]) -> bool:
+    """Whether only the aligned arm is above chance."""
+    return m["aligned"] > 0.3 and max(list(m.values())[1:]) < 0.12
 
 
 @experiment(
-    Claim("to_text", "text, picture and sound are told in words", holds=ABOVE, **SHARE),
-    Claim("to_picture", "text, picture and sound are drawn", holds=ABOVE, **SHARE),
-    Claim("to_sound", "text, picture and sound are played", holds=ABOVE, **SHARE),
+    Claim("to_text", "text, picture and sound are told in words", holds=above, **SHARE),
+    Claim("to_picture", "text, picture and sound are drawn", holds=above, **SHARE),
+    Claim("to_sound", "text, picture and sound are played", holds=above, **SHARE),
     Claim(
         "signals",
         "signals are given exactly when they are asked for",
@@ -301,14 +319,16 @@ def signals(model: NextGPT, seed: int) -> dict[str, float]:
 
 @experiment(
     Claim(
-        "aligned",
-        "without the alignment loss, or with other captions' conditions, pictures "
-        "and sounds are at chance",
-        "share of pictures and sounds whose class is right",
-        lambda m: m["aligned"] > 0.5 and max(list(m.values())[1:]) < 0.15,
-        control="other captions' conditions",
-        chance=1 / len(NAMES),
-        ceiling=1.0,
+        "drawn",
+        "without the alignment loss, pictures are at chance",
+        holds=needed,
+        **ALIGNED,
+    ),
+    Claim(
+        "played",
+        "without the alignment loss, sounds are at chance",
+        holds=needed,
+        **ALIGNED,
     ),
     Claim(
         "text_loss",
@@ -321,12 +341,12 @@ def alignment(seed: int) -> Measured:
     """The output side trained with its alignment loss, without, and shuffled."""
     arms = {"aligned": "own", "no alignment loss": "none"}
     arms |= {"other captions' conditions": "another"}
-    found: Measured = {"aligned": {}, "text_loss": {}}
+    found: Measured = {"drawn": {}, "played": {}, "text_loss": {}}
     for name, align in arms.items():
         model = begun(seed)
         losses = stage(model, "output", seed, STEPS, align)
-        both = [right(model, "text", out, seed)["right"] for out in ("image", "audio")]
-        found["aligned"][name] = sum(both) / 2
+        for effect, out in (("drawn", "image"), ("played", "audio")):
+            found[effect][name] = right(model, "text", out, seed)["right"]
         found["text_loss"][name] = losses["text"]
     return found
 
@@ -358,7 +378,7 @@ def frozen(model: NextGPT, fresh: bool = False) -> dict[str, str]:
         "trained",
         "a small share of the weights is trained",
         "share of all weights, language model and decoders included",
-        lambda m: m["instructions"] < 0.1,
+        lambda m: m["instructions"] < 0.06,
     ),
 )
 def counted(seed: int) -> Measured:

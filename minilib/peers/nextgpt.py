@@ -74,9 +74,9 @@ RECIPES = {
     "output": Recipe(900, lr=5e-3, **HOW),
     "instructions": Recipe(500, lr=2e-3, **HOW),
 }
-ICON_RECIPE = Recipe(
-    800, 32, 2e-3, warmup=20, ema=0.99, muon=("linear", "conv")
-)  # of the decoder that draws
+ICON_RECIPE = Recipe(  # of the decoder that draws
+    2500, 32, 3e-3, warmup=20, ema=0.99, muon=("linear", "conv")
+)
 PIXELS = 16  # of a side of a drawn picture, before it is enlarged
 ICONS = TextLDMConfig(
     in_channels=3, bins=PIXELS, patch=1, condition="picture", context_length=1,
@@ -121,11 +121,12 @@ class OutputProjection(nn.Module):
         super().__init__()
         self.start = nn.Linear(n_embd, width)
         self.queries = nn.Parameter(torch.randn(1, n_states, width))
-        sizes = {"num_encoder_layers": 1, "num_decoder_layers": 1, "dropout": 0.0}
-        self.transformer = nn.Transformer(
-            width, 4, dim_feedforward=4 * width, batch_first=True, norm_first=True,
-            **sizes,
-        )  # fmt: skip
+        sizes, kind = (4 * width, 0.0), {"batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(width, 4, *sizes, **kind)
+        norm = nn.LayerNorm(width)
+        reader = nn.TransformerEncoder(layer, 1, norm, enable_nested_tensor=False)
+        kind["custom_encoder"] = reader  # nn.Transformer's own warns about nesting
+        self.transformer = nn.Transformer(width, 4, 1, 1, *sizes, **kind)
         self.out = nn.Linear(width, dim)
 
     def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
