@@ -41,7 +41,7 @@ from minilib.training import Recipe, fit
 from minilib.training.fingerprints import fingerprint, weights
 
 N_SCENES, N_ASKED = 1500, 58  # scenes of training; of the test
-STEPS = 300  # of stage 2 in `alignment`; the weights that ship took more
+STEPS = 500  # of stage 2 in `alignment`; the weights that ship took more
 JUDGE_STEPS = 300
 STAGES_OF_JOINTS = ("input", "output", "instructions")
 NAMES = tuple(CLASSES)
