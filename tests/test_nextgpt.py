@@ -274,6 +274,7 @@ def test_the_folder_names_what_it_borrows_and_answers(folder):
     assert stored["peer"] == "nextgpt" and stored["bind"].endswith("picture/bind")
     pipe = peers.pipeline(folder)
     assert isinstance(pipe, nextgpt.TextToAudio)
+    assert pipe.text.tokenizer.pad_to > 0  # the command line asks for it
     answer = pipe.ask("draw this", picture=torch.rand(3, 32, 32))
     assert isinstance(answer.words, str)
     scripted(pipe.model, [*pipe.model.places["audio"], END])
@@ -300,3 +301,19 @@ def test_bad_arguments_of_training_get_one_sentence(tmp_path):
         with pytest.raises(ValueError, match=said):
             nextgpt.train(tmp_path / "out", progress=False, weights=TINY, **given)
         assert not (tmp_path / "out").exists()
+
+
+def test_the_weights_that_ship_answer_in_what_is_asked_for(decoders):
+    folder = WEIGHTS / "peers/nextgpt/nextgpt"
+    model = NextGPT.from_pretrained(folder, dtype=torch.float32)
+    captions = ["a dog barks twice", "rain falls", "a cow moos three times"]
+    for out in MODES:
+        prompts = [model.prompt(REQUESTS[out][0], x) for x in captions]
+        ids, made = model.answer(prompts, torch.zeros(3, 128))
+        ending = nextgpt.ENDINGS[out]
+        assert [model.write(x) for x in ids] == [f"{x} {ending}" for x in captions]
+        assert all(set(x) == {out} - {"text"} for x in made)
+        if out != "text":
+            states = torch.stack([x[out] for x in made]).flatten(1)
+            own = getattr(decoders, out)(captions).flatten(1)
+            assert torch.cdist(states, own).argmin(dim=1).tolist() == [0, 1, 2]

@@ -525,6 +525,7 @@ class TextToAudio(text_ldm.TextToAudio):
         known = {field.name for field in fields(Sampling)} & set(told)
         sampling = Sampling().changed(**{name: told[name] for name in known})
         imagined = Imagined(model, parts[0])
+        imagined.tokenizer = parts[0].tokenizer  # the command line asks how it pads
         pipe = cls(
             unet, imagined, *parts[1:], sampling, told.get("seconds", text_ldm.SECONDS)
         )
