@@ -136,7 +136,7 @@ class TextLDM(Model):
         x = self.conv_in(frames.transpose(1, 2)).transpose(1, 2)  # (B, M, width)
         place = torch.arange(x.shape[1], device=x.device)
         x = x + self.frame_position(timestep_embedding(place, x.shape[2]).to(x.dtype))
-        time = self.time_embedding(t - 1)  # (B, width)
+        time = self.level(t, conditions)  # (B, width)
         told, mask = self.told(conditions[self.config.condition])
         x = torch.cat([time[:, None], told, x], dim=1)
         keep = F.pad(mask, (1, frames.shape[1]), value=True)[:, None, None]
@@ -144,6 +144,10 @@ class TextLDM(Model):
             x = block(x, time, keep)
         v = self.out(self.norm_out(x[:, -frames.shape[1] :]))  # (B, M, patch C F/r)
         return v.unflatten(2, (patch, C, F_r)).flatten(1, 2).transpose(1, 2)
+
+    def level(self, t: Tensor, conditions: Conditions) -> Tensor:
+        """What scales and shifts the blocks: the noise level t (B,), as (B, width)."""
+        return self.time_embedding(t - 1)
 
     def told(self, context: Context) -> tuple[Tensor, Tensor]:
         """The condition as tokens (B, S, width), and its mask (B, S)."""
