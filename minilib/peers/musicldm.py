@@ -33,10 +33,19 @@ from minilib.guidance import Sampling
 from minilib.model import read_json
 from minilib.peers import text_ldm
 from minilib.peers.text_ldm import CURVE, P_EMPTY, TextLDM, TextLDMConfig
-from minilib.soundworld import INSTRUMENTS, SAMPLE_RATE, Scene, Tune, describe, render
+from minilib.soundworld import (
+    INSTRUMENTS,
+    SAMPLE_RATE,
+    Scene,
+    Tune,
+    describe,
+    render,
+    vocabulary,
+)
 from minilib.soundworld.corpus import to_float
 from minilib.soundworld.scene import PEAKS, PITCHES
 from minilib.soundworld.tunes import CONTOURS, SCALES, draw_degrees, draw_rhythm
+from minilib.tokenizer import split_words
 from minilib.training import Recipe, fit
 
 PERIODS = (32, 40, 48, 56)  # frames of 10 ms from beat to beat: 188 to 107 a minute
@@ -155,7 +164,10 @@ def beat_vectors(strength: Tensor, periods: Sequence[int] = PERIODS) -> Tensor:
 
 
 def strengths(mels: Tensor) -> Tensor:
-    """The onset strength of sounds, frame by frame: (n, 1, T, F) -> (n, T)."""
+    """The onset strength of sounds, frame by frame: (n, 1, T, F) -> (n, T).
+
+    Chapter 23.
+    """
     found = [onset_strength(mel[0], PERIODS[0] / FRAME_RATE) for mel in mels]
     return torch.from_numpy(np.stack(found))
 
@@ -225,7 +237,10 @@ class Heard(NamedTuple):
 
 @torch.no_grad()
 def hear(clap: CLAP, vae: nn.Module, waves: Tensor) -> Heard:
-    """The latents of sounds (n, N), and CLAP's vectors of the same sounds."""
+    """The latents of sounds (n, N), and CLAP's vectors of the same sounds.
+
+    Chapter 23.
+    """
     mels = [audio.log_mel(some) for some in waves.split(16)]
     encoded = torch.cat([vae.encode(mel) for mel in mels])
     return Heard(encoded, torch.cat([clap.embed_audio(mel) for mel in mels]))
@@ -444,3 +459,7 @@ class TextToAudio(text_ldm.TextToAudio):
         known = {field.name for field in fields(Sampling)} & set(told)
         sampling = Sampling().changed(**{name: told[name] for name in known})
         return cls(unet, *parts, sampling, told.get("seconds", SECONDS))
+
+    def unknown_words(self, caption: str) -> list[str]:
+        """The words of a caption that SoundWorld's captions never hold."""
+        return sorted(set(split_words(caption)) - {"", *vocabulary(music=True)})
