@@ -7,6 +7,7 @@ drawn from the same seed. They are judged by the log-mels that the VAE decodes.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -87,8 +88,7 @@ def trained(loops: list[Loop], arm: str, seed: int, steps: int) -> MusicLDM:
     torch.manual_seed(seed)
     model = MusicLDM(CONFIG)
     batches = MixedLoops(part("clap"), part("vae"), loops, seed=seed, **ARMS[arm])
-    recipe = RECIPE.__class__(**{**vars(RECIPE), "steps": steps})
-    fit(model, batches, recipe, seed, progress=False)
+    fit(model, batches, replace(RECIPE, steps=steps), seed, progress=False)
     return model.eval()
 
 

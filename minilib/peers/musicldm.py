@@ -381,11 +381,11 @@ def features(mels: Tensor, mean: Tensor | None = None) -> Tensor:
 
 
 def pooled(mels: Tensor) -> Tensor:
-    """Log-mels (n, 1, T, F), at least 50 dB below their peaks, in cells of 40 ms and
-    two bands: (n, T/4 F/2). Chapter 23.
+    """Log-mels (n, 1, T, F) below their peaks, 50 dB at most, so that the level does
+    not count, in cells of 40 ms and two bands: (n, T/4 F/2). Chapter 23.
     """
-    floor = mels.amax(dim=(1, 2, 3), keepdim=True) - 50 / 8.686
-    return F.avg_pool2d(mels.maximum(floor), (4, 2)).flatten(1)
+    below = mels - mels.amax(dim=(1, 2, 3), keepdim=True)
+    return F.avg_pool2d(below.clamp_min(-50 / 8.686), (4, 2)).flatten(1)
 
 
 def nearest(made: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
