@@ -183,14 +183,16 @@ def tracked(wave: Tensor) -> Beats:
     """The beats of a recording (N,) as librosa's tracker hears them (Ellis 2007).
 
     It knows no bars: `first` is a beat, perhaps not a downbeat. Its tempo becomes the
-    nearest of PERIODS, and its beats vote for the place of the grid. Chapter 23.
+    nearest of PERIODS, double and half tempo counted as the same, and its beats vote
+    for the place of the grid. Chapter 23.
     """
     import librosa
 
     given = {"sr": SAMPLE_RATE, "hop_length": audio.HOP}
     tempo, beats = librosa.beat.beat_track(y=wave.numpy(), trim=False, **given)
     heard = 60 * FRAME_RATE / float(np.atleast_1d(tempo)[0] or 120)  # frames
-    period = min(PERIODS, key=lambda p: abs(np.log2(p / heard)))
+    octaves = lambda p: (np.log2(p / heard) + 0.5) % 1 - 0.5  # from the nearest one
+    period = min(PERIODS, key=lambda p: abs(octaves(p)))
     hand = np.exp(2j * np.pi * beats / period).sum()
     return Beats(period, round(np.angle(hand) / (2 * np.pi) * period) % period)
 
