@@ -63,7 +63,7 @@ PLAYED = ("banjo", "marimba", "music box", "piano")  # notes that begin at once
 BORROWED = ("clap", "vae", "vocoder")
 CONFIG = TextLDMConfig(width=96, n_layer=3, context_length=1)
 RECIPE = Recipe(
-    steps=800, batch_size=32, lr=2e-3, warmup=20, ema=0.98, muon=("linear", "conv")
+    steps=800, batch_size=32, lr=1e-2, warmup=20, ema=0.98, muon=("linear", "conv")
 )
 SAMPLING = Sampling(steps=12, guidance=1.5)
 
