@@ -2,10 +2,10 @@
 one over the other, so that it copies less (Chen et al., 2308.01546).
 
 Pieces of one tempo are shifted until their bars agree, and mixed as sounds or as
-latents. In training CLAP's vector of the sound is the condition, in sampling that of
-the caption; it scales and shifts the layers. The pieces here are loops of SoundWorld's
-instruments, with a known grid of beats; VAE and vocoder are AudioLDM 2's. Chapter 23
-builds it.
+latents. The condition is CLAP's vector, in training that of the sound or of the
+caption, in sampling that of the caption; it scales and shifts the layers. The pieces
+here are loops of SoundWorld's instruments, with a known grid of beats; VAE and vocoder
+are AudioLDM 2's. Chapter 23 builds it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,11 @@ from minilib.detectors import FRAME_RATE, onset_strength
 from minilib.files import replacing_folder
 from minilib.folders import load_part
 from minilib.guidance import Sampling
-from minilib.model import read_json
 from minilib.peers import text_ldm
 from minilib.peers.text_ldm import CURVE, P_EMPTY, TextLDM, TextLDMConfig
-from minilib.soundworld import (
-    INSTRUMENTS,
-    SAMPLE_RATE,
-    Scene,
-    Tune,
-    describe,
-    render,
-    vocabulary,
-)
-from minilib.soundworld.corpus import to_float
+from minilib.soundworld import INSTRUMENTS, Scene, Tune
+from minilib.soundworld.captions import describe, vocabulary
+from minilib.soundworld.corpus import SAMPLE_RATE, render, to_float
 from minilib.soundworld.scene import PEAKS, PITCHES
 from minilib.soundworld.tunes import CONTOURS, SCALES, draw_degrees, draw_rhythm
 from minilib.tokenizer import split_words
@@ -59,11 +51,12 @@ BETA = 5.0  # both parameters of the share's distribution
 N_LOOPS = 24  # few, so that copying shows
 N_MIXED = 480  # mixtures, made once
 MIXED = 0.5  # share of a batch
+READ = 0.5  # share of the loops in a batch that are told by their caption
 PLAYED = ("banjo", "marimba", "music box", "piano")  # notes that begin at once
 BORROWED = ("clap", "vae", "vocoder")
 CONFIG = TextLDMConfig(width=96, n_layer=3, context_length=1)
 RECIPE = Recipe(
-    steps=800, batch_size=32, lr=1e-2, warmup=20, ema=0.98, muon=("linear", "conv")
+    steps=800, batch_size=32, lr=2e-2, warmup=20, ema=0.98, muon=("linear", "conv")
 )
 SAMPLING = Sampling(steps=12, guidance=1.5)
 
@@ -271,7 +264,8 @@ def mix_latents(
 
 
 class MixedLoops:
-    """Training batches: loops as they are, and mixtures of two.
+    """Training batches: loops as they are, told by their sound or by their caption, and
+    mixtures of two, told by their sound.
 
     Args:
         clap, vae: frozen.
@@ -301,6 +295,7 @@ class MixedLoops:
         self.plain = hear(clap, vae, cut(recordings, downbeats))
         with torch.no_grad():
             self.empty = {"text": clap.encode([""])}
+            self.captions = clap.encode([x.caption for x in loops]).sequence[:, 0]
         if mix is None:
             return
         rng, periods = np.random.default_rng([seed, 24]), [x.period for x in loops]
@@ -324,14 +319,16 @@ class MixedLoops:
             for kind, k in kinds
         ]
         z0 = torch.cat([kind.z0[i] for kind, i in some])
-        told = torch.cat([kind.told[i] for kind, i in some])
+        told, (_, i) = torch.cat([kind.told[i] for kind, i in some]), some[0]
+        read = torch.rand(len(i), generator=generator) < READ
+        told[: len(i)][read] = self.captions[i][read]
         u = (torch.rand((), generator=generator) + torch.arange(n) / n) % 1
         u = u[torch.randperm(n, generator=generator)] ** CURVE
         t = 1 + (u * self.n_steps).long().clamp_max(self.n_steps - 1)
         dropped = torch.rand(n, generator=generator) < P_EMPTY
-        read = drop({"text": Context(told[:, None])}, self.empty, dropped)
+        given = drop({"text": Context(told[:, None])}, self.empty, dropped)
         eps = torch.randn(z0.shape, generator=generator)
-        return {"z0": z0, "t": t, "eps": eps, **to_batch(read)}
+        return {"z0": z0, "t": t, "eps": eps, **to_batch(given)}
 
 
 # ---- The denoiser
@@ -449,18 +446,7 @@ def train(
 class TextToAudio(text_ldm.TextToAudio):
     """The pipeline: caption -> CLAP -> diffusion -> VAE -> vocoder."""
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> TextToAudio:
-        """Load it from a folder that `train` wrote; FileNotFoundError or ValueError
-        names a file that is missing or damaged.
-        """
-        folder = check_path("folder", folder)
-        told = read_json(folder / "pipeline.json")
-        parts = [load_part(folder, name, torch.float32) for name in BORROWED]
-        unet = MusicLDM.from_pretrained(folder / "unet", dtype=torch.float32)
-        known = {field.name for field in fields(Sampling)} & set(told)
-        sampling = Sampling().changed(**{name: told[name] for name in known})
-        return cls(unet, *parts, sampling, told.get("seconds", SECONDS))
+    borrowed, denoiser = BORROWED, MusicLDM
 
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption that SoundWorld's captions never hold."""

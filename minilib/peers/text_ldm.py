@@ -321,6 +321,8 @@ class TextToAudio:
     `pipeline.json` that names the folders of the other parts.
     """
 
+    borrowed, denoiser = BORROWED, TextLDM
+
     def __init__(
         self,
         unet: TextLDM,
@@ -341,8 +343,8 @@ class TextToAudio:
         """
         folder = check_path("folder", folder)
         told = read_json(folder / "pipeline.json")
-        parts = [load_part(folder, name, torch.float32) for name in BORROWED]
-        unet = TextLDM.from_pretrained(folder / "unet", dtype=torch.float32)
+        parts = [load_part(folder, name, torch.float32) for name in cls.borrowed]
+        unet = cls.denoiser.from_pretrained(folder / "unet", dtype=torch.float32)
         known = {field.name for field in fields(Sampling)} & set(told)
         sampling = Sampling().changed(**{name: told[name] for name in known})
         return cls(unet, *parts, sampling, told.get("seconds", SECONDS))
