@@ -88,7 +88,8 @@ def trained(loops: list[Loop], arm: str, seed: int, steps: int) -> MusicLDM:
     torch.manual_seed(seed)
     model = MusicLDM(CONFIG)
     batches = MixedLoops(part("clap"), part("vae"), loops, seed=seed, **ARMS[arm])
-    fit(model, batches, replace(RECIPE, steps=steps), seed, progress=False)
+    recipe = replace(RECIPE, steps=steps)
+    fit(model, batches, recipe, seed, "musicldm", progress=False)
     return model.eval()
 
 
@@ -157,7 +158,7 @@ def copying(
     made: dict[str, Tensor] | None = None,
 ) -> Measured:  # fmt: skip
     """Denoisers trained on a few loops for too long, with and without mixtures."""
-    loops = draw_loops(N_LOOPS, 100 + seed)
+    loops = draw_loops(N_LOOPS, seed)
     known, new = round_trip(clips(loops)), draw_loops(2 * N_NEW, 2000 + seed)
     new = round_trip(clips(new))
     limit = copy_threshold(new[:N_NEW], known)
