@@ -50,6 +50,22 @@ def peer_of(folder: str | Path) -> str | None:
     return name
 
 
+def check_out(out: Path, name: str) -> None:
+    """Raise a sentence unless a peer's weights may take the place of the folder `out`:
+    it is new or empty, or holds older weights of this peer and nothing else.
+    """
+    wanted = f"out must be a new folder, or one that holds weights of {name} alone"
+    for path in out.rglob("*") if out.is_dir() else [out] * out.exists():
+        inside = path.relative_to(out)
+        deep = len(inside.parts) > 2  # as in a folder of several pipelines
+        if path.is_file() and (deep or path.suffix not in (".json", ".safetensors")):
+            held = f"which holds {str(inside)!r}" if path != out else "which is a file"
+            raise ValueError(f"{wanted}, not {str(out)!r}, {held}")
+    if (out / "pipeline.json").is_file() and peer_of(out) != name:
+        held = peer_of(out) or "a pipeline"
+        raise ValueError(f"{wanted}, not {str(out)!r}, which holds {held}")
+
+
 def pipeline(folder: str | Path) -> Any:
     """The peer's pipeline in a folder; None if its `pipeline.json` names no peer.
 
