@@ -787,6 +787,8 @@ def test_list_names_every_assignment(capsys):
         (("release", "../x"), "there is no assignment '../x'"),
         (("grade", "nowhere"), "there is no folder 'nowhere'"),
         (("feedback", NAME, "--out", "empty"), "has no grades for forward_process"),
+        (("release", NAME, "--out", __file__), "out must be a folder"),
+        (("grade", ".", "--out", __file__), "out must be a folder"),
     ],
 )
 def test_wrong_words_get_one_sentence(capsys, words, said, tmp_path, monkeypatch):

@@ -443,6 +443,9 @@ def test_data_check_of_a_sound_folder_counts_and_returns_0(tmp_path, capsys):
 def test_data_check_of_no_folder_is_one_sentence(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "notes.txt").touch()
+    assert main(["data", "check", str(tmp_path / "notes.txt")]) == 2
+    assert "notes.txt' is a file, not a folder" in capsys.readouterr().err
 
 
 def test_of_many_rows_some_files_are_looked_at_evenly(tmp_path):

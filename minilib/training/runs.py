@@ -559,6 +559,8 @@ def check_run(
     """
     if not names:
         raise ValueError("stages is empty: name at least one, or all")
+    if len(names) > 1 and "all" in names:
+        raise ValueError("stage all must stand alone: it holds all others of a preset")
     for name in names:
         if name not in KINDS:
             known = ", ".join(STAGES)
