@@ -13,6 +13,7 @@ from pathlib import Path
 
 import colab_cell
 import nbformat
+import notebooks
 import pytest
 import torch
 import yaml
@@ -42,6 +43,33 @@ def closed() -> None:
         pytest.fail(guard)
     if guard:
         pytest.skip(guard)
+
+
+# ---- the instructors' page
+
+
+def test_a_week_takes_as_long_as_its_chapters_and_its_assignment():
+    minutes = {}  # with code and exercises, as the top of each chapter says
+    for path in notebooks.chapters():
+        top = "\n".join(cell.source for cell in notebooks.read(path).cells[:4])
+        told = re.search(r"\*\*Time:\*\*.*?(\d+) with the code and the ex", top, re.S)
+        minutes[notebooks.number(path)] = int(told[1])
+    page = (ROOT / "book" / "instructors.md").read_text(encoding="utf-8")
+    weeks = re.findall(r"^\| \d+ \| (.+) \| (.+) \| ([\d.]+)\D* \|$", page, re.M)
+    assert len(weeks) == 7 + 14
+    for chapters, given, hours in weeks:
+        total = sum(minutes[x.split()[0]] for x in chapters.split(" · "))
+        total += sum(assignment(x).minutes for x in re.findall(r"`(\w+)`", given))
+        assert float(hours) == round(total / 30) / 2, (chapters, total)
+
+
+def test_the_page_says_what_every_assignment_holds():
+    page = (ROOT / "book" / "instructors.md").read_text(encoding="utf-8")
+    tasks = [assignment(name) for name in NAMES]
+    assert all(f"\n| `{task.name}` | " in page for task in tasks)
+    assert {(task.points, len(task.functions)) for task in tasks} == {(20, 6)}
+    assert {task.minutes for task in tasks} == {90, 100, 110}
+    assert "20 points, six functions" in page and "90 to\n110 minutes" in page
 
 
 # ---- the instructors' notebooks
