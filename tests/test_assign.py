@@ -17,6 +17,7 @@ import notebooks
 import pytest
 import torch
 import yaml
+from test_lecture import POINTS
 
 from minilib import cli
 from minilib.assign import checker as checking
@@ -70,6 +71,15 @@ def test_the_page_says_what_every_assignment_holds():
     assert {(task.points, len(task.functions)) for task in tasks} == {(20, 6)}
     assert {task.minutes for task in tasks} == {90, 100, 110}
     assert "20 points, six functions" in page and "90 to\n110 minutes" in page
+
+
+def test_the_page_leads_to_every_point_of_the_lecture():
+    page = (ROOT / "book" / "instructors.md").read_text(encoding="utf-8")
+    written = {notebooks.number(path) for path in notebooks.chapters()}
+    for point, (says, chapter) in POINTS.items():
+        link = f"{{ref}}`{chapter} <lecture-{point:02d}>`"
+        where = link if chapter in written else chapter
+        assert f"| {point} | {says} | {where} |" in page
 
 
 # ---- the instructors' notebooks

@@ -1,6 +1,7 @@
 """Systems before and beside AudioLDM 2, each in one module that is trained apart.
 
-A peer's module has `train(out, seed, progress)`, which makes its weights. It stands on
+A peer's module has `train(out, seed, steps, progress)`, which makes its weights; one
+that borrows parts also takes the folder of the `weights` that hold them. It stands on
 the models and the loop, and on no other peer but `text_ldm` and `codec`.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 # name -> what it is; its module has the same name and is imported when it is asked for
 PEERS: dict[str, str] = {
-    "codec": "a codec whose 8 codes for each 20 ms language models write",
+    "codec": "a codec: 8 codes for each 20 ms, for language models to write",
     "instructed_t5": "a T5 encoder that has learned to follow instructions",
     "make_an_audio": "latent diffusion on captions that CLAP chose among proposals",
     "make_an_audio_2": "latent diffusion along time that reads parsed captions",
