@@ -77,7 +77,7 @@ def pipeline(folder: str | Path) -> Any:
     if name is None:
         return None
     if not hasattr(module := peer(name), "TextToAudio"):
-        said = f"it holds {name}, {PEERS[name]}"
+        said = f"it holds the peer {name}"
         raise ValueError(f"{folder} makes no sound from a caption: {said}")
     return module.TextToAudio.from_pretrained(folder)
 
