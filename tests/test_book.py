@@ -72,6 +72,12 @@ def test_links_to_files_of_the_repository_lead_somewhere(path):
         )
 
 
+def test_nobody_is_told_to_install_the_other_minilib_that_pypi_has():
+    for path in [*SOURCES, *ROOT.glob("minilib/**/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"pip install [\\\"']*minilib\b", text), path
+
+
 def test_the_maps_are_up_to_date(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["course_map.py", "--check"])
     assert course_map.main() == 0, (

@@ -209,7 +209,7 @@ def nbgrader_api(root: Path, **options: Any) -> NbGraderAPI:
         from nbgrader.apps import NbGraderAPI
         from traitlets.config import Config
     except ModuleNotFoundError as error:
-        need = 'assignments need nbgrader: install it with pip install "minilib[teach]"'
+        need = "assignments need nbgrader, which is not installed: pip install nbgrader"
         raise ModuleNotFoundError(need) from error
     # nbgrader starts alembic, which lies beside Python, perhaps not on the path
     beside = str(Path(sys.executable).parent)
