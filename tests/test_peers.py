@@ -1,8 +1,5 @@
 """The peers: what each is called, and that its one command makes its weights."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -31,18 +28,6 @@ def test_an_unknown_peer_is_named_beside_those_that_there_are(capsys, tmp_path):
     assert cli.main(["train-peer", "tango5", "--out", str(out)]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "not 'tango5'" in told and not out.exists()
-
-
-def test_the_readme_has_a_row_for_each():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    row = r"^\| `(\w+)` \|(?: [^|]+ \|){2} ([^|]+) \| [^|]+ \|$"
-    rows = re.findall(row, readme, re.M)
-    assert sorted(name for name, _ in rows) == sorted(peers.PEERS)
-    for name, ship in rows:
-        folder = cli.place_of(f"peers/{name}")
-        assert folder.is_dir() == (ship != "none"), name
-        has = (folder / "pipeline.json").is_file()
-        assert has == (ship.startswith(("a pipeline", "a codec"))), name
 
 
 @pytest.mark.parametrize(
