@@ -554,6 +554,9 @@ def test_a_saved_corpus_comes_back_and_saving_again_replaces_it(tmp_path):
     assert np.array_equal(loaded.waves, second.waves) and loaded.captions == ["c", "d"]
     assert torch.equal(loaded.wave([1, 0]), second.wave([1, 0]))
     assert os.listdir(tmp_path / "x") == ["corpus"]
+    with pytest.raises(ValueError, match="'.*x' holds 'corpus'"):
+        second.save(tmp_path / "x")
+    assert os.listdir(tmp_path / "x") == ["corpus"]
 
 
 def test_a_save_that_fails_leaves_the_old_corpus(tmp_path, monkeypatch):
