@@ -20,6 +20,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import course_map
@@ -72,6 +73,12 @@ the same time.
 """
 
 
+@cache
+def chapters() -> dict[str, str]:
+    """Chapter number -> file of each chapter that is written."""
+    return course_map.written()
+
+
 @dataclass(frozen=True)
 class System:
     """One entry of book/systems.yml."""
@@ -112,7 +119,7 @@ class System:
     @property
     def written(self) -> bool:
         """Whether its chapter is in the table of contents."""
-        return self.chapter in course_map.written()
+        return self.chapter in chapters()
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ class Group:
     systems: tuple[System, ...]
 
 
+@cache
 def entries(path: Path = ENTRIES) -> tuple[list[Group], list[System]]:
     """The groups of systems, and the ancestors that have no row."""
     told = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -369,17 +377,23 @@ def link_to(key: str, names: dict[str, str]) -> str:
     return f'<a href="#system-{key}">{name}</a>' if key in known else name
 
 
+@cache
+def repository() -> tuple[str, str]:
+    """The repository's address, empty while it has none, and its branch."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    return config["repository"]["url"], config["repository"]["branch"]
+
+
 def links(system: System) -> list[str]:
     """Links to chapter, module and paper."""
     chapter, module = f"chapter {system.chapter}", f"<code>{system.module}</code>"
     if system.written:
-        file = course_map.written()[system.chapter]
+        file = chapters()[system.chapter]
         chapter = f'<a href="../{file}.html">{chapter}</a>'
     elif not (ROOT / system.module).is_file():
         module = ""
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    if module and (url := config["repository"]["url"]):
-        branch = config["repository"]["branch"]
+    url, branch = repository()
+    if module and url:
         module = f'<a href="{url}/blob/{branch}/{system.module}">{module}</a>'
     paper = f"arXiv {system.arxiv}" if system.arxiv else "paper"
     address = system.source or f"https://arxiv.org/abs/{system.arxiv}"
