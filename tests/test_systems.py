@@ -50,8 +50,8 @@ LECTURE = {
 }
 DEBTS = {  # who takes something from whom, checked with papers and public code
     "audioldm": "clap hifigan ldm vae",
-    "audioldm2": "audioldm audiomae cfg clap flant5 gpt2 hifigan imagebind ldm phonemes "
-    "regeneration vae",
+    "audioldm2": "audioldm audiomae cfg clap flant5 gpt2 hifigan imagebind ldm "
+    "phonemes regeneration vae",
     "cfg": "ddpm",
     "funcodec": "codecs",
     "hificodec": "codecs",
