@@ -357,7 +357,7 @@ def sizes(system: System, names: dict[str, str]) -> str:
     """The size here, and whose weights they are."""
     here = size_here(system)
     if here == UNKNOWN:
-        return "no weights ship"
+        return "none ship"
     return f"{here}, those of {names[system.shares]}" if system.shares else here
 
 
