@@ -223,7 +223,8 @@ def test_released_sizes_are_those_of_the_presets():
 
 @by_key
 def test_minutes_are_those_of_the_logs(system):
-    for log, what in system.logs.items():
+    ship = any((ROOT / "data/weights" / folder).is_dir() for folder in system.weights)
+    for log, what in system.logs.items() if ship else ():
         if log == "LOG.md":
             said = next(iter(what.values()))
         else:
@@ -232,7 +233,7 @@ def test_minutes_are_those_of_the_logs(system):
             seconds = sum(int(line[5]) for line in done if line[0] in what)
             said = f"{seconds / 60:.0f} minutes on "
         assert said in ROWS[system.key]
-    assert bool(system.logs) == bool(system.weights) or not system.written
+    assert bool(system.logs) == bool(system.weights) or not ship
 
 
 def test_a_time_that_the_log_does_not_tell_is_refused():
