@@ -1,6 +1,6 @@
 """Latent diffusion that reads the caption directly, with no Language of Audio between.
 
-This is the direct route C -> x to which chapters 14, 16b and 21 to 23 compare AudioLDM
+This is the direct route C -> x to which chapters 15, 16b and 21 to 23 compare AudioLDM
 2: a diffusion transformer along time whose tokens are the noise level, the states of a
 frozen text encoder and the frames of the latent, all in one sequence, as in
 Make-An-Audio 2 (Huang et al., 2305.18474 §3.4). VAE and vocoder are AudioLDM 2's.
