@@ -27,6 +27,7 @@ from minilib.metrics import (
     BATCH,
     Scenes,
     check_asked,
+    check_reads_captions,
     guided_where,
     held_out_scenes,
     plays,
@@ -151,9 +152,11 @@ def explain(
         a flat dictionary: the mean under `<name of the way>.<question>`, and its
             standard error after the prefix `se.`.
     Raises:
-        ValueError: `n` is below 2, or the pipeline has no AudioMAE.
+        ValueError: `n` is below 2, or the pipeline has no AudioMAE, or reads no
+            captions.
     """
     n, seed, _ = check_asked(n, seed=seed)
+    check_reads_captions(pipe)
     if pipe.audiomae is None:
         lacking = "pipe must have its audiomae, which gives the true LOA"
         raise ValueError(f"{lacking}; train that stage, or use weights that include it")

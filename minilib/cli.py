@@ -268,7 +268,8 @@ def add_info(commands: Any) -> None:
     """Add the command `info`."""
     examples = """
         minilib info         (the weights that ship)
-        minilib info full    (the released sizes; also large, speech, colab, tiny)
+        minilib info full    (the released sizes; also large and speech, the released
+            model that speaks; or colab, tiny)
         minilib info cvssp/audioldm2 --seconds 10.24 --steps 200
         minilib info full --train    (what training takes: memory, operations, days)
     """
@@ -565,9 +566,9 @@ def assign(args: argparse.Namespace) -> None:
     """List assignments, release one, grade submissions, or write feedback."""
     if (args.action == "list") != (args.name is None):
         wanted = "no name" if args.action == "list" else "a name or a folder after it"
-        raise ValueError(f"minilib assign {args.action} takes {wanted}")
+        raise ValueError(f"assign {args.action} takes {wanted}")
     if args.action == "list" and args.out is not None:
-        raise ValueError("minilib assign list takes no --out: it writes nothing")
+        raise ValueError("assign list takes no --out: it writes nothing")
     from minilib.assign import commands
 
     getattr(commands, f"{args.action}_")(args.name, args.out)
@@ -741,10 +742,11 @@ def flag(name: str) -> str:
 
 def train_peer(args: argparse.Namespace) -> None:
     """Train a peer and write its weights into a folder, whole or not at all."""
-    from minilib.peers import peer
+    from minilib.peers import check_out, peer
 
     module = peer(args.name)
     out = args.out or Path("runs", "peers", args.name)
+    check_out(out, args.name)
     try_name(out)
     borrows = hasattr(module, "BORROWED")
     parts = {"weights": shipped_weights()} if borrows else {}
@@ -888,8 +890,11 @@ def vocabulary(args: argparse.Namespace) -> None:
     """Print the words and classes that the weights know, and a few captions."""
     from minilib.convert import released
     from minilib.folders import read_vocabulary
+    from minilib.peers import peer_of
 
     folder = released.fetch(args.weights or shipped_weights())
+    if name := peer_of(folder):
+        raise ValueError(f"{folder} holds the peer {name}, which lists no words")
     if released.is_released(folder):
         print("these weights accept any words: ", end="")
         print("their encoders were trained on far more than captions")
@@ -951,6 +956,9 @@ def info(args: argparse.Namespace) -> None:
     from minilib.unet import UNet
 
     if args.train:
+        for name in ("seconds", "steps"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--train takes no --{name}: a preset has its own")
         info_of_training(args.pipeline, output)
         return
     changes, asked = sampling_changes(args), checked_seconds(args)

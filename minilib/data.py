@@ -330,8 +330,15 @@ class Corpus:
         return cls(np.stack(waves), captions)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `waves.npy` and `captions.json` to `folder`, both or neither."""
-        with replacing_folder(Path(folder)) as new:
+        """Write `waves.npy` and `captions.json` to `folder`, both or neither. An older
+        corpus there is replaced; a folder with anything else in it raises ValueError.
+        """
+        folder, own = Path(folder), ("waves.npy", "captions.json")
+        held = sorted(x.name for x in folder.iterdir()) if folder.is_dir() else []
+        if others := [name for name in held if name not in own]:
+            wanted = "folder must be new, or hold a corpus alone"
+            raise ValueError(f"{wanted}; {str(folder)!r} holds {others[0]!r}")
+        with replacing_folder(folder) as new:
             np.save(new / "waves.npy", self.waves)
             (new / "captions.json").write_text(
                 json.dumps(self.captions, ensure_ascii=False), encoding="utf-8"

@@ -384,7 +384,10 @@ def pipeline(folder: Path) -> Finding:
     from minilib.audioldm2 import AudioLDM2
     from minilib.convert import released
     from minilib.folders import CLASSES, OPTIONAL, load_part
+    from minilib.peers import peer_of
 
+    if refused(peer_of, folder) == "" and (peer := peer_of(folder)):
+        return weights_of_peer(folder, peer)
     names = [n for n in CLASSES if n not in OPTIONAL or (folder / n).is_dir()]
     names = [] if released.is_released(folder) else names
     problems = [refused(load_part, folder, name) for name in names]
@@ -392,10 +395,26 @@ def pipeline(folder: Path) -> Finding:
         problems = [refused(AudioLDM2.from_pretrained, folder, "cpu")]
     problems = list(dict.fromkeys(filter(None, problems)))
     if problems:
-        anew = "restore them (in a checkout: git checkout data/weights)"
-        mend = f"{'; '.join(problems)}: {anew} or train them (minilib train all)"
-        return Finding(f"damaged, in {folder}", mend, works=False)
+        return damaged(folder, problems, "minilib train all")
     return Finding(f"{', '.join(names) or 'a released pipeline'} in {folder}")
+
+
+def weights_of_peer(folder: Path, peer: str) -> Finding:
+    """Whether a peer's parts load, and those that it borrows."""
+    from minilib import peers
+
+    load = peers.coder if peer == "codec" else peers.pipeline
+    problem = refused(load, folder)
+    if problem:
+        return damaged(folder, [problem], f"minilib train-peer {peer}")
+    return Finding(f"the peer {peer} in {folder}")
+
+
+def damaged(folder: Path, problems: list[str], train: str) -> Finding:
+    """Weights that do not load, and how to come by others."""
+    anew = "restore them (in a checkout: git checkout data/weights)"
+    mend = f"{'; '.join(problems)}: {anew} or train them ({train})"
+    return Finding(f"damaged, in {folder}", mend, works=False)
 
 
 def refused(load: Callable, *arguments: object) -> str:

@@ -421,6 +421,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     sentence.
     """
     path = folder / "pipeline.json"
+    if not path.is_file():
+        below = sorted(x.parent.name for x in folder.glob("*/pipeline.json"))
+        name = f"; name one of those in it: {', '.join(below)}" if below else ""
+        raise FileNotFoundError(f"{path} is missing: {folder} holds no pipeline{name}")
     given = older.description(read_json(path))
     if "peer" in given:
         raise ValueError(f"{folder} holds the peer {given['peer']}, not AudioLDM 2")

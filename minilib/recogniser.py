@@ -22,8 +22,7 @@ PEAK = 0.5  # a sound is made this loud
 FRAME = 400  # samples
 QUIET = 35  # decibels below the loudest frame: fainter ones at both ends are cut off
 ABSENT = (
-    "the recogniser, pocketsphinx, is not installed: pip install pocketsphinx==5.1.1, "
-    "or pip install 'minilib[judges]'"
+    "the recogniser, pocketsphinx, is not installed: pip install pocketsphinx==5.1.1"
 )
 
 

@@ -48,7 +48,9 @@ class Row(dict[str, str]):
 def find(folder: Path) -> list[Path]:
     """The table of a folder, or the tables of the folders directly below it."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+        is_file = f"{str(folder)!r} is a file, not a folder with a table of recordings"
+        missing = f"there is no folder {str(folder)!r}"
+        raise FileNotFoundError(is_file if folder.is_file() else missing)
     below = sorted(path for path in folder.iterdir() if path.is_dir())
     for folders in ([folder], below):
         tables = [

@@ -43,11 +43,6 @@ def prefix_mask(S: int, n_prefix: int, device: torch.device | None = None) -> Te
     return causal_mask(S, device) | (torch.arange(S, device=device) < n_prefix)
 
 
-def full_mask(S: int, device: torch.device | None = None) -> Tensor:
-    """The mask (S, S) bool by which each position reads all."""
-    return torch.ones(S, S, dtype=torch.bool, device=device)
-
-
 class GPT2Attention(nn.Module):
     """Multi-head self-attention whose past can be cached. Chapter 13."""
 

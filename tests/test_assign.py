@@ -13,9 +13,11 @@ from pathlib import Path
 
 import colab_cell
 import nbformat
+import notebooks
 import pytest
 import torch
 import yaml
+from test_lecture import POINTS
 
 from minilib import cli
 from minilib.assign import checker as checking
@@ -42,6 +44,42 @@ def closed() -> None:
         pytest.fail(guard)
     if guard:
         pytest.skip(guard)
+
+
+# ---- the instructors' page
+
+
+def test_a_week_takes_as_long_as_its_chapters_and_its_assignment():
+    minutes = {}  # with code and exercises, as the top of each chapter says
+    for path in notebooks.chapters():
+        top = "\n".join(cell.source for cell in notebooks.read(path).cells[:4])
+        told = re.search(r"\*\*Time:\*\*.*?(\d+) with the code and the ex", top, re.S)
+        minutes[notebooks.number(path)] = int(told[1])
+    page = (ROOT / "book" / "instructors.md").read_text(encoding="utf-8")
+    weeks = re.findall(r"^\| \d+ \| (.+) \| (.+) \| ([\d.]+)\D* \|$", page, re.M)
+    assert len(weeks) == 7 + 14
+    for chapters, given, hours in weeks:
+        total = sum(minutes[x.split()[0]] for x in chapters.split(" · "))
+        total += sum(assignment(x).minutes for x in re.findall(r"`(\w+)`", given))
+        assert float(hours) == round(total / 30) / 2, (chapters, total)
+
+
+def test_the_page_says_what_every_assignment_holds():
+    page = (ROOT / "book" / "instructors.md").read_text(encoding="utf-8")
+    tasks = [assignment(name) for name in NAMES]
+    assert all(f"\n| `{task.name}` | " in page for task in tasks)
+    assert {(task.points, len(task.functions)) for task in tasks} == {(20, 6)}
+    assert {task.minutes for task in tasks} == {90, 100, 110}
+    assert "20 points, six functions" in page and "90 to\n110 minutes" in page
+
+
+def test_the_page_leads_to_every_point_of_the_lecture():
+    page = (ROOT / "book" / "instructors.md").read_text(encoding="utf-8")
+    written = {notebooks.number(path) for path in notebooks.chapters()}
+    for point, (says, chapter) in POINTS.items():
+        link = f"{{ref}}`{chapter} <lecture-{point:02d}>`"
+        where = link if chapter in written else chapter
+        assert f"| {point} | {says} | {where} |" in page
 
 
 # ---- the instructors' notebooks
@@ -787,6 +825,8 @@ def test_list_names_every_assignment(capsys):
         (("release", "../x"), "there is no assignment '../x'"),
         (("grade", "nowhere"), "there is no folder 'nowhere'"),
         (("feedback", NAME, "--out", "empty"), "has no grades for forward_process"),
+        (("release", NAME, "--out", __file__), "out must be a folder"),
+        (("grade", ".", "--out", __file__), "out must be a folder"),
     ],
 )
 def test_wrong_words_get_one_sentence(capsys, words, said, tmp_path, monkeypatch):
@@ -849,7 +889,7 @@ def test_without_nbgrader_a_sentence_says_what_to_install(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "nbgrader.apps", None)
     code, text = run(capsys, "release", NAME)
-    assert code == 2 and 'pip install "minilib[teach]"' in text
+    assert code == 2 and "nbgrader, which is not installed: pip install" in text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -454,8 +454,15 @@ def test_the_stages_pair_pictures_with_captions_and_then_other_scenes_with_sound
         }
 
 
-def test_recordings_have_no_pictures_to_bind():
+def test_recordings_have_no_pictures_to_bind(tmp_path):
     import small_world
+
+    from minilib.training import train_stages
+
+    for names in (["sight"], ["vae", "bind"]):
+        with pytest.raises(ValueError, match=f"stage {names[-1]} needs the pictures"):
+            train_stages(names, "tiny", tmp_path / "out", data=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
 
     with small_world.small_world() as data:
         recorded = replace(data, folder="a folder")

@@ -21,6 +21,7 @@ import sync_cells
 import torch
 import yaml
 
+from minilib import cli, peers
 from minilib.classifier import Classifier
 from minilib.soundworld import SoundWorld
 
@@ -70,6 +71,24 @@ def test_links_to_files_of_the_repository_lead_somewhere(path):
         assert (path.parent / source).exists(), (
             f"{path.name} links to {target}, which is not there"
         )
+
+
+def test_the_readme_has_a_row_for_each_peer_and_says_what_ships():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    row = r"^\| `(\w+)` \|(?: [^|]+ \|){2} ([^|]+) \| [^|]+ \|$"
+    rows = re.findall(row, readme, re.M)
+    assert sorted(name for name, _ in rows) == sorted(peers.PEERS)
+    for name, ship in rows:
+        folder = cli.place_of(f"peers/{name}")
+        assert folder.is_dir() == (ship != "none"), name
+        has = (folder / "pipeline.json").is_file()
+        assert has == (ship.startswith(("a pipeline", "a codec"))), name
+
+
+def test_nobody_is_told_to_install_the_other_minilib_that_pypi_has():
+    for path in [*SOURCES, *ROOT.glob("minilib/**/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"pip install [\\\"']*minilib\b", text), path
 
 
 def test_the_maps_are_up_to_date(monkeypatch, capsys):

@@ -238,9 +238,13 @@ def test_links_are_asked_as_the_pipeline_samples(
     assert chain.report(results).startswith(f"{said}temperature 0.5, seed 0")
 
 
-def test_bad_input_is_told_in_a_sentence(tiny_pipe, judge):
+def test_bad_input_is_told_in_a_sentence(tiny_pipe, judge, monkeypatch):
     with pytest.raises(ValueError, match="n must be a whole number, 2 or more, not 1"):
         chain.explain(tiny_pipe, judge, n=1)
+    monkeypatch.setattr(type(tiny_pipe), "speaks", True)
+    with pytest.raises(ValueError, match="pipe must follow captions"):
+        chain.explain(tiny_pipe, judge, n=2)
+    monkeypatch.undo()
     tiny_pipe.audiomae = None
     with pytest.raises(ValueError, match="pipe must have its audiomae"):
         chain.explain(tiny_pipe, judge, n=2)

@@ -603,6 +603,9 @@ def test_info_takes_a_folder_or_a_preset(capsys, here, weights, monkeypatch):
     assert numbers["flops"] == {"sample": 15}
     assert (numbers["seconds"], numbers["steps"]) == (0.64, 3)
     assert [row["name"] for row in numbers["parts"]][:2] == ["text", "clap"]
+    for flag in ("--steps", "--seconds"):
+        said = refused(capsys, "info", "full", "--train", flag, "5")
+        assert f"--train takes no {flag}" in said
     for line in ("info tiny --steps 7", "info full", "info full --seconds 5"):
         code, out, _ = run(capsys, *line.split())
         assert code == 0 and "on disk" not in out
@@ -1023,6 +1026,9 @@ def test_evaluate_and_vocabulary_refuse(capsys, here, weights, tmp_path):
     assert "vocabulary.json is missing" in refused(
         capsys, "vocabulary", "--weights", here
     )
+    (tmp_path / "pipeline.json").write_text('{"peer": "text_ldm"}')
+    said = refused(capsys, "vocabulary", "--weights", tmp_path)
+    assert said.endswith("holds the peer text_ldm, which lists no words")
     assert "--json must end in .json" in refused(
         capsys, "evaluate", "--json", "numbers.txt"
     )
@@ -1050,7 +1056,7 @@ def test_train_refuses_unknown_stages_presets_and_numbers(capsys, here):
         in said
         and "'vea'" in said
     )
-    assert "stage must be all" in refused(capsys, "train", "vae", "all")
+    assert "stage all must stand alone" in refused(capsys, "train", "vae", "all")
     assert "preset must be one of tiny, colab" in refused(
         capsys, "train", "vae", "--preset", "huge"
     )

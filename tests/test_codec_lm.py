@@ -231,7 +231,7 @@ def test_the_prefix_reads_itself_whole(name):
     x, _ = model.prefix(prompt, model.embedding, model.begin[None, None])
     assert x.shape == (1, 4, 16)
     first = model.log_prob(codes, prompt)[:, 0, 0]
-    for who, same in ((transformer.full_mask(4), True), (None, False)):
+    for who, same in ((transformer.prefix_mask(4, 4), True), (None, False)):
         hidden = model.gpt2(x, pattern=who)[:, -1:]
         if name == "multi_scale":
             logits = model.local(model.local_begin + hidden)[:, 0] @ model.heads[0]

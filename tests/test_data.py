@@ -443,6 +443,9 @@ def test_data_check_of_a_sound_folder_counts_and_returns_0(tmp_path, capsys):
 def test_data_check_of_no_folder_is_one_sentence(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "notes.txt").touch()
+    assert main(["data", "check", str(tmp_path / "notes.txt")]) == 2
+    assert "notes.txt' is a file, not a folder" in capsys.readouterr().err
 
 
 def test_of_many_rows_some_files_are_looked_at_evenly(tmp_path):
@@ -550,6 +553,9 @@ def test_a_saved_corpus_comes_back_and_saving_again_replaces_it(tmp_path):
     loaded = Corpus.load(tmp_path / "x" / "corpus")
     assert np.array_equal(loaded.waves, second.waves) and loaded.captions == ["c", "d"]
     assert torch.equal(loaded.wave([1, 0]), second.wave([1, 0]))
+    assert os.listdir(tmp_path / "x") == ["corpus"]
+    with pytest.raises(ValueError, match="'.*x' holds 'corpus'"):
+        second.save(tmp_path / "x")
     assert os.listdir(tmp_path / "x") == ["corpus"]
 
 

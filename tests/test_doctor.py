@@ -377,6 +377,18 @@ def test_weights_without_audiomae_do_and_missing_ones_do_not(weights):
     )
 
 
+def test_a_peer_is_loaded_as_one(tmp_path):
+    for name in ("text_ldm", "codec"):
+        folder = cli.place_of(f"peers/{name}")
+        assert doctor.pipeline(folder) == doctor.Finding(f"the peer {name} in {folder}")
+    broken = tmp_path / "codec"
+    shutil.copytree(folder, broken)
+    (broken / "codec" / "model.safetensors").unlink()
+    said = prevents(doctor.pipeline(broken))
+    assert "model.safetensors is missing" in said
+    assert said.endswith("or train them (minilib train-peer codec)")
+
+
 def test_a_released_pipeline_is_loaded_as_one(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "AudioLDM2Pipeline"}')
     said = prevents(doctor.pipeline(tmp_path))

@@ -142,7 +142,9 @@ def test_what_a_codec_cannot_do_gets_one_sentence(folder, tmp_path, capsys):
             capsys, *use, 4, *more
         )
     line = ["generate", "a dog", "-o", tmp_path / "z.wav", "--weights", folder]
-    assert "makes no sound from a caption: it holds codec" in refused(capsys, *line)
+    assert "makes no sound from a caption: it holds the peer codec" in refused(
+        capsys, *line
+    )
     assert sorted(x.name for x in tmp_path.iterdir()) == ["x.wav"]
 
 

@@ -30,6 +30,41 @@ def test_an_unknown_peer_is_named_beside_those_that_there_are(capsys, tmp_path):
     assert told.count("\n") == 1 and "not 'tango5'" in told and not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "held"),
+    [
+        (["notes.txt"], "which holds 'notes.txt'"),
+        (["text/config.json", "thesis/draft.tex"], "which holds 'thesis/draft.tex'"),
+        (["codec/lm/config.json", "codec/pipeline.json"], "'codec/lm/config.json'"),
+        (["unet/config.json", "pipeline.json"], "which holds a pipeline"),
+    ],
+)
+def test_a_folder_with_anything_else_in_it_is_not_replaced(
+    files, held, capsys, tmp_path
+):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    given = "train-peer", "instructed_t5", "--steps", "1", "--out", str(tmp_path)
+    assert cli.main(given) == 2
+    said = "out must be a new folder, or one that holds weights of instructed_t5 alone"
+    told = capsys.readouterr().err
+    assert said in told and held in told and told.count("\n") == 1
+    assert all((tmp_path / name).read_text() == "{}" for name in files)
+
+
+def test_older_weights_of_the_peer_alone_are_replaced(tmp_path):
+    peers.check_out(tmp_path / "new", "text_ldm")
+    peers.check_out(tmp_path, "text_ldm")
+    peers.check_out(cli.place_of("peers/text_ldm"), "text_ldm")
+    peers.check_out(cli.place_of("peers/instructed_t5"), "instructed_t5")
+    with pytest.raises(ValueError, match="which holds text_ldm$"):
+        peers.check_out(cli.place_of("peers/text_ldm"), "codec")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="'.*file', which is a file"):
+        peers.check_out(tmp_path / "file", "codec")
+
+
 def test_the_help_of_train_peer_names_all(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train-peer", "--help"])

@@ -155,7 +155,7 @@ def test_without_espeak_one_sentence_says_what_to_install_and_effects_still_soun
             call()
         assert str(caught.value) == (
             "espeak-ng, which turns text into phonemes and speech, is not installed: "
-            "pip install espeakng-loader, or pip install 'minilib[speech]'"
+            "pip install espeakng-loader"
         )
     assert SoundWorld()[0].wave.any() and SoundWorld(music=1.0)[0].wave.any()
 

@@ -11,7 +11,6 @@ from minilib.transformer import (
     GPT2Attention,
     TransformerConfig,
     causal_mask,
-    full_mask,
     prefix_mask,
 )
 
@@ -42,7 +41,7 @@ def drawn_pattern(seed: int = 0) -> torch.Tensor:
 PATTERNS = {
     "causal": causal_mask(S),
     "prefix": prefix_mask(S, 3),
-    "full": full_mask(S),
+    "full": prefix_mask(S, S),
     "drawn": drawn_pattern(),
 }
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -64,8 +63,8 @@ def test_masks_say_who_reads_whom():
         [True, True, True, True],
     ]
     assert torch.equal(prefix_mask(4, 0), causal_mask(4))
-    assert full_mask(3).all() and torch.equal(prefix_mask(3, 3), full_mask(3))
-    for mask in (causal_mask(5), full_mask(5), prefix_mask(5, 1)):
+    assert prefix_mask(3, 3).all()
+    for mask in (causal_mask(5), prefix_mask(5, 1)):
         assert mask.shape == (5, 5) and mask.dtype == torch.bool
 
 
@@ -247,7 +246,7 @@ def test_a_cached_prefix_is_read_as_in_one_pass():
 def test_attention_returns_all_keys_and_values_the_past_ones_first():
     attn = of_order_one(GPT2Attention(CONFIG))
     x, past = randn(1, 2, 16), (randn(1, 3, 16, seed=1), randn(1, 3, 16, seed=2))
-    _, present = attn(x, full_mask(5)[3:], past)
+    _, present = attn(x, prefix_mask(5, 5)[3:], past)
     _, k, v = dense(x, attn.c_attn).split(16, dim=-1)
     for whole, before, new in zip(present, past, (k, v), strict=True):
         torch.testing.assert_close(whole, torch.cat([before, new], dim=1))
@@ -274,8 +273,8 @@ def test_sizes_cannot_be_altered():
 def test_only_its_learned_positions_tell_gpt2_the_order_where_all_is_read():
     model, x = of_order_one(GPT2(CONFIG)), randn(1, S, 16)
     order = [3, 1, 0, 6, 2, 5, 4]
-    turned = lambda: model(x[:, order], pattern=full_mask(S))
-    straight = lambda: model(x, pattern=full_mask(S))[:, order]
+    turned = lambda: model(x[:, order], pattern=prefix_mask(S, S))
+    straight = lambda: model(x, pattern=prefix_mask(S, S))[:, order]
     assert (turned() - straight()).abs().max() > 0.1
     model.wpe.weight.zero_()
     torch.testing.assert_close(turned(), straight(), rtol=1e-4, atol=1e-5)

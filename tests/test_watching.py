@@ -292,8 +292,7 @@ def test_a_tracker_that_is_not_installed_is_one_sentence(monkeypatch, tmp_path, 
         monkeypatch.setattr(watching, "find_spec", lambda name, found=found: found)
         assert cli.main(["train", "all", "--log-with", "wandb"]) == 2
         assert capsys.readouterr().err == (
-            "minilib: wandb is not installed: pip install wandb, or pip install "
-            "'minilib[wandb]'\n"
+            "minilib: wandb is not installed: pip install wandb\n"
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -35,7 +35,6 @@ LIMITS = math.log(1e-5), 3.0  # of a log-mel: silence, and the loudest there is
 EACH = 60, 32  # sounds of a kind: to learn from, and to compare with
 WEIGHTS = (1e-6, 0.015, 0.1, 1.0, 10.0)
 DIFFUSED = (1e-6, 0.1, 1.0, 10.0)  # those on whose latents diffusion models learn
-CODES = (16, 512)
 SIZES = dict(
     latent_channels=4, block_out_channels=(8, 16, 32), layers_per_block=1,
     norm_num_groups=4, scaling_factor=1.0, final_norm=False,

@@ -359,7 +359,9 @@ def contents(base: str) -> str:
             for number, (name, _) in titles.items()
         ]
         lines.append(f"| {part} | {' · '.join(row)} |")
-    return "\n".join([*lines, "", "Chapters without a link are still to come."])
+    if any(number not in pages for titles in PARTS.values() for number in titles):
+        lines += ["", "Chapters without a link are still to come."]
+    return "\n".join(lines)
 
 
 def picture(lit: str) -> str:

@@ -42,6 +42,11 @@ TEXT = """\
 of it once: {recordings} recordings in {captions} different captions, two cores, {total}
 minutes.
 
+In the course's folder `minilib` is `.venv/bin/minilib`, unless you have activated the
+environment (`source .venv/bin/activate`). The presets `tiny`, `colab`, `full` and
+`large` learn from recordings; speech, pictures and the systems of `minilib train-peer`
+learn from SoundWorld alone.
+
 ## What a folder holds
 
 Sound files, and beside them a table, `metadata.csv`. It needs two columns, `file_name`

@@ -209,7 +209,7 @@ def nbgrader_api(root: Path, **options: Any) -> NbGraderAPI:
         from nbgrader.apps import NbGraderAPI
         from traitlets.config import Config
     except ModuleNotFoundError as error:
-        need = 'assignments need nbgrader: install it with pip install "minilib[teach]"'
+        need = "assignments need nbgrader, which is not installed: pip install nbgrader"
         raise ModuleNotFoundError(need) from error
     # nbgrader starts alembic, which lies beside Python, perhaps not on the path
     beside = str(Path(sys.executable).parent)
@@ -251,6 +251,12 @@ def released(name: str, root: Path) -> NotebookNode:
     return notebook
 
 
+def check_out(out: Path) -> None:
+    """Raise a sentence if there is a file where the folder `out` should be."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"out must be a folder; {str(out)!r} is a file")
+
+
 def release(name: str, out: Path) -> Path:
     """Write the students' notebook of an assignment, without solutions and hidden
     tests, into the folder `out`; return its path.
@@ -258,6 +264,7 @@ def release(name: str, out: Path) -> Path:
     import nbformat
 
     assignment(name)
+    check_out(out)
     with tempfile.TemporaryDirectory() as folder:
         notebook = released(name, Path(folder).resolve())
     out.mkdir(parents=True, exist_ok=True)
@@ -516,6 +523,7 @@ def grade(
         assignment -> a row for each of its submissions; "" -> one for each file that
         is none.
     """
+    check_out(out)
     found, refused = submissions(folder, out)
     root = out.resolve()
     root.mkdir(parents=True, exist_ok=True)

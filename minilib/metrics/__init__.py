@@ -52,6 +52,7 @@ from minilib.metrics.speech import (
 )
 from minilib.metrics.tasks import TASKS, Task
 from minilib.metrics.text import (
+    check_reads_captions,
     evaluate,
     evaluate_recordings,
     nearest_captions,
@@ -72,6 +73,7 @@ __all__ = [
     "attributes",
     "chance",
     "check_asked",
+    "check_reads_captions",
     "class_kl",
     "clean",
     "clustered_error",

@@ -1,6 +1,7 @@
 """Systems before and beside AudioLDM 2, each in one module that is trained apart.
 
-A peer's module has `train(out, seed, progress)`, which makes its weights. It stands on
+A peer's module has `train(out, seed, steps, progress)`, which makes its weights; one
+that borrows parts also takes the folder of the `weights` that hold them. It stands on
 the models and the loop, and on no other peer but `text_ldm` and `codec`.
 """
 
@@ -13,10 +14,11 @@ from typing import Any
 
 # name -> what it is; its module has the same name and is imported when it is asked for
 PEERS: dict[str, str] = {
-    "codec": "a codec whose 8 codes for each 20 ms language models write",
+    "codec": "a codec: 8 codes for each 20 ms, for language models to write",
     "instructed_t5": "a T5 encoder that has learned to follow instructions",
     "make_an_audio": "latent diffusion on captions that CLAP chose among proposals",
     "make_an_audio_2": "latent diffusion along time that reads parsed captions",
+    "musicldm": "latent diffusion of loops that mixes loops on their beats",
     "nextgpt": "NExT-GPT: a language model that hears, sees, draws and plays",
     "tango": "latent diffusion with an instructed T5 and sounds mixed at one level",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
@@ -51,6 +53,22 @@ def peer_of(folder: str | Path) -> str | None:
     return name
 
 
+def check_out(out: Path, name: str) -> None:
+    """Raise a sentence unless a peer's weights may take the place of the folder `out`:
+    it is new or empty, or holds older weights of this peer and nothing else.
+    """
+    wanted = f"out must be a new folder, or one that holds weights of {name} alone"
+    for path in out.rglob("*") if out.is_dir() else [out] * out.exists():
+        inside = path.relative_to(out)
+        deep = len(inside.parts) > 2  # as in a folder of several pipelines
+        if path.is_file() and (deep or path.suffix not in (".json", ".safetensors")):
+            held = f"which holds {str(inside)!r}" if path != out else "which is a file"
+            raise ValueError(f"{wanted}, not {str(out)!r}, {held}")
+    if (out / "pipeline.json").is_file() and peer_of(out) != name:
+        held = peer_of(out) or "a pipeline"
+        raise ValueError(f"{wanted}, not {str(out)!r}, which holds {held}")
+
+
 def pipeline(folder: str | Path) -> Any:
     """The peer's pipeline in a folder; None if its `pipeline.json` names no peer.
 
@@ -61,7 +79,7 @@ def pipeline(folder: str | Path) -> Any:
     if name is None:
         return None
     if not hasattr(module := peer(name), "TextToAudio"):
-        said = f"it holds {name}, {PEERS[name]}"
+        said = f"it holds the peer {name}"
         raise ValueError(f"{folder} makes no sound from a caption: {said}")
     return module.TextToAudio.from_pretrained(folder)
 

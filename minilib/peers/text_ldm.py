@@ -1,6 +1,6 @@
 """Latent diffusion that reads the caption directly, with no Language of Audio between.
 
-This is the direct route C -> x to which chapters 14, 16b and 21 to 23 compare AudioLDM
+This is the direct route C -> x to which chapters 15, 16b and 21 to 23 compare AudioLDM
 2: a diffusion transformer along time whose tokens are the noise level, the states of a
 frozen text encoder and the frames of the latent, all in one sequence, as in
 Make-An-Audio 2 (Huang et al., 2305.18474 §3.4). VAE and vocoder are AudioLDM 2's.
@@ -136,7 +136,7 @@ class TextLDM(Model):
         x = self.conv_in(frames.transpose(1, 2)).transpose(1, 2)  # (B, M, width)
         place = torch.arange(x.shape[1], device=x.device)
         x = x + self.frame_position(timestep_embedding(place, x.shape[2]).to(x.dtype))
-        time = self.time_embedding(t - 1)  # (B, width)
+        time = self.level(t, conditions)  # (B, width)
         told, mask = self.told(conditions[self.config.condition])
         x = torch.cat([time[:, None], told, x], dim=1)
         keep = F.pad(mask, (1, frames.shape[1]), value=True)[:, None, None]
@@ -144,6 +144,10 @@ class TextLDM(Model):
             x = block(x, time, keep)
         v = self.out(self.norm_out(x[:, -frames.shape[1] :]))  # (B, M, patch C F/r)
         return v.unflatten(2, (patch, C, F_r)).flatten(1, 2).transpose(1, 2)
+
+    def level(self, t: Tensor, conditions: Conditions) -> Tensor:
+        """What scales and shifts the blocks: the noise level t (B,), as (B, width)."""
+        return self.time_embedding(t - 1)
 
     def told(self, context: Context) -> tuple[Tensor, Tensor]:
         """The condition as tokens (B, S, width), and its mask (B, S)."""
@@ -317,6 +321,8 @@ class TextToAudio:
     `pipeline.json` that names the folders of the other parts.
     """
 
+    borrowed, denoiser = BORROWED, TextLDM
+
     def __init__(
         self,
         unet: TextLDM,
@@ -337,8 +343,8 @@ class TextToAudio:
         """
         folder = check_path("folder", folder)
         told = read_json(folder / "pipeline.json")
-        parts = [load_part(folder, name, torch.float32) for name in BORROWED]
-        unet = TextLDM.from_pretrained(folder / "unet", dtype=torch.float32)
+        parts = [load_part(folder, name, torch.float32) for name in cls.borrowed]
+        unet = cls.denoiser.from_pretrained(folder / "unet", dtype=torch.float32)
         known = {field.name for field in fields(Sampling)} & set(told)
         sampling = Sampling().changed(**{name: told[name] for name in known})
         return cls(unet, *parts, sampling, told.get("seconds", SECONDS))

@@ -39,7 +39,7 @@ SEED = 0  # of the breath in some voices
 SIGNS = frozenset(".,;:!?'\"()-/&%$£€+=@#*\u2013\u2014\u2018\u2019\u201c\u201d\u2026")
 ABSENT = (
     "espeak-ng, which turns text into phonemes and speech, is not installed: "
-    "pip install espeakng-loader, or pip install 'minilib[speech]'"
+    "pip install espeakng-loader"
 )
 
 

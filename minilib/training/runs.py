@@ -54,7 +54,15 @@ from minilib.training.processes import (
     one_voice,
 )
 from minilib.training.scale import SCALED
-from minilib.training.stages import ALL_STAGES, SEEING, SOUNDLESS, SPEECH, STAGES, Stage
+from minilib.training.stages import (
+    ALL_STAGES,
+    SEEING,
+    SOUNDLESS,
+    SPEECH,
+    STAGES,
+    Stage,
+    check_seen,
+)
 from minilib.training.watching import Watch, check_watched
 
 KINDS = {**STAGES, **SPEECH, **SEEING}  # the class of every stage
@@ -331,6 +339,7 @@ def train_stages(
     check_watched(log_with, sound_every, names)
     check_features(features, data)
     out, run, todo = Path(out), RUNS[preset], names
+    check_seen(names, data)
     borrowed = check_borrowed(preset, out, shipped, data, names)
     changed = {} if steps is None else {"steps": steps}
     recipes = {name: replace(run.recipes[name], **changed) for name in names}
@@ -559,6 +568,8 @@ def check_run(
     """
     if not names:
         raise ValueError("stages is empty: name at least one, or all")
+    if len(names) > 1 and "all" in names:
+        raise ValueError("stage all must stand alone: it holds all others of a preset")
     for name in names:
         if name not in KINDS:
             known = ", ".join(STAGES)

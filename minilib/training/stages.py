@@ -11,6 +11,7 @@ for speech, depict is gpt for pictures.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -670,6 +671,14 @@ def seeded(model_class: type[Model], preset: str, seed: int, **changes: Any) -> 
         return model_class.preset(preset, **changes)
 
 
+def check_seen(names: Sequence[str], data: Any) -> None:
+    """Raise ValueError for stages that look at pictures, which recordings lack."""
+    for name in names if data is not None else ():
+        if name in ("sight", "bind"):
+            said = "recordings have none: leave out the folder of recordings"
+            raise ValueError(f"stage {name} needs the pictures of SoundWorld; {said}")
+
+
 def scenes_to_see(stage: Stage, first: int) -> tuple[SoundWorld, range]:
     """A SoundWorld with tunes, and the scenes of it that a stage may look at: as many
     as there are clips, RENDERS at most.
@@ -677,9 +686,7 @@ def scenes_to_see(stage: Stage, first: int) -> tuple[SoundWorld, range]:
     Raises:
         ValueError: the clips are recordings, which have no pictures.
     """
-    if stage.data.folder is not None:
-        said = "recordings have none: leave out the folder of recordings"
-        raise ValueError(f"stage {stage.name} needs the pictures of SoundWorld; {said}")
+    check_seen([stage.name], stage.data.folder)
     seconds = stage.data.corpus.waves.shape[1] / audio.SAMPLE_RATE
     world = SoundWorld("train", stage.seed + 2, seconds, pairs=0.3, music=0.3)
     return world, range(first, first + min(len(stage.data.corpus), RENDERS))

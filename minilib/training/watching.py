@@ -62,7 +62,7 @@ def check_watched(
     check_word("log_with", log_with, TRACKERS)
     found = find_spec(log_with)
     if found is None or found.origin is None:  # at most a folder of that name
-        how = f"pip install {log_with}, or pip install 'minilib[{log_with}]'"
+        how = f"pip install {log_with}"
         raise ModuleNotFoundError(f"{log_with} is not installed: {how}")
 
 
