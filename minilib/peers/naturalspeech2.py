@@ -39,46 +39,26 @@ from minilib.layers import attention
 from minilib.model import Model, read_json
 from minilib.peers.codec import CodecAndVocoder, log_mels
 from minilib.phonemes import PhonemeTokenizer
-from minilib.soundworld import espeak
+from minilib.soundworld.phrases import HOP, M_CLIP, pieces_of, say
 from minilib.soundworld.speech import OTHERS
 from minilib.soundworld.talkers import NOISE, TALKERS, Talker
 from minilib.training import Recipe, fit
 from minilib.unet import TimeEmbedding
 from minilib.vocoder import vocode
 
-HOP = 320  # samples of a frame of the codec: 20 ms
-M_CLIP = 96  # frames of a phrase in training: 1.92 s
 PROMPT = 48  # frames of the prompt: 0.96 s
 SIGNS = 6  # characters of a phoneme with its marks, at most
-SILENCE = " "  # the piece before the first phoneme and after the last
 N_TAKES = 2500  # each of two phrases
 RATES = (120, 170)  # words per minute, the slowest and the fastest
 PEAKS = (0.4, 0.9)
-WINDOW = 1024  # samples in which a period is looked for
-LAGS = np.arange(32, 321)  # samples: 50 to 500 Hz
-VOICED = 0.5  # of a perfect period: less is taken for noise
 P_NO_PROMPT = 0.15
 RECIPE = Recipe(1600, 24, 4e-3, warmup=40, ema=0.99, muon=("linear", "conv"))
 SAMPLING = Sampling(steps=20, guidance=1.0, temperature=0.8)
 IDS = PhonemeTokenizer.ids
+KNOWN = ("ids", "durations", "log_f0", "voiced", "codes", "vectors")  # of a phrase
 
 
-# ---- What is said, how long and how high
-
-
-class Phrase(NamedTuple):
-    """A phrase that was really said: M frames, S pieces."""
-
-    wave: np.ndarray  # (N,) of peak 1, silence at both ends
-    pieces: tuple[str, ...]  # S phonemes in IPA, silence first and last
-    durations: Tensor  # (S,) frames, sum M
-    log_f0: Tensor  # (M,) nepers of hertz, a line where no voice is
-    voiced: Tensor  # (M,) bool
-
-
-def pieces_of(text: str) -> tuple[str, ...]:
-    """The phonemes of a text, with the silence at both ends."""
-    return SILENCE, *(piece.symbol for piece in espeak.say(text).phonemes), SILENCE
+# ---- What is said
 
 
 def numbers(pieces: Sequence[tuple[str, ...]]) -> Tensor:
@@ -89,45 +69,6 @@ def numbers(pieces: Sequence[tuple[str, ...]]) -> Tensor:
         for s, some in enumerate(row):
             out[b, s, : len(some)] = torch.tensor(some)
     return out
-
-
-def say(text: str, talker: Talker, rate: int, onset: float, M: int = M_CLIP) -> Phrase:
-    """A phrase of M frames that begins after `onset` seconds, with what espeak-ng knows
-    of its phonemes. ValueError if it is longer. Chapter 24.
-    """
-    said = espeak.say(text, f"en-us+{talker.variant}", talker.height, rate)
-    first, end = round(onset * audio.SAMPLE_RATE), said.phonemes[-1].end + onset
-    starts = [onset + piece.start for piece in said.phonemes] + [end]
-    bounds = [0, *(round(x * audio.SAMPLE_RATE / HOP) for x in starts), M]
-    if end * audio.SAMPLE_RATE > M * HOP:
-        raise ValueError(f"{text!r} lasts longer than {M} frames")
-    wave = np.zeros(M * HOP, dtype=np.float32)
-    part = said.wave[: M * HOP - first]
-    wave[first : first + len(part)] = part / abs(part).max()
-    pieces = SILENCE, *(piece.symbol for piece in said.phonemes), SILENCE
-    return Phrase(wave, pieces, torch.tensor(np.diff(bounds)), *track(wave))
-
-
-def track(wave: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The pitch of a wave (N,): log f0 (M,) and where a voice is (M,), by the lag at
-    which the autocorrelation, divided by the window's own, is highest; an octave up
-    costs nothing, an octave down 0.05 (after Boersma 1993). Chapter 24.
-    """
-    x = np.pad(wave, (WINDOW - HOP) // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(x, WINDOW)[::HOP]  # (M, WINDOW)
-    window = np.hanning(WINDOW)
-    likeness = lambda y: np.fft.irfft(abs(np.fft.rfft(y, 2 * WINDOW)) ** 2)
-    own, r = likeness(window), likeness((frames - frames.mean(1)[:, None]) * window)
-    power = r[:, :1]
-    r = r[:, LAGS] / np.maximum(power, 1e-9) * (own[0] / own[LAGS])
-    best = (r - 0.05 * np.log2(LAGS / LAGS[0])).argmax(axis=1)
-    loud = power[:, 0] > 1e-3 * power.max()
-    voiced = loud & (r[np.arange(len(r)), best] > VOICED)
-    log_f0 = np.log(audio.SAMPLE_RATE / LAGS[best])
-    if voiced.any():
-        there = np.arange(len(r))
-        log_f0 = np.interp(there, there[voiced], log_f0[voiced])
-    return torch.from_numpy(log_f0).float(), torch.from_numpy(voiced)
 
 
 class Takes:
@@ -177,8 +118,7 @@ class Takes:
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """What is known of phrases (B,), and their prompts."""
-        told = {name: getattr(self, name)[rows] for name in
-                ("ids", "durations", "log_f0", "voiced", "codes", "vectors")}  # fmt: skip
+        told = {name: getattr(self, name)[rows] for name in KNOWN}
         return told | {"prompt": self.vectors[rows ^ 1, :PROMPT]}
 
     def batches(self, batch_size: int, config: NaturalSpeech2Config) -> Any:
@@ -208,7 +148,7 @@ class NaturalSpeech2Config:
     dim: int = 32  # D, of the codec's vectors
     n_q: int = 8  # codebooks whose vectors are summed, Q
     n_codes: int = 64  # of each, K
-    width: int = 128
+    width: int = 96
     n_head: int = 4
     n_block: int = 2  # of the phoneme encoder, the prompt encoder and each predictor
     n_layer: int = 9  # of the WaveNet
