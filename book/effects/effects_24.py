@@ -267,8 +267,8 @@ def sounded(made: ns2.Takes, rows: Tensor) -> Tensor:
 @experiment(
     Claim(
         "skips",
-        "diffusion on a plan of durations leaves out or repeats fewer words of a phrase "
-        "than a language model that writes code after code",
+        "diffusion along planned durations leaves out or repeats fewer words of a "
+        "phrase than a language model that writes code after code",
         "words left out or said too much, for each word of the phrase",
         lambda m: m["NaturalSpeech 2"] <= m["codec"] + 0.02 < m["VALL-E"],
         control="VALL-E",
