@@ -11,18 +11,10 @@ import torch
 
 from minilib import audio, cli
 from minilib.codec import Codec
+from minilib.codec_diffusion import NaturalSpeech2, NaturalSpeech2Config, ce_rvq, expand
 from minilib.peers import naturalspeech2 as peer
 from minilib.peers.codec import CodecAndVocoder
-from minilib.peers.naturalspeech2 import (
-    NaturalSpeech2,
-    NaturalSpeech2Config,
-    Takes,
-    TextToAudio,
-    ce_rvq,
-    expand,
-    numbers,
-    untrained,
-)
+from minilib.peers.naturalspeech2 import Takes, TextToAudio, numbers, untrained
 from minilib.quantise import RVQ
 from minilib.soundworld.phrases import M_CLIP, SILENCE, pieces_of
 from minilib.soundworld.speech import OTHERS, WORDS

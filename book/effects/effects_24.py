@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minilib import audio, diffusion
 from minilib.cli import shipped_weights
+from minilib.codec_diffusion import Read, ce_rvq, expand
 from minilib.codec_lm import PROMPT as CODES
 from minilib.codec_lm import VALLE
 from minilib.conditions import Context, to_batch
@@ -82,7 +83,7 @@ class ToyDenoiser(nn.Module):
         """Squared error of z0, and `ce` times the cross-entropy of its codes."""
         z0, t = batch["z0"], batch["t"]
         z0_hat = self(diffusion.q_sample(self.schedule, z0, t, batch["eps"]), t)
-        ce = ns2.ce_rvq(z0_hat, batch["codes"], self.codebooks)
+        ce = ce_rvq(z0_hat, batch["codes"], self.codebooks)
         return F.mse_loss(z0_hat, z0) + self.ce * ce
 
     @torch.no_grad()
@@ -164,7 +165,7 @@ def takes(
 
 
 @torch.no_grad()
-def read(batch: dict[str, Tensor], prompt: str) -> ns2.Read:
+def read(batch: dict[str, Tensor], prompt: str) -> Read:
     """Read the prompts: "own", another row's ("another's"), or none ("no prompt")."""
     given = batch["prompt"].roll(7, 0) if prompt == "another's" else batch["prompt"]
     there = torch.full((len(given),), prompt != "no prompt")
@@ -380,7 +381,7 @@ def plans(seed: int) -> dict[str, dict[str, float]]:
         guess = model.log_durations(x, there, given).exp() - 1
         off = (guess - d).abs()[inner].mean()
         found["durations"][arm] = float(FRAME_MS * off)
-        log_f0 = model.log_pitch(ns2.expand(x, d), given)
+        log_f0 = model.log_pitch(expand(x, d), given)
         off = (log_f0 - batch["log_f0"]).abs()[batch["voiced"]].mean()
         found["pitches"][arm] = float(CENTS * off)
     return found
