@@ -187,7 +187,9 @@ class NaturalSpeech2(Model):
         return Read(states, keep, voice)
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Phonemes (B, S, n), ids of n characters, to states (B, S, D) and where some are (B, S)."""
+        """Phonemes (B, S, n), ids of n characters, to states (B, S, D), and where there
+        are any (B, S).
+        """
         there = ids.any(dim=2)
         x = self.symbols(ids).sum(dim=2)
         for block in self.text:
