@@ -17,7 +17,7 @@ PEERS: dict[str, str] = {
     "instructed_t5": "a T5 encoder that has learned to follow instructions",
     "make_an_audio": "latent diffusion on captions that CLAP chose among proposals",
     "make_an_audio_2": "latent diffusion along time that reads parsed captions",
-    "naturalspeech2": "NaturalSpeech 2 on the codec: phrases whose sounds none skips",
+    "naturalspeech2": "NaturalSpeech 2 on the codec: diffusion says phrases in a voice",
     "tango": "latent diffusion with an instructed T5 and sounds mixed at one level",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
     "uniaudio": "UniAudio on the codec: speech, other voices and sounds from one model",
