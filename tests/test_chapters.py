@@ -24,7 +24,7 @@ TEACH = {
     "audio", "diffusion", "guidance", "layers", "conditions", "quantise", "vae",
     "vocoder", "discriminators", "audiomae", "clap", "tokenizer", "text", "phonemes",
     "bind", "frechet",
-    "transformer", "gpt", "codec", "codec_lm", "unet", "classifier", "audioldm2",
+    "transformer", "gpt", "codec", "codec_lm", "unet", "codec_diffusion", "classifier", "audioldm2",
     "training", "metrics", "chain", "peers",
 }  # fmt: skip
 FILES = sorted((ROOT / "minilib").rglob("*.py"))

@@ -42,7 +42,7 @@ def pieces_of(text: str) -> tuple[str, ...]:
 
 def say(text: str, talker: Talker, rate: int, onset: float, M: int = M_CLIP) -> Phrase:
     """A phrase of M frames that begins after `onset` seconds, with what espeak-ng knows
-    of its phonemes. ValueError if it is longer. Chapter 24.
+    of its phonemes. ValueError if it is longer.
     """
     said = espeak.say(text, f"en-us+{talker.variant}", talker.height, rate)
     first, end = round(onset * SAMPLE_RATE), said.phonemes[-1].end + onset
@@ -60,7 +60,7 @@ def say(text: str, talker: Talker, rate: int, onset: float, M: int = M_CLIP) -> 
 def track(wave: np.ndarray) -> tuple[Tensor, Tensor]:
     """The pitch of a wave (N,): log f0 (M,) and where a voice is (M,), by the lag at
     which the autocorrelation, divided by the window's own, is highest; an octave up
-    costs nothing, an octave down 0.05 (after Boersma 1993). Chapter 24.
+    costs nothing, an octave down 0.05 (after Boersma 1993).
     """
     x = np.pad(wave, (WINDOW - HOP) // 2)
     frames = np.lib.stride_tricks.sliding_window_view(x, WINDOW)[::HOP]  # (M, WINDOW)
