@@ -84,6 +84,7 @@ def test_both_phrases_of_a_take_share_the_voice_and_no_held_out_word(takes):
     words = {word for text in takes.texts for word in text.split()}
     assert words <= set(OTHERS) and not words & set(WORDS)
     assert all(1 <= len(text.split()) <= 3 for text in takes.texts)
+    assert all(len({*text.split()}) == len(text.split()) for text in takes.texts)
 
 
 def test_each_phrase_is_the_prompt_of_the_other(takes):

@@ -90,9 +90,9 @@ class Takes:
         while len(self.texts) < 2 * n:
             talker = talkers[len(self.texts) // 2 % len(talkers)]
             rate, peak = int(rng.integers(*RATES)), rng.uniform(*PEAKS)
-            drawn = [rng.choice(words, rng.integers(*n_words, endpoint=True))
-                     for _ in range(2)]  # fmt: skip
-            texts = [" ".join(some) for some in drawn]
+            some = rng.integers(*n_words, size=2, endpoint=True)
+            drawn = [rng.choice(words, k, replace=False) for k in some]
+            texts = [" ".join(few) for few in drawn]
             try:
                 both = [
                     say(text, talker, rate, rng.uniform(0.02, 0.06)) for text in texts
@@ -293,6 +293,7 @@ class TextToAudio:
                 raise ValueError(f"seconds must be {least:g} or more for these words")
         with self.profile.measure("sample"):
             how = {"steps": how.steps, "temperature": how.temperature}
+            how["progress"] = progress
             z = self.model.generate(ids, durations, log_f0, read, generators, **how)
         with self.profile.measure("decode"):
             return self.decode(z)
