@@ -85,3 +85,12 @@ def test_espeak_speaks_higher_when_it_is_told_to():
     )
     pitch = lambda phrase: float(phrase.log_f0[phrase.voiced].exp().median())
     assert pitch(high) > 1.4 * pitch(low)
+
+
+def test_a_deep_hoarse_voice_is_still_a_voice():
+    wave = buzz(np.full(9600, 56.0))
+    rng, power = np.random.default_rng(0), float(np.square(wave).mean())
+    hoarse = wave + (power / 3) ** 0.5 * rng.standard_normal(9600)
+    log_f0, voiced = track(hoarse)
+    assert voiced[3:-3].float().mean() > 0.8
+    assert abs(float(log_f0[3:-3].exp().median()) / 56 - 1) < 0.02
