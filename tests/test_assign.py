@@ -489,9 +489,9 @@ import os, socket, subprocess, sys, threading
 import torch
 
 def plain(x): return 2 * x
-def look(words, places):
+def look(tops, places):
     found = [p for p in places if os.path.exists(p)]
-    for top in ("/tmp", "/root", "/home", "/work", "/proc/1", "/dev", os.getcwd()):
+    for top in ("/tmp", "/root", "/home", "/proc/1", "/dev", os.getcwd(), *tops):
         for folder, _, files in os.walk(top):
             if "/site-packages" in folder or "/python3" in folder or "/proc" in folder:
                 continue
@@ -583,7 +583,7 @@ def test_answers_see_no_course_no_gradebook_and_no_other_process(
     assert source.exists()
     found = verdicts(
         attacked,
-        look=f"found = look([], {places})\nassert found == [], found",
+        look=f"found = look({[str(ROOT.parent)]}, {places})\nassert found == [], found",
         write=f"write({str(book)!r})",
         library=f"touch({str(ROOT / 'minilib/diffusion.py')!r})",
         environment="assert 'SECRET_OF_THE_INSTRUCTOR' not in environment()",

@@ -17,7 +17,7 @@ import pytest
 import small_world
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from minilib import readers, streams
 from minilib.data import Corpus
@@ -129,10 +129,14 @@ def makes_of(patch: pytest.MonkeyPatch) -> list[Path]:
 # The same as without
 
 
-def test_runs_end_with_the_same_bytes_wherever_features_are(out, tmp_path):
+def test_runs_end_with_the_same_weights_wherever_features_are(out, tmp_path):
     outs = {x: Path(shutil.copytree(out, tmp_path / x)) for x in runs.FEATURES}
-    ends = [weights(use(path, features=how)) for how, path in outs.items()]
-    assert ends[0] == ends[1] == ends[2]
+    ends = {how: weights(use(path, features=how)) for how, path in outs.items()}
+    assert ends["memory"] == ends["shards"]  # byte for byte
+    for name in ("gpt", "unet"):  # made in batches that processors round differently
+        one, two = (load(ends[how][name]) for how in ("memory", "fly"))
+        moved = [(one[x].double() - two[x].double()).abs().flatten() for x in one]
+        assert torch.cat(moved).mean() < 1e-5  # where each of three steps moves 3e-3
     names = {how: {x.parent.name for x in written(path)} for how, path in outs.items()}
     assert names["shards"] == {"audiomae-2", "vae-0", "clap", "text"}
     assert names["memory"] == names["fly"] == set()
@@ -213,7 +217,8 @@ def test_a_stream_is_trained_on_without_a_sound_being_read(
             one.ahead(torch.Generator().manual_seed(1))
         flying.corpus.cut(1)  # the same pieces
         for name, x in two.batch(torch.Generator().manual_seed(0)).items():
-            torch.testing.assert_close(batch[name].double(), x.double())
+            close = dict(rtol=1e-4, atol=1e-5, check_dtype=False)
+            torch.testing.assert_close(batch[name], x, **close)
 
 
 def test_long_recordings_are_kept_in_pieces_that_cover_them(

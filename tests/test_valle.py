@@ -14,7 +14,7 @@ from minilib.codec import Codec
 from minilib.codec_lm import VALLE
 from minilib.guidance import Sampling
 from minilib.peers import valle as peer
-from minilib.peers.codec import CodecAndVocoder, log_mels
+from minilib.peers.codec import CodecAndVocoder, check_temperature, log_mels
 from minilib.peers.valle import (
     ENROLMENT,
     Mixtures,
@@ -287,7 +287,7 @@ def test_what_it_cannot_do_gets_one_sentence(folder, tmp_path, capsys):
             call()
     with pytest.raises(TypeError, match="sampling"):
         pipe(transcription="window", sampling=3)
-    assert pipe.check_sampling(Sampling(temperature=0.7), {}) == pipe.sampling
+    assert check_temperature(Sampling(temperature=0.7), pipe.sampling, {}) == 0.7
 
 
 def test_weights_of_another_codec_are_refused(folder, coder):

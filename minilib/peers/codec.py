@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from minilib.arguments import MAX_SEED, check_path, check_whole
 from minilib.codec import Codec
 from minilib.files import replacing_folder
 from minilib.folders import load_part
+from minilib.guidance import Sampling, check_sampling
+from minilib.model import read_json
 from minilib.soundworld import SoundWorld
 from minilib.soundworld.speech import OTHERS
 from minilib.soundworld.talkers import FRAMES, TALKERS, say
@@ -33,6 +36,7 @@ N_WORDS, N_EVENTS = 2400, 1400  # clips
 RECIPE = Recipe(steps=1800, batch_size=32, lr=2e-3, warmup=30, muon=("linear", "conv"))
 KEPT = (1, 2, 4, 8)  # codebooks that a row may use (2309.07405: structured dropout)
 BORROWED = ("vocoder",)
+PEAKS = (0.4, 0.9)  # the quietest and the loudest of a word
 
 
 class CodecClips:
@@ -142,6 +146,16 @@ class CodecAndVocoder:
         vocoder = load_part(folder, "vocoder", torch.float32)
         return cls(codec, vocoder, codebooks)
 
+    @classmethod
+    def borrowed(cls, folder: Path) -> CodecAndVocoder:
+        """The codec and the vocoder that the `pipeline.json` of a language model names;
+        the errors are those of `from_pretrained`.
+        """
+        codec = read_json(folder / "pipeline.json").get("codec", "codec")
+        pipe = cls.from_pretrained(folder / str(codec))
+        pipe.vocoder = load_part(folder, "vocoder", torch.float32)
+        return pipe
+
     @property
     def kbit_per_second(self) -> float:
         """Thousands of bits a second of the codebooks that are used."""
@@ -160,3 +174,33 @@ class CodecAndVocoder:
     def reconstruct(self, mel: Tensor) -> Tensor:
         """Send a log-mel (B, 1, T, F) of any length T through codes and back."""
         return self.codec.decode(self.encode(mel))[:, :, : mel.shape[2]]
+
+
+# ---- What language models of codes are given
+
+
+def check_temperature(
+    given: Sampling | None, own: Sampling, changes: dict[str, Any]
+) -> float:
+    """The temperature, of a language model's own sampling if none is given; another
+    field of `Sampling` that was changed raises a sentence.
+    """
+    how = check_sampling(given, own).changed(**changes)
+    for field in fields(Sampling):
+        unused = field.name != "temperature"
+        if unused and getattr(how, field.name) != getattr(own, field.name):
+            said = "these weights write codes and have a temperature alone"
+            raise ValueError(f"{said}: leave out {field.name}")
+    return how.temperature
+
+
+def check_recorded(voice: Any, least: float) -> Tensor:
+    """A recording of a voice (N,), at the mean level of words in training; one that is
+    silent, or shorter than `least` seconds, raises a sentence.
+    """
+    if not isinstance(voice, Tensor) or voice.ndim != 1 or not voice.any():
+        raise ValueError("voice must be a recording (N,) that is not silent")
+    seconds = len(voice) / audio.SAMPLE_RATE
+    if len(voice) < round(least * audio.SAMPLE_RATE):
+        raise ValueError(f"voice must last {least:g} s or longer, not {seconds:.2f} s")
+    return voice.float() * (np.mean(PEAKS) / float(voice.abs().max()))

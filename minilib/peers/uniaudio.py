@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,9 +48,14 @@ from minilib.codec_lm import (
 from minilib.conditions import Context
 from minilib.files import replacing_folder
 from minilib.folders import load_part
-from minilib.guidance import Sampling, check_sampling
+from minilib.guidance import Sampling
 from minilib.model import Model, read_json
-from minilib.peers.codec import CodecAndVocoder, log_mels
+from minilib.peers.codec import (
+    CodecAndVocoder,
+    check_recorded,
+    check_temperature,
+    log_mels,
+)
 from minilib.phonemes import END, PhonemeTokenizer
 from minilib.quantise import k_means
 from minilib.soundworld import INSTRUMENTS, SoundWorld, Tune, vocabulary
@@ -468,8 +473,7 @@ class TextToAudio:
         """
         folder = check_path("folder", folder)
         told = read_json(folder / "pipeline.json")
-        pipe = CodecAndVocoder.from_pretrained(folder / str(told.get("codec", "codec")))
-        pipe.vocoder = load_part(folder, "vocoder", torch.float32)
+        pipe = CodecAndVocoder.borrowed(folder)
         lm = MultiScaleLM.from_pretrained(folder / "lm", dtype=torch.float32)
         units = Units.from_pretrained(folder / "units", dtype=torch.float32)
         return cls(lm, units, pipe, told.get("words", []))
@@ -503,7 +507,7 @@ class TextToAudio:
         Raises:
             ValueError, TypeError: an argument is not as described.
         """
-        temperature = self.temperature(sampling, changes)
+        temperature = check_temperature(sampling, self.sampling, changes)
         if candidates != 1:
             said = f"must be 1 without a CLAP to choose, not {candidates}"
             raise ValueError(f"candidates {said}")
@@ -596,14 +600,7 @@ class TextToAudio:
 
     def excerpt(self, voice: Tensor) -> Tensor:
         """Frames (VOICE, Q) from the middle of what is heard in a recording (N,)."""
-        least = round(VOICE / 50 * audio.SAMPLE_RATE)
-        if not isinstance(voice, Tensor) or voice.ndim != 1 or not voice.any():
-            raise ValueError("voice must be a recording (N,) that is not silent")
-        if len(voice) < least:
-            said = f"{least / audio.SAMPLE_RATE:g} s or longer"
-            given = f"{len(voice) / audio.SAMPLE_RATE:.2f} s"
-            raise ValueError(f"voice must last {said}, not {given}")
-        scaled = voice.float() * (0.65 / float(voice.abs().max()))
+        scaled = check_recorded(voice, VOICE / 50)
         mel = log_mels([scaled])
         mel = mel[:, :, : mel.shape[2] // 2 * 2]
         where = audible(mel)[0].nonzero()[:, 0]
@@ -615,15 +612,3 @@ class TextToAudio:
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption that these weights do not know."""
         return sorted(set(split_words(caption)) - {"", *self.words})
-
-    def temperature(self, given: Sampling | None, changes: dict[str, Any]) -> float:
-        """The temperature; another field of `Sampling` that was changed raises a
-        sentence.
-        """
-        how = check_sampling(given, self.sampling).changed(**changes)
-        for field in fields(Sampling):
-            wanted, own = getattr(how, field.name), getattr(self.sampling, field.name)
-            if field.name != "temperature" and wanted != own:
-                said = "these weights write codes and have a temperature alone"
-                raise ValueError(f"{said}: leave out {field.name}")
-        return how.temperature

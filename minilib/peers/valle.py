@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,15 @@ from minilib.audioldm2 import Profile
 from minilib.codec_lm import PROMPT, VALLE, CodecLMConfig, NARConfig, VALLEConfig
 from minilib.conditions import Conditions, Context, to_batch
 from minilib.files import replacing_folder
-from minilib.folders import load_part
-from minilib.guidance import Sampling, check_sampling
+from minilib.guidance import Sampling
 from minilib.model import read_json
-from minilib.peers.codec import CodecAndVocoder, log_mels
+from minilib.peers.codec import (
+    PEAKS,
+    CodecAndVocoder,
+    check_recorded,
+    check_temperature,
+    log_mels,
+)
 from minilib.phonemes import END, PhonemeTokenizer, phonemize
 from minilib.soundworld import SoundWorld, espeak
 from minilib.soundworld.speech import OTHERS
@@ -51,7 +56,6 @@ SECONDS = 0.96  # of a word
 MIXED_SECONDS = 1.28  # of a mixture, and of all rows while its tasks are learned
 ENROLMENT = 24  # frames of the codec from another word of the talker: 0.48 s
 RATES = (120, 160)  # words per minute, the slowest and the fastest
-PEAKS = (0.4, 0.9)
 N_WORDS, N_MIXTURES = 5000, 1500  # clips
 QUIET = 35  # decibels below the loudest frame: before the first louder one is silence
 TASKS = ("ns", "sr", "tse")  # take noise away, leave only noise, leave one talker
@@ -495,9 +499,7 @@ class TextToAudio:
         """
         folder = check_path("folder", folder)
         told = read_json(folder / "pipeline.json")
-        where = folder / str(told.get("codec", "codec"))
-        pipe = CodecAndVocoder.from_pretrained(where)
-        pipe.vocoder = load_part(folder, "vocoder", torch.float32)
+        pipe = CodecAndVocoder.borrowed(folder)
         valle = VALLE.from_pretrained(folder / "valle", dtype=torch.float32)
         sampling = SAMPLING.changed(temperature=told.get("temperature"))
         return cls(valle, pipe, sampling)
@@ -532,7 +534,7 @@ class TextToAudio:
         Raises:
             ValueError, TypeError: an argument is not as described.
         """
-        how = self.check_sampling(sampling, changes)
+        temperature = check_temperature(sampling, self.sampling, changes)
         if candidates != 1:
             said = f"must be 1 without a CLAP to choose, not {candidates}"
             raise ValueError(f"candidates {said}")
@@ -556,7 +558,7 @@ class TextToAudio:
                 told[PROMPT] = self.enrol(voice).repeat(n)
         n_samples = round(seconds * audio.SAMPLE_RATE)
         with self.profile.measure("sample"):
-            codes = self.write(told, n_samples, generators, how.temperature)
+            codes = self.write(told, n_samples, generators, temperature)
         with self.profile.measure("decode"):
             return self.decode(codes)[:, :n_samples]
 
@@ -564,28 +566,9 @@ class TextToAudio:
         """None: captions are not read."""
         return []
 
-    def check_sampling(self, given: Sampling | None, changes: dict) -> Sampling:
-        """The sampling to use; a field that VALL-E has no use for, and that was
-        changed, raises a sentence.
-        """
-        how = check_sampling(given, self.sampling).changed(**changes)
-        for field in fields(Sampling):
-            wanted, own = getattr(how, field.name), getattr(self.sampling, field.name)
-            if field.name != "temperature" and wanted != own:
-                said = "these weights write codes and have a temperature alone"
-                raise ValueError(f"{said}: leave out {field.name}")
-        return how
-
     def enrol(self, voice: Tensor) -> Context:
         """The prompt (1, P, Q) of a recording (N,)."""
-        if not isinstance(voice, Tensor) or voice.ndim != 1 or not voice.any():
-            raise ValueError("voice must be a recording (N,) that is not silent")
-        least = round(0.1 * audio.SAMPLE_RATE)
-        if len(voice) < least:
-            seconds = len(voice) / audio.SAMPLE_RATE
-            raise ValueError(f"voice must last 0.1 s or longer, not {seconds:.2f} s")
-        peak = float(voice.abs().max())
-        scaled = voice.float() * (np.mean(PEAKS) / peak)
+        scaled = check_recorded(voice, 0.1)
         noise = torch.randn(len(voice), generator=torch.Generator().manual_seed(0))
         mel = log_mels([scaled + NOISE * noise])
         mel = mel[:, :, : mel.shape[2] // 2 * 2]
