@@ -52,6 +52,7 @@ PEAKS = (0.4, 0.9)
 P_NO_PROMPT = 0.15
 RECIPE = Recipe(1600, 24, 4e-3, warmup=40, ema=0.99, muon=("linear", "conv"))
 SAMPLING = Sampling(steps=20, guidance=1.0, temperature=0.8)
+BORROWED = ("codec", "vocoder")
 IDS = PhonemeTokenizer.ids
 KNOWN = ("ids", "durations", "log_f0", "voiced", "codes", "vectors")  # of a phrase
 
