@@ -46,11 +46,11 @@ from minilib.vocoder import vocode
 
 PROMPT = 48  # frames of the prompt: 0.96 s
 SIGNS = 6  # characters of a phoneme with its marks, at most
-N_TAKES = 2500  # each of two phrases
+N_TAKES = 2000  # each of two phrases
 RATES = (90, 200)  # words per minute, the slowest and the fastest
 PEAKS = (0.4, 0.9)
 P_NO_PROMPT = 0.15
-RECIPE = Recipe(1600, 24, 4e-3, warmup=40, ema=0.99, muon=("linear", "conv"))
+RECIPE = Recipe(1000, 24, 4e-3, warmup=40, ema=0.99, muon=("linear", "conv"))
 SAMPLING = Sampling(steps=20, guidance=1.0, temperature=0.8)
 BORROWED = ("codec", "vocoder")
 IDS = PhonemeTokenizer.ids
