@@ -227,7 +227,7 @@ class NaturalSpeech2(Model):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Squared error of z0, lambda times the cross-entropy, and the absolute errors
         of log(1 + d), without the silence at both ends, and of log f0 where a voice is.
-        The batch is that of `peers.naturalspeech2.Takes.batches`. Chapter 24.
+        The batch is that of `peers.naturalspeech2.Takes.batches`.
         """
         read = self.read(batch["prompt"], batch["prompted"])
         x, there = self.encode(batch["ids"])
@@ -254,7 +254,7 @@ class NaturalSpeech2(Model):
     def plan(self, ids: Tensor, read: Read, M: int = 0) -> tuple[Tensor, Tensor]:
         """How long and how high: durations (B, S), each phoneme one frame or longer,
         and log f0 (B, M). The last silence fills M frames, or as many as the longest
-        phrase needs. Chapter 24.
+        phrase needs.
         """
         x, there = self.encode(ids)
         d = (self.log_durations(x, there, read).exp() - 1).round().clamp(min=1).long()
@@ -274,7 +274,7 @@ class NaturalSpeech2(Model):
     ) -> Tensor:  # fmt: skip
         """The codec's vectors (B, M, dim), from noise, all frames at once.
 
-        `temperature` scales the noise at the start, as in Amphion's code. Chapter 24.
+        `temperature` scales the noise at the start, as in Amphion's code.
         """
         told = self.told(expand(self.encode(ids)[0], durations), log_f0)
         zT = told.new_zeros(*told.shape[:2], self.config.dim)
