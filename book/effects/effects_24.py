@@ -305,6 +305,28 @@ def skips(seed: int) -> dict[str, dict[str, float]]:
     return {"skips": {arm: skipped(x, texts) for arm, x in waves.items()}}
 
 
+@experiment(
+    Claim(
+        "slow",
+        "phrases of two words, which may be said more slowly, fare as well",
+        "words left out or said too much, for each word of the phrase",
+        lambda m: m["NaturalSpeech 2"] <= m["codec"] + 0.02,
+        ceiling=0.0,
+    )
+)
+def slow(seed: int) -> dict[str, dict[str, float]]:
+    """Phrases of two held-out words: slow ones of three do not fit into a clip."""
+    made, rows = takes(seed, 2)
+    texts, batch = [made.texts[i] for i in rows], made.batch(rows)
+    waves = {
+        "real": made.waves[rows],
+        "codec": sounded(made, rows),
+        "NaturalSpeech 2": said(batch, "own", seed),
+        "true plan": said(batch, "own", seed, truth=True),
+    }
+    return {"slow": {arm: skipped(x, texts) for arm, x in waves.items()}}
+
+
 @functools.cache
 def judge() -> KnownVoices:
     """Who knows all talkers, clean and through the codec and the vocoder."""
