@@ -23,8 +23,8 @@ USE_ONLY = {"02", "16b", "18", "18b"}  # chapters that build nothing of the libr
 TEACH = {
     "audio", "diffusion", "guidance", "layers", "conditions", "quantise", "vae",
     "vocoder", "discriminators", "audiomae", "clap", "tokenizer", "text", "phonemes",
-    "bind", "frechet",
-    "transformer", "gpt", "codec", "codec_lm", "unet", "classifier", "audioldm2",
+    "bind", "frechet", "transformer", "gpt", "codec", "codec_lm", "unet",
+    "codec_diffusion", "classifier", "audioldm2",
     "training", "metrics", "chain", "peers",
 }  # fmt: skip
 FILES = sorted((ROOT / "minilib").rglob("*.py"))

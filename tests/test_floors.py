@@ -21,7 +21,7 @@ FLOORS = {
     "2 models": [
         "vae", "vocoder", "discriminators", "audiomae", "tokenizer", "clap", "text",
         "phonemes", "bind", "memory", "transformer", "gpt", "codec", "codec_lm", "unet",
-        "classifier",
+        "codec_diffusion", "classifier",
     ],
     "3 assembly": [
         "convert", "folders", "lean", "audioldm2", "training", "metrics", "chain",

@@ -239,7 +239,7 @@ def test_a_pipeline_may_take_a_part_from_another_folder(copied, tiny_pipe):
 def test_the_weights_that_ship_are_in_half_precision():
     paths = sorted(shipped_weights().parent.rglob("model.safetensors"))
     found = {path.parent.name for path in paths}
-    peers = {"codec", "valle", "lm", "units", "nextgpt", "icons"}
+    peers = {"codec", "icons", "lm", "naturalspeech2", "nextgpt", "units", "valle"}
     assert found == {*CLASSES, "judge", "words", "voices", *peers}
     for path in paths:
         with safe_open(path, "pt") as file:

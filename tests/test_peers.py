@@ -1,5 +1,7 @@
 """The peers: what each is called, and that its one command makes its weights."""
 
+from inspect import signature
+
 import pytest
 import torch
 
@@ -18,6 +20,13 @@ def few_scenes(monkeypatch):
 def test_a_peer_is_a_module_that_can_be_trained():
     for name in peers.PEERS:
         assert callable(peers.peer(name).train)
+
+
+def test_a_peer_that_reads_other_weights_says_which_parts():
+    for name in peers.PEERS:
+        module = peers.peer(name)
+        reads = "weights" in signature(module.train).parameters
+        assert bool(getattr(module, "BORROWED", ())) == reads, name
 
 
 def test_an_unknown_peer_is_named_beside_those_that_there_are(capsys, tmp_path):

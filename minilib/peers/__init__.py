@@ -19,6 +19,7 @@ PEERS: dict[str, str] = {
     "make_an_audio": "latent diffusion on captions that CLAP chose among proposals",
     "make_an_audio_2": "latent diffusion along time that reads parsed captions",
     "musicldm": "latent diffusion of loops that mixes loops on their beats",
+    "naturalspeech2": "NaturalSpeech 2 on the codec: diffusion says phrases in a voice",
     "nextgpt": "NExT-GPT: a language model that hears, sees, draws and plays",
     "tango": "latent diffusion with an instructed T5 and sounds mixed at one level",
     "text_ldm": "latent diffusion that reads the caption, with no LOA between",
