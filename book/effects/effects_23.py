@@ -215,7 +215,7 @@ def by_grid(loop: Loop) -> Beats:
 @experiment(
     Claim(
         "mixtures",
-        "mixtures on one grid keep the beat, others lose it",
+        "mixtures on one grid keep the beat, others lose part of it",
         "clarity of the beat",
         lambda m: (
             m["on the grid"] > m["single loops"] - 0.03
