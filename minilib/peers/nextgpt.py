@@ -30,7 +30,14 @@ from minilib.folders import load_part
 from minilib.guidance import Sampling, guided
 from minilib.model import Model, read_json
 from minilib.peers import text_ldm
-from minilib.peers.text_ldm import CURVE, P_EMPTY, SAMPLING, TextLDM, TextLDMConfig
+from minilib.peers.text_ldm import (
+    BORROWED,
+    CURVE,
+    P_EMPTY,
+    SAMPLING,
+    TextLDM,
+    TextLDMConfig,
+)
 from minilib.soundworld import (
     SENSES,
     Event,
@@ -518,7 +525,7 @@ class TextToAudio(text_ldm.TextToAudio):
         """
         folder = check_path("folder", folder)
         told = read_json(folder / "pipeline.json")
-        parts = [load_part(folder, x, torch.float32) for x in text_ldm.BORROWED]
+        parts = [load_part(folder, x, torch.float32) for x in BORROWED]
         load = {"dtype": torch.float32}
         unet = TextLDM.from_pretrained(folder / told["unet"], **load)
         model = NextGPT.from_pretrained(folder / "nextgpt", **load)
@@ -608,7 +615,7 @@ def train(
     for stage, how in RECIPES.items():
         batches = Dialogues(model, decoders, stage, senses)
         fit(model.learn(stage), batches, recipe(how), seed, stage, progress)
-    parts = {x: weights / x for x in text_ldm.BORROWED}
+    parts = {x: weights / x for x in BORROWED}
     parts |= {"bind": weights.parent / "picture/bind"}
     parts |= {"unet": weights.parent / "peers/text_ldm/unet"}
     sampling = {field.name: getattr(SAMPLING, field.name) for field in fields(Sampling)}
