@@ -269,7 +269,7 @@ def above(m: dict[str, float]) -> bool:
 
 
 def needed(m: dict[str, float]) -> bool:
-    """Whether only the aligned arm is above chance."""
+    """Whether only the aligned arm is far above chance."""
     return m["aligned"] > 0.3 and max(list(m.values())[1:]) < 0.12
 
 
@@ -279,7 +279,7 @@ def needed(m: dict[str, float]) -> bool:
     Claim("to_sound", "text, picture and sound are played", holds=above, **SHARE),
     Claim(
         "signals",
-        "signals are given exactly when they are asked for",
+        "signals are given when they are asked for, and not with words alone",
         "share of answers",
         lambda m: min(list(m.values())[:2]) >= 0.95 and m["asked for words"] <= 0.05,
         control="asked for words",
@@ -301,7 +301,9 @@ def matrix(seed: int) -> Measured:
 
 
 def signals(model: NextGPT, seed: int) -> dict[str, float]:
-    """How often all signals of what is asked for are given, and no others."""
+    """How often all signals of what is asked for are given, and not all those of the
+    other kind; for words, how often any is.
+    """
     exact: dict[str, list[bool]] = {out: [] for out in MODES}
     for given in MODES:
         for out in MODES:
@@ -320,13 +322,13 @@ def signals(model: NextGPT, seed: int) -> dict[str, float]:
 @experiment(
     Claim(
         "drawn",
-        "without the alignment loss, pictures are at chance",
+        "without the alignment loss, pictures are near chance",
         holds=needed,
         **ALIGNED,
     ),
     Claim(
         "played",
-        "without the alignment loss, sounds are at chance",
+        "without the alignment loss, sounds are near chance",
         holds=needed,
         **ALIGNED,
     ),
@@ -371,8 +373,8 @@ def frozen(model: NextGPT, fresh: bool = False) -> dict[str, str]:
         "frozen",
         "the parts that are frozen stay as they were, bit by bit",
         "parts whose fingerprint changed, of 7",
-        lambda m: m["after three stages"] == 0 and m["one weight moved"] > 0,
-        control="one weight moved",
+        lambda m: m["after three stages"] == 0 and m["one tensor moved"] > 0,
+        control="one tensor moved",
     ),
     Claim(
         "trained",
@@ -403,7 +405,7 @@ def counted(seed: int) -> Measured:
     return {
         "frozen": {
             "after three stages": differ(before, after),
-            "one weight moved": differ(before, frozen(moved)),
+            "one tensor moved": differ(before, frozen(moved)),
         },
         "trained": {name: n / everything for name, n in trained.items()},
     }

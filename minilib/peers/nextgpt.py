@@ -206,6 +206,7 @@ class NextGPT(Literate, Model):
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
         for name, parameter in self.named_parameters():
             name = "lora" if name.endswith((".A", ".B")) else name
+            # GPT2's own table of words is not used, so it does not learn
             learns = name.startswith(STAGES[stage]) and name != "llm.wte.weight"
             parameter.requires_grad_(learns)
         return self
@@ -316,8 +317,8 @@ class Decoders:
     """The conditions that the decoders' own encoders make of a caption.
 
     A picture is drawn from ImageBind's vector of the caption, a sound from the states
-    of T5. States beyond a caption's end are zero, and a predicted state counts as such
-    if it is nearer to zero than to the length of a state. Chapter 25.
+    of T5. States beyond a caption's end are zero; a predicted state counts as zero if
+    its root mean square is at most a half. Chapter 25.
     """
 
     def __init__(self, bind: nn.Module, text: nn.Module, n_states: int = 8):
