@@ -274,7 +274,7 @@ class NaturalSpeech2(Model):
     ) -> Tensor:  # fmt: skip
         """The codec's vectors (B, M, dim), from noise, all frames at once.
 
-        `temperature` scales the noise at the start, as in Amphion's code.
+        `temperature` scales the noise at the start (Amphion divides it by 1.2).
         """
         told = self.told(expand(self.encode(ids)[0], durations), log_f0)
         zT = told.new_zeros(*told.shape[:2], self.config.dim)

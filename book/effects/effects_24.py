@@ -101,7 +101,8 @@ class ToyDenoiser(nn.Module):
 @experiment(
     Claim(
         "legal",
-        "with the cross-entropy more of the generated vectors have codes of the data",
+        "with the cross-entropy, on average, slightly more generated vectors have "
+        "codes of the data",
         "share of vectors with legal codes",
         lambda m: m["lambda 0.5"] > m["lambda 0.1"] > m["lambda 0"],
         control="lambda 0",
@@ -284,7 +285,7 @@ def sounded(made: ns2.Takes, rows: Tensor) -> Tensor:
     Claim(
         "skips",
         "diffusion along planned durations leaves out or repeats fewer words of a "
-        "phrase than a language model that writes code after code",
+        "phrase than VALL-E, which had fewer steps of training",
         "words left out or said too much, for each word of the phrase",
         lambda m: m["NaturalSpeech 2"] <= m["codec"] + 0.02 < m["VALL-E"],
         control="VALL-E",
@@ -308,7 +309,8 @@ def skips(seed: int) -> dict[str, dict[str, float]]:
 @experiment(
     Claim(
         "slow",
-        "phrases of two words, which may be said more slowly, fare as well",
+        "of phrases of two words, too, which may be said more slowly, hardly more is "
+        "left out or repeated than by the codec",
         "words left out or said too much, for each word of the phrase",
         lambda m: m["NaturalSpeech 2"] <= m["codec"] + 0.02,
         ceiling=0.0,
