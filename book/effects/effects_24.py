@@ -37,7 +37,7 @@ from minilib.voices import KnownVoices
 PEERS = shipped_weights().parent / "peers"
 N = 30  # phrases or words for each seed
 CENTS = 1200 / np.log(2)  # of a neper
-AR_STEPS, NAR_STEPS = 500, 150  # of 24 phrases, for VALL-E on phrases
+AR_STEPS, NAR_STEPS = 1000, 400  # of 24 phrases, for VALL-E on phrases
 FRAME_MS = 1000 * ns2.HOP / audio.SAMPLE_RATE
 
 
@@ -285,7 +285,7 @@ def sounded(made: ns2.Takes, rows: Tensor) -> Tensor:
     Claim(
         "skips",
         "diffusion along planned durations leaves out or repeats fewer words of a "
-        "phrase than VALL-E, which had fewer steps of training",
+        "phrase than VALL-E, whose second network had fewer steps of training",
         "words left out or said too much, for each word of the phrase",
         lambda m: m["NaturalSpeech 2"] <= m["codec"] + 0.02 < m["VALL-E"],
         control="VALL-E",
