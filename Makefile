@@ -54,7 +54,7 @@ test: setup
 	@$(PY) -m ruff check . || $(call stop,Lint: what is listed above is to be mended; ruff check --fix does much of it.)
 	@$(PY) -m ruff format --check . || $(call stop,Lint: run .venv/bin/ruff format on what is listed above.)
 	@echo "[3/6] Unit and parity tests"
-	@$(PY) -m pytest -q tests --ignore tests/browser || $(call stop,A test failed: see pytest's report above.)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 tests --ignore tests/browser || $(call stop,A test failed: see pytest's report above.)
 	@echo "[4/6] The chapters, run anew and compared with their stored outputs"
 	@MINILIB_DEVICE=cpu $(PY) -m pytest -q --nbval chapters || $(call stop,A chapter failed or its outputs are stale: see above.)
 	@echo "[5/6] The book, warnings as errors"
