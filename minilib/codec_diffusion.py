@@ -247,8 +247,9 @@ class NaturalSpeech2(Model):
             "duration": off[inner].mean(),
             "pitch": off_pitch[batch["voiced"]].mean(),
         }
-        total = sum(parts.values()) - (1 - self.config.ce) * parts["ce"]
-        return {"loss": total, **{name: x.detach() for name, x in parts.items()}}
+        weighed = {**parts, "ce": self.config.ce * parts["ce"]}
+        told = {name: x.detach() for name, x in parts.items()}
+        return {"loss": sum(weighed.values()), **told}
 
     @torch.no_grad()
     def plan(self, ids: Tensor, read: Read, M: int = 0) -> tuple[Tensor, Tensor]:

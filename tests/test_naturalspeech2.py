@@ -2,11 +2,10 @@
 codebooks, the folder, and the command that speaks.
 """
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import small_codec
 import torch
 
 from minilib import audio, cli
@@ -22,26 +21,12 @@ from minilib.soundworld.talkers import TALKERS
 from minilib.training import fit
 
 pytest.importorskip("espeakng_loader")
-TINY = Path(__file__).parents[1] / "data" / "weights" / "tiny"
 SMALL = {"width": 32, "n_layer": 3, "n_block": 1}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A folder in which a codec that learned nothing lies where `train` looks for it:
-    its codes differ from frame to frame all the same.
-    """
-    root = tmp_path_factory.mktemp("weights")
-    (root / "tiny").symlink_to(TINY)
-    torch.manual_seed(0)
-    codec = Codec.preset("tiny").eval()
-    for level in codec.quantiser.levels:
-        torch.nn.init.normal_(level.embedding.weight, std=0.3)
-    folder = root / "peers" / "codec"
-    codec.save_pretrained(folder / "codec")
-    told = {"peer": "codec", "vocoder": str(TINY / "vocoder")}
-    (folder / "pipeline.json").write_text(json.dumps(told))
-    return root / "tiny"
+    return small_codec.codec_in(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

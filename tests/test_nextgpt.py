@@ -293,6 +293,26 @@ def test_exactly_one_thing_is_asked_about(folder):
         pipe.ask("play this", text="a dog barks", wave=torch.zeros(40_960))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"text": ""}, "text is empty"),
+        ({"text": 3}, "text must be"),
+        ({"request": " ", "text": "a dog barks"}, "request is empty"),
+        ({"text": "a unicorn sings"}, "not 'unicorn'"),
+        ({"text": "a dog barks", "seed": "x"}, "seed must be a whole number"),
+        ({"picture": [None]}, "picture must be a tensor"),
+        ({"picture": torch.full((3, 32, 32), torch.nan)}, "picture must hold"),
+        ({"wave": torch.zeros(16_000)}, r"wave must have shape \(40960,\), 2.56 s"),
+        ({"wave": torch.full((40_960,), torch.nan)}, "wave must hold finite"),
+    ],
+)
+def test_bad_questions_get_one_sentence(folder, given, said):
+    pipe = nextgpt.TextToAudio.from_pretrained(folder)
+    with pytest.raises((ValueError, TypeError), match=said):
+        pipe.ask(**{"request": "play this", **given})
+
+
 def test_bad_arguments_of_training_get_one_sentence(tmp_path):
     for given, said in (
         ({"steps": 0}, "steps must be a whole number, 1 or more, not 0"),

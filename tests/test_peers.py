@@ -1,6 +1,7 @@
 """The peers: what each is called, and that its one command makes its weights."""
 
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,21 @@ def test_a_peer_that_reads_other_weights_says_which_parts():
         module = peers.peer(name)
         reads = "weights" in signature(module.train).parameters
         assert bool(getattr(module, "BORROWED", ())) == reads, name
+
+
+@pytest.mark.parametrize("name", ["musicldm", "naturalspeech2", "nextgpt"])
+def test_a_part_that_is_missing_does_not_cost_the_training(name, tmp_path, monkeypatch):
+    tiny = Path(__file__).parents[1] / "data" / "weights" / "tiny"
+    (tmp_path / "tiny").mkdir()
+    for part in ("tokenizer.json", "text", "clap", "vae"):  # no vocoder
+        (tmp_path / "tiny" / part).symlink_to(tiny / part)
+    for part in ("peers", "picture"):
+        (tmp_path / part).symlink_to(tiny.parent / part)
+    module = peers.peer(name)
+    monkeypatch.setattr(module, "fit", lambda *x: pytest.fail("it trains"))
+    with pytest.raises(FileNotFoundError, match="vocoder"):
+        module.train(tmp_path / "out", weights=tmp_path / "tiny", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_peer_is_named_beside_those_that_there_are(capsys, tmp_path):

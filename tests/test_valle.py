@@ -3,10 +3,10 @@ folder, and the command that speaks.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+import small_codec
 import torch
 
 from minilib import audio, cli
@@ -30,26 +30,12 @@ from minilib.soundworld.speech import OTHERS, WORDS
 from minilib.soundworld.talkers import TALKERS
 
 pytest.importorskip("espeakng_loader")
-TINY = Path(__file__).parents[1] / "data" / "weights" / "tiny"
 SIGN = peer.SIZES["n_codes"]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A folder in which a codec that learned nothing lies where `train` looks for it:
-    its codes differ from frame to frame all the same.
-    """
-    root = tmp_path_factory.mktemp("weights")
-    (root / "tiny").symlink_to(TINY)
-    torch.manual_seed(0)
-    codec = Codec.preset("tiny").eval()
-    for level in codec.quantiser.levels:
-        torch.nn.init.normal_(level.embedding.weight, std=0.3)
-    folder = root / "peers" / "codec"
-    codec.save_pretrained(folder / "codec")
-    told = {"peer": "codec", "vocoder": str(TINY / "vocoder")}
-    (folder / "pipeline.json").write_text(json.dumps(told))
-    return root / "tiny"
+    return small_codec.codec_in(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

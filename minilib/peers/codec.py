@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilib import audio
-from minilib.arguments import MAX_SEED, check_path, check_whole
+from minilib.arguments import MAX_SEED, check_path, check_whole, one_each
 from minilib.codec import Codec
 from minilib.files import replacing_folder
 from minilib.folders import load_part
@@ -176,22 +177,57 @@ class CodecAndVocoder:
         return self.codec.decode(self.encode(mel))[:, :, : mel.shape[2]]
 
 
-# ---- What language models of codes are given
+# ---- What peers that write codes, or their vectors, are given
+
+
+def check_used(
+    given: Sampling | None,
+    own: Sampling,
+    changes: dict[str, Any],
+    used: Sequence[str],
+    said: str,
+) -> Sampling:
+    """The sampling, a peer's own if none is given; a changed field that is not among
+    those `used` raises the sentence `said`.
+    """
+    how = check_sampling(given, own).changed(**changes)
+    for field in fields(Sampling):
+        unused = field.name not in used
+        if unused and getattr(how, field.name) != getattr(own, field.name):
+            raise ValueError(f"{said}: leave out {field.name}")
+    return how
 
 
 def check_temperature(
     given: Sampling | None, own: Sampling, changes: dict[str, Any]
 ) -> float:
-    """The temperature, of a language model's own sampling if none is given; another
-    field of `Sampling` that was changed raises a sentence.
+    """The temperature of a language model, which uses nothing else of a sampling."""
+    said = "these weights write codes and have a temperature alone"
+    return check_used(given, own, changes, ("temperature",), said).temperature
+
+
+def check_spoken(
+    captions: str | Sequence[str] | None,
+    transcription: str | Sequence[str] | None,
+    voice: Any,
+    candidates: int,
+) -> list[str]:
+    """The words of each sound, for peers that speak and read no captions; there are as
+    many sounds as captions, or one. What they have no use for raises a sentence.
     """
-    how = check_sampling(given, own).changed(**changes)
-    for field in fields(Sampling):
-        unused = field.name != "temperature"
-        if unused and getattr(how, field.name) != getattr(own, field.name):
-            said = "these weights write codes and have a temperature alone"
-            raise ValueError(f"{said}: leave out {field.name}")
-    return how.temperature
+    if candidates != 1:
+        said = f"must be 1 without a CLAP to choose, not {candidates}"
+        raise ValueError(f"candidates {said}")
+    n = 1 if captions is None or isinstance(captions, str) else len(captions)
+    if transcription is None:
+        raise ValueError("these weights speak: transcription must give the words")
+    if captions is not None and voice is None:
+        said = "leave captions out, or give a recording as voice"
+        raise ValueError(f"these weights read no captions: {said}")
+    texts = one_each("transcription", transcription, n)
+    if not all(text.strip() for text in texts):
+        raise ValueError("a transcription is empty: write the words to speak")
+    return texts
 
 
 def check_recorded(voice: Any, least: float) -> Tensor:

@@ -8,7 +8,6 @@ learns from them is the transformer of `text_ldm`. Chapter 22 builds it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,7 +215,8 @@ def train(
     fit(model, batches, replace(RECIPE, steps=steps), seed, "make_an_audio", progress)
     with replacing_folder(out) as new:
         model.save_pretrained(new / "unet", dtype=torch.float16)
-        save_as(new, out, weights, "make_an_audio")
+        parts = {x: weights / x for x in BORROWED}
+        save_description(new, out, parts, "make_an_audio")
     return out
 
 
@@ -231,11 +231,3 @@ def pseudo_captioned(clap: CLAP, vae: nn.Module, seconds: float, seed: int) -> S
         true = [names[i] for i in some.tolist()]
         found += distil(clap, waves, true, experts, draw)
     return Sounds(latents(vae, world, N_SOUNDS), tuple(found))
-
-
-def save_as(folder: Path, final: Path, weights: Path, name: str) -> None:
-    """Write `pipeline.json` as `text_ldm` does, for a peer of another name."""
-    save_description(folder, final, weights)
-    path = folder / "pipeline.json"
-    told = {**json.loads(path.read_text()), "peer": name}
-    path.write_text(json.dumps(told, indent=1) + "\n")

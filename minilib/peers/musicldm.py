@@ -10,10 +10,8 @@ are AudioLDM 2's. Chapter 23 builds it.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -428,18 +426,16 @@ def train(
     check_whole("seed", seed, 0, MAX_SEED)
     steps = RECIPE.steps if steps is None else check_whole("steps", steps, 1)
     out, weights = check_path("out", out), check_path("weights", weights)
-    clap, vae = (load_part(weights, x, torch.float32) for x in ("clap", "vae"))
+    clap, vae, _ = (load_part(weights, x, torch.float32) for x in BORROWED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MusicLDM.preset("tiny")
     batches = MixedLoops(clap, vae, draw_loops(N_LOOPS, seed), seed=seed)
     fit(model, batches, replace(RECIPE, steps=steps), seed, "musicldm", progress)
-    sampling = {field.name: getattr(SAMPLING, field.name) for field in fields(Sampling)}
-    told = {"peer": "musicldm", "seconds": SECONDS, **sampling}
-    told |= {x: os.path.relpath(weights / x, out) for x in BORROWED}
+    parts = {x: weights / x for x in BORROWED}
     with replacing_folder(out) as new:
         model.save_pretrained(new / "unet", dtype=torch.float16)
-        (new / "pipeline.json").write_text(json.dumps(told, indent=1) + "\n")
+        text_ldm.save_description(new, out, parts, "musicldm", SAMPLING, SECONDS)
     return out
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,21 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilib import audio
-from minilib.arguments import (
-    MAX_SEED,
-    check_path,
-    check_seconds,
-    check_whole,
-    one_each,
-    seeded,
-)
+from minilib.arguments import MAX_SEED, check_path, check_seconds, check_whole, seeded
 from minilib.audioldm2 import Profile
 from minilib.codec_diffusion import NaturalSpeech2, NaturalSpeech2Config, Read
 from minilib.files import replacing_folder
 from minilib.folders import load_part
-from minilib.guidance import Sampling, check_sampling
-from minilib.model import read_json
-from minilib.peers.codec import CodecAndVocoder, log_mels
+from minilib.guidance import Sampling
+from minilib.peers.codec import (
+    PEAKS,
+    CodecAndVocoder,
+    check_recorded,
+    check_spoken,
+    check_used,
+    log_mels,
+)
 from minilib.phonemes import PhonemeTokenizer
 from minilib.soundworld.phrases import HOP, M_CLIP, pieces_of, say
 from minilib.soundworld.speech import OTHERS
@@ -48,7 +47,6 @@ PROMPT = 48  # frames of the prompt: 0.96 s
 SIGNS = 6  # characters of a phoneme with its marks, at most
 N_TAKES = 2000  # each of two phrases
 RATES = (90, 200)  # words per minute, the slowest and the fastest
-PEAKS = (0.4, 0.9)
 P_NO_PROMPT = 0.15
 RECIPE = Recipe(1000, 24, 4e-3, warmup=40, ema=0.99, muon=("linear", "conv"))
 SAMPLING = Sampling(steps=20, guidance=1.0, temperature=0.8)
@@ -178,6 +176,7 @@ def train(
     check_whole("seed", seed, 0, MAX_SEED)
     steps = RECIPE.steps if steps is None else check_whole("steps", steps, 1)
     out, weights = check_path("out", out), check_path("weights", weights)
+    load_part(weights, "vocoder")  # a missing one shall not cost the training
     codec = weights.parent / "peers" / "codec"
     pipe = CodecAndVocoder.from_pretrained(codec)
     takes = Takes(pipe, N_TAKES, seed)
@@ -224,11 +223,10 @@ class TextToAudio:
         names a file that is missing or damaged.
         """
         folder = check_path("folder", folder)
-        told = read_json(folder / "pipeline.json")
-        pipe = CodecAndVocoder.from_pretrained(folder / str(told.get("codec", "codec")))
-        pipe.vocoder = load_part(folder, "vocoder", torch.float32)
-        there = folder / "naturalspeech2"
-        return cls(NaturalSpeech2.from_pretrained(there, dtype=torch.float32), pipe)
+        model = NaturalSpeech2.from_pretrained(
+            folder / "naturalspeech2", dtype=torch.float32
+        )
+        return cls(model, CodecAndVocoder.borrowed(folder))
 
     @torch.no_grad()
     def __call__(
@@ -260,34 +258,19 @@ class TextToAudio:
         Raises:
             ValueError, TypeError: an argument is not as described.
         """
-        how = check_sampling(sampling, self.sampling).changed(**changes)
-        for field in fields(Sampling):
-            own = getattr(self.sampling, field.name)
-            if (
-                field.name not in ("steps", "temperature")
-                and getattr(how, field.name) != own
-            ):
-                said = "these weights have steps and a temperature alone"
-                raise ValueError(f"{said}: leave out {field.name}")
-        if candidates != 1:
-            said = f"must be 1 without a CLAP to choose, not {candidates}"
-            raise ValueError(f"candidates {said}")
-        if transcription is None:
-            raise ValueError("these weights speak: transcription must give the words")
-        if captions is not None and voice is None:
-            said = "leave captions out, or give a recording as voice"
-            raise ValueError(f"these weights read no captions: {said}")
-        n = 1 if captions is None or isinstance(captions, str) else len(captions)
-        texts = one_each("transcription", transcription, n)
-        if not all(text.strip() for text in texts):
-            raise ValueError("a transcription is empty: write the words to speak")
+        used, said = (
+            ("steps", "temperature"),
+            "these weights have steps and a temperature",
+        )
+        how = check_used(sampling, self.sampling, changes, used, f"{said} alone")
+        texts = check_spoken(captions, transcription, voice, candidates)
         frames = 0
         if seconds is not None:
             frames = round(check_seconds(seconds) * audio.SAMPLE_RATE / HOP)
-        generators, self.profile = seeded(seed, n), Profile()
+        generators, self.profile = seeded(seed, len(texts)), Profile()
         with self.profile.measure("encode"):
             ids = numbers([pieces_of(text) for text in texts])
-            read = self.enrol(voice, n)
+            read = self.enrol(voice, len(texts))
             durations, log_f0 = self.model.plan(ids, read, frames)
             if 0 < frames < durations.shape[1] or 0 < frames < log_f0.shape[1]:
                 least = log_f0.shape[1] * HOP / audio.SAMPLE_RATE
@@ -310,13 +293,7 @@ class TextToAudio:
         if voice is None:
             nothing = torch.zeros(n, PROMPT, config.dim)
             return self.model.read(nothing, torch.zeros(n, dtype=torch.bool))
-        if not isinstance(voice, Tensor) or voice.ndim != 1 or not voice.any():
-            raise ValueError("voice must be a recording (N,) that is not silent")
-        if len(voice) < (least := round(0.1 * audio.SAMPLE_RATE)):
-            seconds = len(voice) / audio.SAMPLE_RATE
-            said = f"{least / audio.SAMPLE_RATE} s or longer, not {seconds:.2f} s"
-            raise ValueError(f"voice must last {said}")
-        x = voice.float() * (np.mean(PEAKS) / float(voice.abs().max()))
+        x = check_recorded(voice, 0.1)
         loud = int((x.abs() > 0.05).int().argmax())
         x = F.pad(x[max(0, loud - 2 * HOP) :], (0, PROMPT * HOP))[: PROMPT * HOP]
         noise = torch.randn(len(x), generator=torch.Generator().manual_seed(0))

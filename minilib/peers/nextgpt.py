@@ -9,8 +9,6 @@ that a decoder already reads. Chapter 25 builds it.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilib import audio, diffusion
-from minilib.arguments import MAX_SEED, check_path, check_whole
+from minilib.arguments import MAX_SEED, as_list, check_path, check_whole, seeded
+from minilib.audioldm2 import as_waves
 from minilib.bind import add_lora
 from minilib.conditions import Context, drop, to_batch
 from minilib.files import replacing_folder
@@ -38,6 +37,7 @@ from minilib.peers.text_ldm import (
     TextLDM,
     TextLDMConfig,
 )
+from minilib.pictures import check_pictures
 from minilib.soundworld import (
     SENSES,
     Event,
@@ -528,7 +528,7 @@ class TextToAudio(text_ldm.TextToAudio):
         told = read_json(folder / "pipeline.json")
         parts = [load_part(folder, x, torch.float32) for x in BORROWED]
         load = {"dtype": torch.float32}
-        unet = TextLDM.from_pretrained(folder / told["unet"], **load)
+        unet = TextLDM.from_pretrained(folder / str(told.get("unet", "unet")), **load)
         model = NextGPT.from_pretrained(folder / "nextgpt", **load)
         known = {field.name for field in fields(Sampling)} & set(told)
         sampling = Sampling().changed(**{name: told[name] for name in known})
@@ -550,30 +550,39 @@ class TextToAudio(text_ldm.TextToAudio):
         wave: Tensor | None = None,
         seed: int = 0,
     ) -> Answer:
-        """Ask about a text, a picture (3, 32, 32) or a sound (N,): one of the three.
+        """Ask about a text, a picture (3, H, W) or a sound (N,) as long as those that
+        it makes: one of the three.
 
         Raises:
-            ValueError: none or several of them are given, or a word is not known.
+            ValueError, TypeError: none or several of them are given, a word is not
+                known, or an argument is not as described.
         """
         given = [x for x in (text, picture, wave) if x is not None]
         if len(given) != 1:
             said = f"one of text, picture and wave must be given, not {len(given)}"
             raise ValueError(said)
+        for name, words in (("request", request), ("text", text)):
+            if words is not None and not "".join(as_list(name, words)).strip():
+                raise ValueError(f"{name} is empty: write words of SoundWorld")
+        (g,) = seeded(seed, 1)
+        n = round(self.seconds * audio.SAMPLE_RATE)
         vector = torch.zeros(1, self.model.config.sensed)
-        if text is None:
-            sense = "image" if wave is None else "audio"
-            x = picture[None] if wave is None else audio.log_mel(wave[None])
-            vector = F.rms_norm(self.bind.embed(sense, x), vector.shape[1:])
+        if text is None and wave is None:
+            seen = check_pictures(picture, self.bind.config.image.shape[1:])
+            vector = self.bind.embed("image", seen[:1])
+        elif text is None:
+            fits = lambda B, N: (B, N) == (1, n)
+            heard = as_waves("wave", wave, f"({n},), {self.seconds:g} s", fits)
+            vector = self.bind.embed("audio", audio.log_mel(heard))
+        vector = F.rms_norm(vector, vector.shape[1:])
         (ids,), (made,) = self.model.answer([self.model.prompt(request, text)], vector)
         drawn = played = None
         if "image" in made:
             drawn = draw_pictures(self.icons, made["image"][None], seed)[0]
         if "audio" in made:
-            n = round(self.seconds * audio.SAMPLE_RATE)
             told = {"text": Decoders.read(made["audio"][None])}
             none = {"text": self.text.encode([""])}
-            g = [torch.Generator().manual_seed(seed)]
-            z0 = self.sample(told, none, n, self.sampling, g)
+            z0 = self.sample(told, none, n, self.sampling, [g])
             played = self.decode(z0, n)[0]
         return Answer(self.model.write(ids), drawn, played)
 
@@ -604,8 +613,13 @@ def train(
         check_whole("steps", steps, 1)
     out, weights = check_path("out", out), check_path("weights", weights)
     recipe = lambda r: r if steps is None else replace(r, steps=steps)
+    parts = {x: weights / x for x in BORROWED}
+    parts |= {"bind": weights.parent / "picture/bind"}
+    parts |= {"unet": weights.parent / "peers/text_ldm/unet"}
     bind = load_part(weights.parent / "picture", "bind", torch.float32)
-    decoders = Decoders(bind, load_part(weights, "text", torch.float32))
+    text, *_ = (load_part(weights, x, torch.float32) for x in BORROWED)
+    TextLDM.from_pretrained(parts["unet"])  # a missing one shall not cost the training
+    decoders = Decoders(bind, text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, icons = NextGPT(NextGPTConfig(known_words())), TextLDM(ICONS)
@@ -616,14 +630,8 @@ def train(
     for stage, how in RECIPES.items():
         batches = Dialogues(model, decoders, stage, senses)
         fit(model.learn(stage), batches, recipe(how), seed, stage, progress)
-    parts = {x: weights / x for x in BORROWED}
-    parts |= {"bind": weights.parent / "picture/bind"}
-    parts |= {"unet": weights.parent / "peers/text_ldm/unet"}
-    sampling = {field.name: getattr(SAMPLING, field.name) for field in fields(Sampling)}
-    said = {"peer": "nextgpt", "seconds": text_ldm.SECONDS, **sampling}
-    said |= {x: os.path.relpath(path, out) for x, path in parts.items()}
     with replacing_folder(out) as new:
         model.save_pretrained(new / "nextgpt", dtype=torch.float16)
         icons.save_pretrained(new / "icons", dtype=torch.float16)
-        (new / "pipeline.json").write_text(json.dumps(said, indent=1) + "\n")
+        text_ldm.save_description(new, out, parts, "nextgpt")
     return out

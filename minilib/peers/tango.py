@@ -9,9 +9,7 @@ of `text_ldm`, whose weights it starts from. Chapter 21 builds it.
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +21,8 @@ from minilib import audio
 from minilib.arguments import MAX_SEED, check_path, check_whole
 from minilib.files import replacing_folder
 from minilib.folders import load_part
-from minilib.guidance import Sampling
 from minilib.peers import text_ldm
-from minilib.peers.text_ldm import BORROWED, SAMPLING, SECONDS, JoinedClips, TextLDM
+from minilib.peers.text_ldm import BORROWED, SECONDS, JoinedClips, TextLDM
 from minilib.soundworld import Scene, SoundWorld, describe, held_out_pairs
 from minilib.training import Recipe, fit
 
@@ -252,12 +249,9 @@ def train(
     batches = MixedClips(text, vae, seed=seed)
     fit(model, batches, replace(RECIPE, steps=steps), seed, "tango", progress)
     parts = {x: weights / x for x in BORROWED} | {"text": peers / "instructed_t5/text"}
-    sampling = {field.name: getattr(SAMPLING, field.name) for field in fields(Sampling)}
-    told = {"peer": "tango", "seconds": SECONDS, **sampling}
-    told |= {x: os.path.relpath(path, out) for x, path in parts.items()}
     with replacing_folder(out) as new:
         model.save_pretrained(new / "unet", dtype=torch.float16)
-        (new / "pipeline.json").write_text(json.dumps(told, indent=1) + "\n")
+        text_ldm.save_description(new, out, parts, "tango")
     return out
 
 

@@ -300,17 +300,24 @@ def train(
     fit(model, batches, replace(RECIPE, steps=steps), seed, "text_ldm", progress)
     with replacing_folder(out) as new:
         model.save_pretrained(new / "unet", dtype=torch.float16)
-        save_description(new, out, weights)
+        save_description(new, out, {x: weights / x for x in BORROWED})
     return out
 
 
-def save_description(folder: Path, final: Path, weights: Path) -> None:
+def save_description(
+    folder: Path,
+    final: Path,
+    parts: dict[str, Path],
+    peer: str = "text_ldm",
+    sampling: Sampling = SAMPLING,
+    seconds: float = SECONDS,
+) -> None:
     """Write `pipeline.json`: the peer, its sampling, and where its other parts lie as
     seen from `final`, the place of the finished folder.
     """
-    sampling = {field.name: getattr(SAMPLING, field.name) for field in fields(Sampling)}
-    there = {x: os.path.relpath(weights / x, final) for x in BORROWED}
-    told = {"peer": "text_ldm", "seconds": SECONDS, **sampling, **there}
+    how = {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
+    there = {name: os.path.relpath(path, final) for name, path in parts.items()}
+    told = {"peer": peer, "seconds": seconds, **how, **there}
     (folder / "pipeline.json").write_text(json.dumps(told, indent=1) + "\n")
 
 

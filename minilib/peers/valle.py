@@ -28,7 +28,6 @@ from minilib.arguments import (
     check_seconds,
     check_whole,
     check_word,
-    one_each,
     seeded,
 )
 from minilib.audioldm2 import Profile
@@ -41,6 +40,7 @@ from minilib.peers.codec import (
     PEAKS,
     CodecAndVocoder,
     check_recorded,
+    check_spoken,
     check_temperature,
     log_mels,
 )
@@ -535,27 +535,16 @@ class TextToAudio:
             ValueError, TypeError: an argument is not as described.
         """
         temperature = check_temperature(sampling, self.sampling, changes)
-        if candidates != 1:
-            said = f"must be 1 without a CLAP to choose, not {candidates}"
-            raise ValueError(f"candidates {said}")
-        n = 1 if captions is None or isinstance(captions, str) else len(captions)
-        if transcription is None:
-            raise ValueError("these weights speak: transcription must give the words")
-        if captions is not None and voice is None:
-            said = "leave captions out, or give a recording as voice"
-            raise ValueError(f"these weights read no captions: {said}")
-        texts = one_each("transcription", transcription, n)
-        if not all(text.strip() for text in texts):
-            raise ValueError("a transcription is empty: write the words to speak")
+        texts = check_spoken(captions, transcription, voice, candidates)
         seconds = check_seconds(self.seconds if seconds is None else seconds)
         if seconds > 2 * MIXED_SECONDS:
             most = f"at most {2 * MIXED_SECONDS:g}, twice the longest of training"
             raise ValueError(f"seconds must be {most}, not {seconds:g}")
-        generators, self.profile = seeded(seed, n), Profile()
+        generators, self.profile = seeded(seed, len(texts)), Profile()
         with self.profile.measure("encode"):
             told = {"phonemes": self.text.encode(texts)}
             if voice is not None:
-                told[PROMPT] = self.enrol(voice).repeat(n)
+                told[PROMPT] = self.enrol(voice).repeat(len(texts))
         n_samples = round(seconds * audio.SAMPLE_RATE)
         with self.profile.measure("sample"):
             codes = self.write(told, n_samples, generators, temperature)
